@@ -1,0 +1,72 @@
+"""Quantize PyTorch models for edge backends, each of them a plugin.
+
+The names below load on first use: importing qcore, or listing backends, imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qcore import _quiet
+from qcore.errors import QcoreError, QcoreWarning
+from qcore.registry import BackendInfo, backends, get_quantizer, register_backend
+
+if TYPE_CHECKING:
+    from qcore.flow import QuantizedModel, quantize
+    from qcore.hookspecs import API_VERSION, hookimpl
+    from qcore.lowering import LoweredProgram
+    from qcore.quantizer import Quantizer
+    from qcore.report import AnnotationReport
+    from qcore.schemes import (
+        QuantizationConfig,
+        QuantizationScheme,
+        get_symmetric_quantization_config,
+    )
+
+__all__ = [
+    "API_VERSION",
+    "AnnotationReport",
+    "BackendInfo",
+    "LoweredProgram",
+    "QcoreError",
+    "QcoreWarning",
+    "QuantizationConfig",
+    "QuantizationScheme",
+    "QuantizedModel",
+    "Quantizer",
+    "backends",
+    "get_quantizer",
+    "get_symmetric_quantization_config",
+    "hookimpl",
+    "quantize",
+    "register_backend",
+]
+
+_HOMES = {
+    "API_VERSION": "qcore.hookspecs",
+    "AnnotationReport": "qcore.report",
+    "LoweredProgram": "qcore.lowering",
+    "QuantizationConfig": "qcore.schemes",
+    "QuantizationScheme": "qcore.schemes",
+    "QuantizedModel": "qcore.flow",
+    "Quantizer": "qcore.quantizer",
+    "get_symmetric_quantization_config": "qcore.schemes",
+    "hookimpl": "qcore.hookspecs",
+    "quantize": "qcore.flow",
+}
+
+_quiet.hush()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qcore' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

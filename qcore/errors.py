@@ -1,0 +1,111 @@
+"""Every error a user can meet.
+
+A message says what was asked for, what is on offer, and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = [
+    "ApiVersionError",
+    "BackendConflictError",
+    "BackendHookError",
+    "BackendLoadError",
+    "CalibrationError",
+    "CaptureError",
+    "LoweringError",
+    "PartialQuantizationError",
+    "QcoreError",
+    "QcoreWarning",
+    "RuntimeCrashError",
+    "RuntimeExecutionError",
+    "RuntimeUnavailableError",
+    "SelectionError",
+    "UnknownBackendError",
+    "UnsupportedSchemeError",
+    "near_misses",
+]
+
+
+class QcoreError(Exception):
+    """Base of every error that qcore raises on purpose."""
+
+
+class QcoreWarning(UserWarning):
+    """Category of every warning that qcore emits."""
+
+
+class UnknownBackendError(QcoreError):
+    """No installed or registered backend has the requested name."""
+
+
+class BackendLoadError(QcoreError):
+    """A backend cannot be used: broken import, not a class, unknown option, bad hook."""
+
+
+class BackendConflictError(QcoreError):
+    """Two distributions claim the same backend name."""
+
+
+class ApiVersionError(BackendLoadError):
+    """A backend was written for another version of the hook API."""
+
+
+class BackendHookError(QcoreError):
+    """A backend's hook returned something that its contract does not allow."""
+
+
+class UnsupportedSchemeError(QcoreError):
+    """The backend does not execute the requested quantization scheme."""
+
+
+class SelectionError(QcoreError):
+    """A ``set_*`` rule is malformed or matches nothing in the model."""
+
+
+class CaptureError(QcoreError):
+    """The model cannot be captured as a graph."""
+
+
+class PartialQuantizationError(QcoreError):
+    """Part of the model would stay in float on a backend that does not allow it."""
+
+
+class CalibrationError(QcoreError):
+    """The calibration samples are missing, exhausted, not finite, or do not fit the model."""
+
+
+class LoweringError(QcoreError):
+    """The quantized model cannot be turned into a program."""
+
+
+class RuntimeUnavailableError(QcoreError):
+    """The host runtime that a program needs is not installed."""
+
+
+class RuntimeExecutionError(QcoreError):
+    """The runtime refused a program or its inputs."""
+
+
+class RuntimeCrashError(RuntimeExecutionError):
+    """The runtime's process died; the caller's process did not."""
+
+
+def near_misses(name: str, candidates: Iterable[str], limit: int = 3) -> tuple[str, ...]:
+    """Return the candidates that look most like a mistyped name.
+
+    Args:
+        name: What the user wrote.
+        candidates: The names that exist.
+        limit: At most this many are returned.
+
+    Returns:
+        The closest candidates, best first; empty where none is close.
+    """
+    import difflib
+
+    known = sorted(set(candidates))
+    close = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)
+    contains = [k for k in known if name and (name in k or k in name) and k not in close]
+    return tuple((close + contains)[:limit])
