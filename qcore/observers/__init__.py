@@ -1,0 +1,5 @@
+"""Calibration statistics."""
+
+from qcore.observers.histogram import HistogramObserver
+
+__all__ = ["HistogramObserver"]

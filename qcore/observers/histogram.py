@@ -1,0 +1,85 @@
+"""The histogram observer: torchao's result at a fraction of its time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torchao.quantization.pt2e.observer import HistogramObserver as _TorchaoHistogramObserver
+
+__all__ = ["HistogramObserver"]
+
+_STEP = 1e-5
+
+
+class HistogramObserver(_TorchaoHistogramObserver):  # type: ignore[misc]
+    """Choose a range that minimizes the L2 error of quantization, from a running histogram.
+
+    Finds the same range as ``torchao.quantization.pt2e.HistogramObserver``, whose parameters it
+    takes. torchao narrows the range by quantiles in steps of 1e-5 and reads single elements of
+    tensors in each step; here the steps in which nothing changes cost an addition.
+
+    The search is the nonlinear one of Caffe2's ``norm_minimization.cc``.
+    """
+
+    def _non_linear_param_search(self) -> tuple[torch.Tensor, torch.Tensor]:
+        cumulative = torch.cumsum(self.histogram, dim=0).tolist()
+        total = float(self.histogram.sum().item())
+        error = _QuantizationError(self)
+        start, end = 0, self.bins - 1
+        alpha, beta, best = 0.0, 1.0, float("inf")
+        # torchao compares a float32 element with a Python number, which torch rounds to float32.
+        float32 = np.float32
+        while alpha < beta:
+            next_alpha, next_beta = alpha + _STEP, beta - _STEP
+            low, high = float32(next_alpha * total), float32(next_beta * total)
+            left, right = start, end
+            while left < end and cumulative[left] < low:
+                left += 1
+            while right > start and cumulative[right] > high:
+                right -= 1
+            next_start, next_end = start, end
+            if left - start > end - right:
+                next_start, alpha = left, next_alpha
+            else:
+                next_end, beta = right, next_beta
+            if next_start == start and next_end == end:
+                continue
+            norm = error(next_start, next_end)
+            if norm > best:
+                break
+            best, start, end = norm, next_start, next_end
+        width = (self.max_val - self.min_val) / self.bins
+        return self.min_val + width * start, self.min_val + width * (end + 1)
+
+
+class _QuantizationError:
+    """L2 error of quantizing the histogram when only ``start..end`` is represented."""
+
+    def __init__(self, observer: Any) -> None:
+        self._bins: int = observer.bins
+        self._levels: int = observer.dst_nbins
+        self._width = (observer.max_val.item() - observer.min_val.item()) / self._bins
+        self._density = (observer.histogram / self._width).cpu() if self._width else None
+        self._index = torch.arange(self._bins)
+
+    def __call__(self, start: int, end: int) -> float:
+        step = self._width * (end - start + 1) / self._levels
+        if step == 0.0 or self._density is None:
+            return 0.0
+        begin = (self._index - start) * self._width
+        finish = begin + self._width
+        last = self._levels - 1
+        first_level = torch.clamp(torch.div(begin, step, rounding_mode="floor"), 0, last)
+        last_level = torch.clamp(torch.div(finish, step, rounding_mode="floor"), 0, last)
+        half = torch.tensor(step / 2)
+        from_first = begin - (first_level + 0.5) * step
+        to_last = finish - (last_level * step + step / 2)
+        # A level contributes the integral of x^2 over its part of the bin, times the density.
+        # Cubes are products of float32, as in torchao, so that ties fall alike.
+        cube = half * half * half
+        total = self._density * ((cube - from_first * from_first * from_first) / 3)
+        total = total + (last_level - first_level - 1) * (self._density * ((cube + cube) / 3))
+        total = total + self._density * ((to_last * to_last * to_last + cube) / 3)
+        return float(total.sum().item())

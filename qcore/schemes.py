@@ -1,0 +1,388 @@
+"""Quantization schemes as data, and the builder of the configurations that carry them out.
+
+A *configuration* is torchao's ``QuantizationConfig``: the qspecs (with their observers) for
+activations, weights and bias. A *scheme* is what remains of it when the observers are left out:
+bit widths, granularity, static or dynamic. Backends declare schemes; users pass configurations or a
+scheme's name.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal, TypeAlias
+
+import torch
+from attrs import evolve, frozen
+from torchao.quantization.pt2e import (
+    FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+    PlaceholderObserver,
+)
+from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
+
+from qcore.errors import UnsupportedSchemeError, near_misses
+from qcore.observers.histogram import HistogramObserver
+
+__all__ = [
+    "QuantizationConfig",
+    "QuantizationScheme",
+    "QuantizationSpec",
+    "SchemeLike",
+    "check_scheme",
+    "get_symmetric_quantization_config",
+    "resolve_config",
+]
+
+Granularity = Literal["per_tensor", "per_channel", "per_group"]
+
+SchemeLike: TypeAlias = "QuantizationConfig | QuantizationScheme | str | None"
+
+# Smallest scale an observer may return. XNNPACK's and QNNPACK's requantization lose precision
+# below it; the value is the one that ExecuTorch's quantizers use for both.
+_EPS: Final = 2**-12
+
+_PER_CHANNEL: Final = (torch.per_channel_symmetric, torch.per_channel_affine)
+_SYMMETRIC: Final = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
+
+_NAME: Final = re.compile(
+    r"(?:(?P<act>\d+|f)(?P<dynamic>d?)a)?(?P<weight>\d+)w"
+    r"(?:[ -](?P<kind>static|dynamic))?"
+    r"(?:[ -](?P<granularity>per[-_](?:tensor|channel|group)))?"
+)
+
+
+@frozen
+class QuantizationScheme:
+    """What is quantized to how many bits, and how finely: a configuration without its observers.
+
+    Attributes:
+        weight_bits: Bits of a weight, from the number of levels between ``quant_min`` and
+            ``quant_max``; ``None`` where weights stay in float.
+        activation_bits: Bits of an activation; ``None`` where activations stay in float.
+        granularity: Whether a weight has one scale, one per output channel, or one per group.
+        is_dynamic: Whether activation ranges are measured at run time instead of by calibration.
+        is_qat: Whether the configuration trains with fake quantization.
+        symmetric_weights: Whether weights have a zero point of 0.
+    """
+
+    weight_bits: int | None = 8
+    activation_bits: int | None = 8
+    granularity: Granularity = "per_channel"
+    is_dynamic: bool = False
+    is_qat: bool = False
+    symmetric_weights: bool = True
+
+    @property
+    def name(self) -> str:
+        """The short name, as in ``8a8w`` (static), ``8da4w`` (dynamic), ``8w`` (weight-only)."""
+        activation = ""
+        if self.activation_bits is not None:
+            activation = f"{self.activation_bits}{'d' if self.is_dynamic else ''}a"
+        return f"{activation}{self.weight_bits}w"
+
+    def __str__(self) -> str:
+        if self.activation_bits is None:
+            kind = "weight-only"
+        else:
+            kind = "dynamic" if self.is_dynamic else "static"
+        words = [self.name, kind, self.granularity.replace("_", "-")]
+        if not self.symmetric_weights:
+            words.append("asymmetric weights")
+        if self.is_qat:
+            words.append("QAT")
+        return " ".join(words)
+
+    def covers(self, other: QuantizationScheme) -> bool:
+        """Say whether a backend that executes this scheme executes another one, too.
+
+        Fewer levels in the same integer type, such as 4-bit weights stored as int8, are values
+        that it can hold.
+
+        Args:
+            other: The scheme asked for.
+
+        Returns:
+            Whether it is this one, or a narrower one in the same types.
+        """
+        return (
+            _holds(self.weight_bits, other.weight_bits)
+            and _holds(self.activation_bits, other.activation_bits)
+            and self.granularity == other.granularity
+            and self.is_dynamic == other.is_dynamic
+            and self.is_qat == other.is_qat
+            and self.symmetric_weights == other.symmetric_weights
+        )
+
+    @classmethod
+    def from_config(cls, config: QuantizationConfig) -> QuantizationScheme:
+        """Read the scheme off a configuration.
+
+        Args:
+            config: Any configuration with torchao's qspecs.
+
+        Returns:
+            The scheme; two configurations that differ only in observers have the same one.
+        """
+        weight, activation = config.weight, config.input_activation
+        per_channel = weight is not None and weight.qscheme in _PER_CHANNEL
+        return cls(
+            weight_bits=_bits(weight),
+            activation_bits=_bits(activation),
+            granularity="per_channel" if per_channel else "per_tensor",
+            is_dynamic=activation is not None and bool(activation.is_dynamic),
+            is_qat=bool(config.is_qat),
+            symmetric_weights=weight is None or weight.qscheme in (*_SYMMETRIC, None),
+        )
+
+    def to_config(self) -> QuantizationConfig:
+        """Build the default configuration of this scheme.
+
+        Returns:
+            A configuration with the observers that :func:`get_symmetric_quantization_config`
+            chooses.
+
+        Raises:
+            UnsupportedSchemeError: No PT2E configuration can express the scheme.
+        """
+        if self.granularity == "per_group" or not self.symmetric_weights:
+            raise UnsupportedSchemeError(
+                f"No PT2E configuration expresses {self}: weights are symmetric, "
+                "per tensor or per channel. Use 'per-tensor' or 'per-channel'."
+            )
+        weight_limit = 2 ** ((self.weight_bits or 8) - 1) - 1
+        config = get_symmetric_quantization_config(
+            is_per_channel=self.granularity == "per_channel",
+            is_qat=self.is_qat,
+            is_dynamic=self.is_dynamic,
+            weight_qmin=-weight_limit,
+            weight_qmax=weight_limit,
+            **_activation_range(self.activation_bits),
+        )
+        if self.activation_bits is None:
+            return QuantizationConfig(None, None, config.weight, None, self.is_qat)
+        return config
+
+
+def _holds(stored: int | None, wanted: int | None) -> bool:
+    if stored is None or wanted is None:
+        return stored is wanted
+    return wanted <= stored and (wanted <= 8) == (stored <= 8)
+
+
+def _bits(spec: QuantizationSpec | None) -> int | None:
+    if spec is None:
+        return None
+    if spec.quant_min is not None and spec.quant_max is not None:
+        return int(spec.quant_max - spec.quant_min).bit_length()
+    return int(torch.iinfo(spec.dtype).bits)
+
+
+def _activation_range(bits: int | None) -> dict[str, Any]:
+    bits = bits or 8
+    dtype = torch.int8 if bits <= 8 else torch.int16
+    return {
+        "act_qmin": -(2 ** (bits - 1)),
+        "act_qmax": 2 ** (bits - 1) - 1,
+        "act_dtype": dtype,
+    }
+
+
+@functools.lru_cache
+def get_symmetric_quantization_config(
+    is_per_channel: bool = False,
+    is_qat: bool = False,
+    is_dynamic: bool = False,
+    act_qmin: int = -128,
+    act_qmax: int = 127,
+    weight_qmin: int = -127,
+    weight_qmax: int = 127,
+    *,
+    act_dtype: torch.dtype = torch.int8,
+    act_observer: Callable[..., Any] | None = None,
+) -> QuantizationConfig:
+    """Build a configuration with symmetric integer weights and affine integer activations.
+
+    The positional parameters are those of ExecuTorch's function of the same name.
+
+    Args:
+        is_per_channel: One weight scale per output channel instead of one per tensor.
+        is_qat: Fake quantization for quantization-aware training instead of observers.
+        is_dynamic: Measure activation ranges at run time; outputs then stay in float.
+        act_qmin: Smallest quantized activation.
+        act_qmax: Largest quantized activation.
+        weight_qmin: Smallest quantized weight.
+        weight_qmax: Largest quantized weight; below 127 for narrower weights stored as int8.
+        act_dtype: Integer type of activations: ``torch.int8``, ``torch.uint8`` or ``torch.int16``.
+        act_observer: Observer class for static activations, in place of
+            :class:`qcore.observers.HistogramObserver`; takes ``eps`` as a keyword.
+
+    Returns:
+        A configuration; the same arguments give the same (cached) object.
+
+    Raises:
+        UnsupportedSchemeError: A range is empty or does not fit its type.
+    """
+    _check_range("act", act_qmin, act_qmax, act_dtype)
+    _check_range("weight", weight_qmin, weight_qmax, torch.int8)
+    activation = QuantizationSpec(
+        dtype=act_dtype,
+        quant_min=act_qmin,
+        quant_max=act_qmax,
+        qscheme=torch.per_tensor_affine,
+        is_dynamic=is_dynamic,
+        observer_or_fake_quant_ctr=_activation_observer(is_qat, is_dynamic, act_observer),
+    )
+    weight = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=weight_qmin,
+        quant_max=weight_qmax,
+        qscheme=torch.per_channel_symmetric if is_per_channel else torch.per_tensor_symmetric,
+        ch_axis=0,
+        is_dynamic=False,
+        observer_or_fake_quant_ctr=_weight_observer(is_qat, is_per_channel),
+    )
+    return QuantizationConfig(activation, None if is_dynamic else activation, weight, None, is_qat)
+
+
+def _check_range(which: str, qmin: int, qmax: int, dtype: torch.dtype) -> None:
+    info = torch.iinfo(dtype)
+    if not info.min <= qmin < qmax <= info.max:
+        raise UnsupportedSchemeError(
+            f"{which}_qmin={qmin}, {which}_qmax={qmax} is not a range of {dtype}: "
+            f"pass {info.min} <= {which}_qmin < {which}_qmax <= {info.max}."
+        )
+
+
+def _activation_observer(
+    is_qat: bool, is_dynamic: bool, observer: Callable[..., Any] | None
+) -> Any:
+    if is_qat and is_dynamic:
+        running = MovingAverageMinMaxObserver.with_args(averaging_constant=1)
+        return FakeQuantize.with_args(observer=running, eps=_EPS)
+    if is_qat:
+        return FusedMovingAvgObsFakeQuantize.with_args(eps=_EPS)
+    if is_dynamic:
+        return PlaceholderObserver.with_args(eps=_EPS)
+    chosen: Any = observer or HistogramObserver
+    return chosen.with_args(eps=_EPS)
+
+
+def _weight_observer(is_qat: bool, is_per_channel: bool) -> Any:
+    if is_qat:
+        observer = (
+            MovingAveragePerChannelMinMaxObserver if is_per_channel else MovingAverageMinMaxObserver
+        )
+        return FusedMovingAvgObsFakeQuantize.with_args(observer=observer, eps=_EPS)
+    observer = PerChannelMinMaxObserver if is_per_channel else MinMaxObserver
+    return observer.with_args(eps=_EPS)
+
+
+def resolve_config(
+    wanted: SchemeLike, supported: Sequence[QuantizationScheme], backend: str
+) -> QuantizationConfig | None:
+    """Turn what a user passed to a ``set_*`` method into a configuration.
+
+    Args:
+        wanted: A configuration, a scheme, a scheme's name such as ``"8a8w"`` or
+            ``"8a8w per-tensor"``, or ``None``.
+        supported: The schemes of the backend, the preferred ones first; a name that leaves
+            something open means the first that fits.
+        backend: The backend's name, for the message.
+
+    Returns:
+        The configuration; ``None`` for ``None``.
+
+    Raises:
+        UnsupportedSchemeError: The name is unknown, or the backend does not execute the scheme.
+    """
+    if wanted is None:
+        return None
+    if isinstance(wanted, str):
+        return _scheme_by_name(wanted, supported, backend).to_config()
+    if isinstance(wanted, QuantizationScheme):
+        check_scheme(wanted, supported, backend)
+        return wanted.to_config()
+    if not isinstance(wanted, QuantizationConfig):
+        raise UnsupportedSchemeError(
+            f"Expected a quantization configuration, a scheme's name or None, "
+            f"got {type(wanted).__name__} ({wanted!r}). "
+            "Build one with qcore.get_symmetric_quantization_config(...)."
+        )
+    check_scheme(QuantizationScheme.from_config(wanted), supported, backend)
+    return wanted
+
+
+def check_scheme(
+    scheme: QuantizationScheme, supported: Iterable[QuantizationScheme], backend: str
+) -> None:
+    """Raise unless the backend executes a scheme.
+
+    Args:
+        scheme: What was asked for.
+        supported: What the backend declares.
+        backend: The backend's name, for the message.
+
+    Raises:
+        UnsupportedSchemeError: With what the backend executes instead.
+    """
+    offered = tuple(supported)
+    if any(other.covers(scheme) for other in offered):
+        return
+    raise UnsupportedSchemeError(_refusal(scheme, offered, backend))
+
+
+def _refusal(
+    scheme: QuantizationScheme, offered: Sequence[QuantizationScheme], backend: str
+) -> str:
+    if scheme.weight_bits is None:
+        what = f"{backend} does not execute activation-only quantization (weights in float)."
+        hint = "Pass a configuration with weight set."
+    elif scheme.activation_bits is None and all(s.activation_bits for s in offered):
+        what = (
+            f"{backend} does not execute weight-only quantization "
+            f"(weights int{scheme.weight_bits}, activations float)."
+        )
+        hint = "Pass a configuration with input_activation set"
+        hint += f", e.g. qcore.get_quantizer({backend!r}).set_global({offered[0].name!r})."
+    else:
+        what = f"{backend} does not execute {scheme}."
+        hint = "Pass one of these names or a configuration with the same bits and granularity."
+    return f"{what}\nIt executes: {_listed(offered)}.\n{hint}"
+
+
+def _listed(schemes: Iterable[QuantizationScheme]) -> str:
+    # QAT is a way to train, not another thing to execute.
+    return ", ".join(dict.fromkeys(str(evolve(s, is_qat=False)) for s in schemes))
+
+
+def _scheme_by_name(
+    name: str, supported: Sequence[QuantizationScheme], backend: str
+) -> QuantizationScheme:
+    parsed = _NAME.fullmatch(name.strip().lower())
+    if parsed is None:
+        close = near_misses(name, {s.name for s in supported})
+        raise UnsupportedSchemeError(
+            f"{name!r} is not a scheme's name. {backend} executes: {_listed(supported)}."
+            + (f" Did you mean {', '.join(map(repr, close))}?" if close else "")
+        )
+    act, weight = parsed["act"], int(parsed["weight"])
+    dynamic = bool(parsed["dynamic"]) or parsed["kind"] == "dynamic"
+    granularity = (parsed["granularity"] or "").replace("-", "_") or None
+    wanted = {
+        "activation_bits": None if act in (None, "f") else int(act),
+        "weight_bits": weight,
+        "is_dynamic": dynamic,
+    }
+    for scheme in supported:
+        if scheme.is_qat or (granularity and scheme.granularity != granularity):
+            continue
+        if all(getattr(scheme, key) == value for key, value in wanted.items()):
+            return scheme
+    asked = QuantizationScheme(granularity=granularity or "per_channel", **wanted)  # type: ignore[arg-type]
+    raise UnsupportedSchemeError(_refusal(asked, supported, backend))
