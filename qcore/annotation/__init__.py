@@ -1,0 +1,32 @@
+"""Toolkit for backend authors: patterns, rules that place qspecs, and the walk over a graph."""
+
+from qcore.annotation.annotate import annotate_graph
+from qcore.annotation.checks import Check, Rejection
+from qcore.annotation.patterns import CLAMPS, OperatorMatch, OperatorPattern, SupportTable
+from qcore.annotation.rules import (
+    AnnotationRule,
+    ConcatRule,
+    ElementwiseRule,
+    GemmRule,
+    PassThroughRule,
+    PoolRule,
+)
+from qcore.annotation.transforms import clamps_to_hardtanh, scalars_to_attributes
+
+__all__ = [
+    "CLAMPS",
+    "AnnotationRule",
+    "Check",
+    "ConcatRule",
+    "ElementwiseRule",
+    "GemmRule",
+    "OperatorMatch",
+    "OperatorPattern",
+    "PassThroughRule",
+    "PoolRule",
+    "Rejection",
+    "SupportTable",
+    "annotate_graph",
+    "clamps_to_hardtanh",
+    "scalars_to_attributes",
+]

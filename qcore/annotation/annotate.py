@@ -1,0 +1,138 @@
+"""The walk that applies a support table to a graph and accounts for every compute node."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from qcore.annotation.checks import Rejection
+from qcore.annotation.patterns import OperatorMatch, SupportTable
+from qcore.annotation.rules import annotation_of, write_annotation
+from qcore.graph import (
+    is_compute_node,
+    is_float_tensor,
+    module_path,
+    operator_name,
+    tensor_value,
+)
+from qcore.plan import QuantizationPlan, Selection, explain
+from qcore.report import AnnotationReport, Decision
+from qcore.schemes import QuantizationConfig, QuantizationScheme
+
+__all__ = ["annotate_graph", "decide_float"]
+
+
+def annotate_graph(
+    model: GraphModule, plan: QuantizationPlan, table: SupportTable, backend: str
+) -> AnnotationReport:
+    """Annotate a graph with the patterns of a support table, in one pass over its nodes.
+
+    Nodes that carry an annotation of another quantizer are left as they are.
+
+    Args:
+        model: The captured model.
+        plan: What the user selected.
+        table: What the backend quantizes.
+        backend: The backend's name, for reports.
+
+    Returns:
+        A decision for every compute node.
+    """
+    decided: dict[Node, Decision] = {}
+    for node in model.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            _annotate_io(node, plan)
+        elif is_compute_node(node) and node not in decided:
+            decided.update(_decide(node, model, plan, table, backend))
+    order = [n for n in model.graph.nodes if n in decided]
+    return AnnotationReport(backend, tuple(decided[node] for node in order))
+
+
+def _annotate_io(node: Node, plan: QuantizationPlan) -> None:
+    config = plan.config_for(node)
+    if config is None or annotation_of(node) is not None:
+        return
+    if node.op == "placeholder":
+        if is_float_tensor(node):
+            write_annotation(node, output=config.input_activation)
+        return
+    values = [value for value in node.all_input_nodes if is_float_tensor(value)]
+    write_annotation(node, inputs=dict.fromkeys(values, config.output_activation))
+
+
+def _decide(
+    node: Node,
+    model: GraphModule,
+    plan: QuantizationPlan,
+    table: SupportTable,
+    backend: str,
+) -> dict[Node, Decision]:
+    if annotation_of(node) is not None:
+        return {node: _float(node, Rejection("another quantizer has annotated it"))}
+    selection = plan.select(node)
+    if selection.config is None:
+        return {node: decide_float(node, selection)}
+    match = table.match(node, selection.config, plan)
+    if match is None:
+        return {node: _float(node, _not_in_table(node, table, backend))}
+    rejection = _reject(match, selection.config, model, backend)
+    if rejection is None:
+        rejection = match.pattern.rule(match, selection.config)
+    if rejection is not None:
+        return {node: _float(node, rejection)}
+    scheme = str(QuantizationScheme.from_config(selection.config))
+    return {
+        member: Decision(
+            member.name, operator_name(member), module_path(member), scheme, match.label
+        )
+        for member in match.nodes
+    }
+
+
+def decide_float(node: Node, selection: Selection) -> Decision:
+    """Account for a node that the user's rules leave in float.
+
+    Args:
+        node: The node.
+        selection: A selection without a configuration.
+
+    Returns:
+        The decision, with the rule that left it out.
+    """
+    advice = "Select it, for example with set_global(...)." if selection.is_unset else ""
+    return _float(node, Rejection(explain(selection), advice))
+
+
+def _float(node: Node, rejection: Rejection) -> Decision:
+    return Decision(
+        node.name,
+        operator_name(node),
+        module_path(node),
+        reason=rejection.reason,
+        advice=rejection.advice,
+    )
+
+
+def _reject(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule, backend: str
+) -> Rejection | None:
+    pattern = match.pattern
+    is_dynamic = QuantizationScheme.from_config(config).is_dynamic
+    if is_dynamic and not pattern.dynamic:
+        return Rejection(
+            f"{backend} runs {pattern.name} with static activations only",
+            "Give it a static configuration, or leave it in float.",
+        )
+    if not is_dynamic and not pattern.static:
+        return Rejection(
+            f"{backend} runs {pattern.name} with dynamic activations only",
+            "Give it a dynamic configuration, or leave it in float.",
+        )
+    return next(filter(None, (check(match, config, model) for check in pattern.checks)), None)
+
+
+def _not_in_table(node: Node, table: SupportTable, backend: str) -> Rejection:
+    value = tensor_value(node)
+    if value is not None and not value.dtype.is_floating_point:
+        return Rejection("it computes integers or booleans: there is nothing to quantize")
+    advice = table.advice.get(node.target, "")
+    return Rejection(f"{backend} has no quantized {operator_name(node)}", advice)

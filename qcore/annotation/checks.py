@@ -1,0 +1,113 @@
+"""Reasons why a match cannot be quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from attrs import frozen
+from torch.fx import GraphModule, Node
+
+from qcore.annotation.patterns import OperatorMatch
+from qcore.graph import is_float_tensor, tensor_attribute, tensor_value
+from qcore.schemes import QuantizationConfig
+
+__all__ = [
+    "Check",
+    "Rejection",
+    "constants_fit_histogram",
+    "float_inputs",
+    "no_alpha",
+    "static_weight",
+]
+
+
+@frozen
+class Rejection:
+    """Why a match stays in float, and what to try."""
+
+    reason: str
+    advice: str = ""
+
+
+Check = Callable[[OperatorMatch, QuantizationConfig, GraphModule], Rejection | None]
+
+# torch.histc overflows on values above this (float32 max * 1e-23); found in ExecuTorch's XNNPACK
+# quantizer, which skips such constants for the same reason.
+_HISTOGRAM_LIMIT: Final = 3.4028235e15
+
+
+def float_inputs(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject operators on anything but float32 tensors, which is all that observers measure."""
+    del config, model
+    for node in (*match.root.all_input_nodes, match.root):
+        if not is_float_tensor(node):
+            value = tensor_value(node)
+            if value is None:
+                return Rejection(f"{node.name} is not a single tensor")
+            kind = str(value.dtype).removeprefix("torch.")
+            advice = "" if not value.dtype.is_floating_point else "Cast the model to float32 first."
+            return Rejection(f"{node.name} is {kind}, and only float32 is quantized", advice)
+    return None
+
+
+def static_weight(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject weights that are computed from the model's inputs."""
+    del config, model
+    weight = match.root.args[getattr(match.pattern.rule, "weight", 1)]
+    if isinstance(weight, Node) and not _is_constant(weight):
+        return Rejection(
+            "its weight is computed at run time",
+            "Only weights that are parameters or buffers are quantized.",
+        )
+    return None
+
+
+def _is_constant(node: Node) -> bool:
+    pending, seen = [node], set()
+    while pending:
+        current = pending.pop()
+        if current in seen or current.op == "get_attr":
+            continue
+        seen.add(current)
+        if current.op != "call_function":
+            return False
+        pending.extend(current.all_input_nodes)
+    return True
+
+
+def constants_fit_histogram(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject scalar constants that are too large for a histogram."""
+    del config
+    for node in match.root.all_input_nodes:
+        if node.op != "get_attr":
+            continue
+        value = tensor_attribute(model, node)
+        if value.numel() == 1 and not abs(value.item()) <= _HISTOGRAM_LIMIT:
+            return Rejection(f"the constant {value.item():g} is too large to quantize")
+    return None
+
+
+def no_alpha(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject ``add``/``sub`` with a scaled second operand."""
+    del config, model
+    alpha: Any = match.root.kwargs.get("alpha", 1)
+    if alpha != 1:
+        return Rejection(f"alpha={alpha} is not supported", "Multiply the operand instead.")
+    return None
+
+
+def weight_shape(match: OperatorMatch) -> torch.Size | None:
+    """Return the shape of a match's weight, if it has one."""
+    weight = match.root.args[getattr(match.pattern.rule, "weight", 1)]
+    value = tensor_value(weight)
+    return None if value is None else value.shape

@@ -1,0 +1,165 @@
+"""Operators with what may be fused into them: the patterns that backends quantize as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from attrs import field, frozen
+from torch.fx import Node
+
+from qcore.graph import operator_name
+from qcore.plan import QuantizationPlan
+from qcore.schemes import QuantizationConfig
+
+if TYPE_CHECKING:
+    from qcore.annotation.checks import Check
+    from qcore.annotation.rules import AnnotationRule
+
+__all__ = ["BATCH_NORMS", "CLAMPS", "OperatorMatch", "OperatorPattern", "SupportTable"]
+
+aten = torch.ops.aten
+
+#: Activations that only clamp: an integer kernel applies them while it rounds its result.
+CLAMPS: Final[tuple[Any, ...]] = (
+    aten.relu.default,
+    aten.relu_.default,
+    aten.relu6.default,
+    aten.hardtanh.default,
+    aten.hardtanh_.default,
+    aten.clamp.default,
+    aten.clamp_.default,
+)
+
+#: What torch.export leaves of a batch norm; in QAT torchao folds it into the convolution before it.
+BATCH_NORMS: Final[tuple[Any, ...]] = (aten.batch_norm.default,)
+
+
+@frozen
+class OperatorPattern:
+    """An operator that a backend quantizes: one row of its support table.
+
+    Attributes:
+        name: A short name for reports, such as ``conv2d``.
+        targets: The operators that it stands for.
+        rule: Places the qspecs on a match.
+        fuses: Activations that run as part of the operator, when nothing else reads its result.
+        folds_batch_norm: Whether a batch norm after it belongs to it in QAT.
+        dynamic: Whether the backend runs it with dynamic activations.
+        static: Whether the backend runs it with static activations.
+        checks: Each says why a match cannot be quantized, or ``None``; the first reason counts.
+    """
+
+    name: str
+    targets: tuple[Any, ...] = field(converter=tuple)
+    rule: AnnotationRule
+    fuses: tuple[Any, ...] = ()
+    folds_batch_norm: bool = False
+    dynamic: bool = False
+    static: bool = True
+    checks: tuple[Check, ...] = ()
+
+
+@frozen
+class OperatorMatch:
+    """A pattern found in a graph.
+
+    Attributes:
+        pattern: What was found.
+        root: The operator.
+        batch_norm: The batch norm after it, in QAT.
+        activation: The activation fused into it.
+    """
+
+    pattern: OperatorPattern
+    root: Node
+    batch_norm: Node | None = None
+    activation: Node | None = None
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes of the match, in the order of the data."""
+        return tuple(n for n in (self.root, self.batch_norm, self.activation) if n is not None)
+
+    @property
+    def output(self) -> Node:
+        """The node whose value leaves the match."""
+        return self.nodes[-1]
+
+    @property
+    def label(self) -> str:
+        """Names for reports, as in ``conv2d + hardtanh``."""
+        fused = [operator_name(node).split(".")[1].rstrip("_") for node in self.nodes[1:]]
+        return " + ".join([self.pattern.name, *fused])
+
+
+@frozen
+class SupportTable:
+    """The operators that a backend quantizes, as data.
+
+    Attributes:
+        patterns: The rows. An operator stands in one row only.
+        advice: For operators that are in no row: what to try, by operator.
+    """
+
+    patterns: tuple[OperatorPattern, ...] = field(converter=tuple)
+    advice: dict[Any, str] = field(factory=dict)
+    _by_target: dict[Any, OperatorPattern] = field(init=False, repr=False, eq=False)
+
+    @_by_target.default
+    def _index(self) -> dict[Any, OperatorPattern]:
+        index: dict[Any, OperatorPattern] = {}
+        for pattern in self.patterns:
+            for target in pattern.targets:
+                if target in index:
+                    raise ValueError(
+                        f"{target} stands in two rows: {index[target].name}, {pattern.name}"
+                    )
+                index[target] = pattern
+        return index
+
+    def __iter__(self) -> Iterator[OperatorPattern]:
+        return iter(self.patterns)
+
+    def pattern_for(self, node: Node) -> OperatorPattern | None:
+        """Return the row of a node's operator, if there is one."""
+        return self._by_target.get(node.target)
+
+    def match(
+        self, node: Node, config: QuantizationConfig, plan: QuantizationPlan
+    ) -> OperatorMatch | None:
+        """Find the largest pattern that starts at a node.
+
+        A value with a second user is never fused over, nor is a node that was selected for
+        something other than ``config``.
+
+        Args:
+            node: The operator to start from.
+            config: What it is to be quantized with.
+            plan: Tells what the nodes after it were selected for.
+
+        Returns:
+            The match, or ``None`` where the operator is in no row.
+        """
+        pattern = self.pattern_for(node)
+        if pattern is None:
+            return None
+        if config.output_activation is None:
+            return OperatorMatch(pattern, node)
+        batch_norm = None
+        if pattern.folds_batch_norm and config.is_qat:
+            batch_norm = _follower(node, BATCH_NORMS, config, plan)
+        activation = _follower(batch_norm or node, pattern.fuses, config, plan)
+        return OperatorMatch(pattern, node, batch_norm, activation)
+
+
+def _follower(
+    node: Node, targets: Iterable[Any], config: QuantizationConfig, plan: QuantizationPlan
+) -> Node | None:
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    if user.op != "call_function" or user.target not in targets or user.args[0] is not node:
+        return None
+    return user if plan.select(user).allows(config) else None

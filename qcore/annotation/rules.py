@@ -1,0 +1,201 @@
+"""Rules that place the qspecs of a configuration on a match."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+from attrs import frozen
+from torch.fx import Node
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    SharedQuantizationSpec,
+)
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY, QuantizationSpecBase
+
+from qcore.annotation.checks import Rejection
+from qcore.annotation.patterns import OperatorMatch
+from qcore.graph import is_float_tensor
+from qcore.schemes import QuantizationConfig
+
+__all__ = [
+    "AnnotationRule",
+    "ConcatRule",
+    "ElementwiseRule",
+    "GemmRule",
+    "PassThroughRule",
+    "PoolRule",
+    "annotation_of",
+    "is_quantized_value",
+    "write_annotation",
+]
+
+
+class AnnotationRule(Protocol):
+    """Places the qspecs of a configuration on a match, or says why it cannot."""
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate the nodes of ``match``; returns a rejection where nothing was annotated."""
+        ...
+
+
+def annotation_of(node: Node) -> QuantizationAnnotation | None:
+    """Return a node's annotation, if it has one that says something."""
+    annotation = node.meta.get(Q_ANNOTATION_KEY)
+    if annotation is None or not annotation._annotated:
+        return None
+    return annotation
+
+
+def write_annotation(
+    node: Node,
+    inputs: Mapping[Node, QuantizationSpecBase | None] | None = None,
+    output: QuantizationSpecBase | None = None,
+) -> None:
+    """Annotate one node.
+
+    Args:
+        node: The node.
+        inputs: The qspec of each input edge; edges that are left out stay in float.
+        output: The qspec of the node's value.
+    """
+    node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+        input_qspec_map=dict(inputs or {}), output_qspec=output, _annotated=True
+    )
+
+
+def is_quantized_value(node: Node) -> bool:
+    """Say whether a node's value leaves it quantized."""
+    annotation = annotation_of(node)
+    return annotation is not None and annotation.output_qspec is not None
+
+
+def sharing_with(node: Node) -> SharedQuantizationSpec:
+    """Return a qspec that shares with a quantized value.
+
+    It points at the value's own root: torchao follows such references recursively, and a chain of
+    views would otherwise be as deep as it is long.
+    """
+    annotation = annotation_of(node)
+    if annotation is not None and isinstance(annotation.output_qspec, SharedQuantizationSpec):
+        return annotation.output_qspec
+    return SharedQuantizationSpec(node)
+
+
+def _write_match(
+    match: OperatorMatch,
+    inputs: Mapping[Node, QuantizationSpecBase | None],
+    output: QuantizationSpecBase | None,
+) -> None:
+    for node in match.nodes:
+        write_annotation(
+            node,
+            inputs if node is match.root else None,
+            output if node is match.output else None,
+        )
+
+
+@frozen
+class GemmRule:
+    """Convolutions, linear layers: activation, weight and bias by position.
+
+    Attributes:
+        input: Position of the activation.
+        weight: Position of the weight.
+        bias: Position of the bias, or ``None``.
+        weight_axis: Dimension of the weight that per-channel scales run along.
+    """
+
+    input: int = 0
+    weight: int = 1
+    bias: int | None = 2
+    weight_axis: int = 0
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate a match."""
+        root = match.root
+        activation, weight = root.args[self.input], root.args[self.weight]
+        assert isinstance(activation, Node)
+        assert isinstance(weight, Node)
+        inputs: dict[Node, QuantizationSpecBase | None] = {
+            activation: config.input_activation,
+            weight: _along_axis(config.weight, self.weight_axis),
+        }
+        if self.bias is not None and len(root.args) > self.bias:
+            bias = root.args[self.bias]
+            if isinstance(bias, Node):
+                inputs[bias] = config.bias
+        _write_match(match, inputs, config.output_activation)
+        return None
+
+
+def _along_axis(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec | None:
+    if spec is None or spec.ch_axis in (None, axis):
+        return spec
+    return dataclasses.replace(spec, ch_axis=axis)
+
+
+@frozen
+class ElementwiseRule:
+    """Operators whose tensor inputs are activations, each with a range of its own."""
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate a match."""
+        inputs = dict.fromkeys(match.root.all_input_nodes, config.input_activation)
+        _write_match(match, inputs, config.output_activation)
+        return None
+
+
+@frozen
+class ConcatRule:
+    """Operators that join tensors: one range for all inputs and the output.
+
+    The range belongs to the first input that is quantized already, else to the first.
+    """
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate a match."""
+        joined = match.root.all_input_nodes
+        owner = next((node for node in joined if is_quantized_value(node)), joined[0])
+        shared = SharedQuantizationSpec((owner, match.root))
+        inputs: dict[Node, QuantizationSpecBase | None] = {owner: config.input_activation}
+        inputs.update({node: shared for node in joined if node is not owner})
+        _write_match(match, inputs, shared)
+        return None
+
+
+@frozen
+class PoolRule:
+    """Operators whose output has the range of their input, and that quantize it if need be."""
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate a match."""
+        source = match.root.args[0]
+        assert isinstance(source, Node)
+        incoming: QuantizationSpecBase | None = config.input_activation
+        if is_quantized_value(source):
+            incoming = sharing_with(source)
+        _write_match(match, {source: incoming}, SharedQuantizationSpec((source, match.root)))
+        return None
+
+
+@frozen
+class PassThroughRule:
+    """Operators that move or clamp data: quantized if their input is, with the same range."""
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate a match."""
+        del config
+        source = match.root.args[0]
+        if not isinstance(source, Node) or not is_float_tensor(source):
+            return Rejection("it moves no float32 tensor")
+        if not is_quantized_value(source):
+            return Rejection(
+                "its input is in float, so it moves float data",
+                f"It follows {source.name}: it is quantized when that is.",
+            )
+        shared = sharing_with(source)
+        _write_match(match, {source: shared}, shared)
+        return None

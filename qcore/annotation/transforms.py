@@ -1,0 +1,109 @@
+"""Rewrites that bring a graph into a form that patterns match, without changing its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qcore.graph import is_float_tensor
+from qcore.plan import QuantizationPlan
+
+__all__ = ["clamps_to_hardtanh", "scalars_to_attributes"]
+
+aten = torch.ops.aten
+
+# clamp -> its forms as hardtanh (two bounds) and as relu (a lower bound of 0).
+_CLAMPS: Final[dict[Any, tuple[Any, Any]]] = {
+    aten.clamp.default: (aten.hardtanh.default, aten.relu.default),
+    aten.clamp_.default: (aten.hardtanh_.default, aten.relu_.default),
+    aten.clamp_min.default: (aten.hardtanh.default, aten.relu.default),
+    aten.relu6.default: (aten.hardtanh.default, aten.relu.default),
+}
+
+
+def scalars_to_attributes(
+    model: GraphModule, plan: QuantizationPlan, targets: Collection[Any]
+) -> GraphModule:
+    """Turn the scalar operands of float operators into tensor attributes, so that they quantize.
+
+    Integer arithmetic keeps its scalars: as floats they would turn indices into floats. Operators
+    that stay in float or have dynamic activations keep theirs, too.
+
+    Args:
+        model: The captured model; changed in place.
+        plan: Tells which operators will be quantized.
+        targets: The operators to rewrite, with two operands each.
+
+    Returns:
+        The model.
+    """
+    count = sum(name.startswith("_scalar_") for name, _ in model.named_buffers(recurse=False))
+    for node in list(model.graph.nodes):
+        if node.op != "call_function" or node.target not in targets or not is_float_tensor(node):
+            continue
+        config = plan.config_for(node)
+        if config is None or config.output_activation is None:
+            continue
+        operands = list(node.args[:2])
+        for position, operand in enumerate(operands):
+            if isinstance(operand, (int, float)):
+                operands[position] = _attribute(model, node, float(operand), f"_scalar_{count}")
+                count += 1
+        node.args = (*operands, *node.args[2:])
+    model.recompile()
+    return model
+
+
+def _attribute(model: GraphModule, node: Node, value: float, name: str) -> Node:
+    like: torch.Tensor = node.meta["val"]
+    constant = torch.tensor(value, dtype=like.dtype, device=like.device)
+    model.register_buffer(name, constant)
+    with model.graph.inserting_before(node):
+        attribute = model.graph.get_attr(name)
+    from_tensor: Callable[..., Any] = node.meta["val"].fake_mode.from_tensor
+    attribute.meta["val"] = from_tensor(constant, static_shapes=True)
+    if "nn_module_stack" in node.meta:
+        attribute.meta["nn_module_stack"] = node.meta["nn_module_stack"]
+    return attribute
+
+
+def clamps_to_hardtanh(model: GraphModule, plan: QuantizationPlan) -> GraphModule:
+    """Rewrite clamps with constant bounds as ``hardtanh`` or ``relu``, which compute the same.
+
+    For backends that fuse only those. Clamps that the user left in float are kept.
+
+    Args:
+        model: The captured model; changed in place.
+        plan: Tells which clamps were left in float on purpose.
+
+    Returns:
+        The model.
+    """
+    for node in model.graph.nodes:
+        if node.op != "call_function" or node.target not in _CLAMPS:
+            continue
+        selection = plan.select(node)
+        left_in_float = selection.config is None and not selection.is_unset
+        if left_in_float or not is_float_tensor(node):
+            continue
+        hardtanh, relu = _CLAMPS[node.target]
+        low, high = _bounds(node)
+        if low == 0 and high is None:
+            node.target, node.args, node.kwargs = relu, (node.args[0],), {}
+        # torch.clamp with min > max gives max everywhere; hardtanh refuses that.
+        elif isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= high:
+            node.target, node.args = hardtanh, (node.args[0], float(low), float(high))
+            node.kwargs = {}
+    model.recompile()
+    return model
+
+
+def _bounds(node: Node) -> tuple[Any, Any]:
+    if node.target is aten.relu6.default:
+        return 0.0, 6.0
+    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+    high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
+    return low, high

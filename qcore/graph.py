@@ -1,0 +1,168 @@
+"""Facts about the nodes of a captured graph that selection, annotation and reports share."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import torch
+from attrs import frozen
+from torch._subclasses import FakeTensor
+from torch.fx import GraphModule, Node
+
+__all__ = [
+    "ModuleFrame",
+    "control_flow_bodies",
+    "is_compute_node",
+    "is_float_tensor",
+    "module_frames",
+    "module_path",
+    "operator_name",
+    "tensor_attribute",
+    "tensor_value",
+]
+
+# Operators that compute nothing a backend could quantize: structure, shapes, assertions.
+_STRUCTURAL_NAMES: Final = re.compile(
+    r"^(aten::(sym_\w+|_assert\w*|alias|detach\w*|lift_fresh\w*)|prim::device)\b"
+)
+_STRICT_PREFIX: Final = re.compile(r"^L\[(['\"])self\1\]\.?")
+_INDEX: Final = re.compile(r"\[(['\"]?)(\w+)\1\]")
+_MODULES: Final = "._modules"
+
+
+@frozen
+class ModuleFrame:
+    """A module that a node was traced in.
+
+    Attributes:
+        path: Its name in the model, as in ``named_modules()``; empty for the root.
+        type_name: Its class as ``module.qualname``; empty where the graph does not say.
+    """
+
+    path: str
+    type_name: str
+
+
+def module_frames(node: Node) -> tuple[ModuleFrame, ...]:
+    """Return the modules around a node, the outermost first.
+
+    Args:
+        node: Any node of a captured graph.
+
+    Returns:
+        The modules that ``torch.export`` recorded. A node of a conditional body, for which it
+        records none, is placed by the parameter that it reads.
+    """
+    stack = node.meta.get("nn_module_stack") or {}
+    frames = tuple(
+        ModuleFrame(
+            _normalized(path), type_name if isinstance(type_name, str) else _full(type_name)
+        )
+        for path, type_name in stack.values()
+    )
+    if frames:
+        return frames
+    for source in node.all_input_nodes:
+        if source.op == "get_attr" and "." in str(source.target):
+            owner = str(source.target).rpartition(".")[0]
+            parts = owner.split(".")
+            return tuple(ModuleFrame(".".join(parts[:end]), "") for end in range(len(parts) + 1))
+    return ()
+
+
+def _normalized(path: str) -> str:
+    path = _STRICT_PREFIX.sub("", path).replace(_MODULES, "")
+    return _INDEX.sub(r".\2", path).lstrip(".").split("@")[0]
+
+
+def _full(cls: Any) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def module_path(node: Node) -> str:
+    """Return the name of the innermost module around a node; empty for the root."""
+    frames = module_frames(node)
+    return frames[-1].path if frames else ""
+
+
+def operator_name(node: Node) -> str:
+    """Return an operator's name as users write it, as in ``aten.conv2d.default``."""
+    target = node.target
+    return target.__name__ if callable(target) and not _is_overload(target) else str(target)
+
+
+def _is_overload(target: object) -> bool:
+    return isinstance(target, torch._ops.OpOverload)
+
+
+def is_compute_node(node: Node) -> bool:
+    """Say whether a node computes something that a backend could quantize."""
+    if node.op != "call_function":
+        return False
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return not _STRUCTURAL_NAMES.match(target.name())
+    return target is not operator.getitem and isinstance(target, torch._ops.OperatorBase)
+
+
+def tensor_value(node: object) -> torch.Tensor | None:
+    """Return the fake tensor that export recorded for a node, if it has exactly one."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value if isinstance(value, (FakeTensor, torch.Tensor)) else None
+
+
+def is_float_tensor(node: object) -> bool:
+    """Say whether a node gives one float32 tensor, which is what observers can measure."""
+    value = tensor_value(node)
+    return value is not None and value.dtype == torch.float32
+
+
+def tensor_attribute(model: GraphModule, node: Node) -> torch.Tensor:
+    """Return the parameter or buffer that a ``get_attr`` node reads.
+
+    Args:
+        model: The graph module that owns the node.
+        node: A ``get_attr`` node.
+
+    Returns:
+        The tensor itself.
+    """
+    value = operator.attrgetter(str(node.target))(model)
+    assert isinstance(value, torch.Tensor), f"{node.target} is not a tensor"
+    return value
+
+
+def control_flow_bodies(
+    model: GraphModule, prefix: str = ""
+) -> Iterator[tuple[str, Node, GraphModule]]:
+    """Walk the bodies of conditionals and loops, nested ones after their parent.
+
+    Args:
+        model: A captured model.
+        prefix: Path of ``model`` in its root, ending in a dot.
+
+    Yields:
+        The body's path in the root, the operator that runs it, and the body.
+    """
+    for node in model.graph.nodes:
+        if node.op != "call_function" or not isinstance(
+            node.target, torch._ops.HigherOrderOperator
+        ):
+            continue
+        for argument in node.all_input_nodes:
+            body = _body(model, argument)
+            if body is not None:
+                path = f"{prefix}{argument.target}"
+                yield path, node, body
+                yield from control_flow_bodies(body, f"{path}.")
+
+
+def _body(model: GraphModule, node: Node) -> GraphModule | None:
+    if node.op != "get_attr":
+        return None
+    getter: Callable[[Any], Any] = operator.attrgetter(str(node.target))
+    value = getter(model)
+    return value if isinstance(value, GraphModule) else None

@@ -1,0 +1,440 @@
+"""From ``set_*`` rules to the configuration of every node: selection, with one meaning everywhere.
+
+The most specific rule wins: node name, module name (the deepest match), module type (the innermost
+module), operator type, model input/output, global. ``None`` means: stays in float. The order of the
+calls does not matter, except that a later rule with the same key replaces the earlier one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from enum import IntEnum
+from typing import Any, Final
+
+import torch
+from attrs import define, evolve, field, frozen
+from torch.fx import GraphModule, Node
+
+from qcore.errors import SelectionError, near_misses
+from qcore.graph import (
+    control_flow_bodies,
+    is_compute_node,
+    module_frames,
+    operator_name,
+)
+from qcore.schemes import QuantizationConfig
+
+__all__ = ["FilterFunction", "QuantizationPlan", "Rule", "RuleKind", "Selection", "Selectors"]
+
+FilterFunction = Callable[[Node], bool]
+
+_GLOB: Final = re.compile(r"[*?\[]")
+
+
+class RuleKind(IntEnum):
+    """Kinds of rules, the least specific first."""
+
+    GLOBAL = 0
+    IO = 1
+    OPERATOR_TYPE = 2
+    MODULE_TYPE = 3
+    MODULE_NAME = 4
+    NODE_NAME = 5
+    FILTER = 6
+
+    @property
+    def method(self) -> str:
+        """The quantizer's method that makes such a rule."""
+        return "set_filter_function" if self is RuleKind.FILTER else f"set_{self.name.lower()}"
+
+
+@frozen
+class Rule:
+    """One ``set_*`` call: what it selects and the configuration for it."""
+
+    kind: RuleKind
+    key: str
+    config: QuantizationConfig | None = field(repr=False)
+
+    def __str__(self) -> str:
+        arguments = [repr(self.key)] if self.key else []
+        arguments.append("None" if self.config is None else "config")
+        if self.kind is RuleKind.FILTER:
+            arguments = [self.key]
+        return f"{self.kind.method}({', '.join(arguments)})"
+
+
+@frozen
+class Selection:
+    """What a node was selected for, and by which rule.
+
+    Attributes:
+        config: The configuration; ``None`` where the node stays in float.
+        rule: The rule that decided; ``None`` where none matched.
+    """
+
+    config: QuantizationConfig | None
+    rule: Rule | None
+
+    @property
+    def is_unset(self) -> bool:
+        """Whether no rule says anything about the node."""
+        return self.rule is None
+
+    def allows(self, config: QuantizationConfig) -> bool:
+        """Say whether a pattern quantized with ``config`` may take this node in."""
+        return self.is_unset or self.config == config
+
+
+_UNSET: Final = Selection(None, None)
+
+
+@define
+class Selectors:
+    """The rules of one quantizer. A rule with a key that is there already replaces it."""
+
+    global_: Rule | None = None
+    io: Rule | None = None
+    operator_types: dict[Any, Rule] = field(factory=dict)
+    module_types: dict[str, Rule] = field(factory=dict)
+    module_names: dict[str, Rule] = field(factory=dict)
+    node_names: dict[str, Rule] = field(factory=dict)
+    filter_function: FilterFunction | None = None
+
+    def add_global(self, config: QuantizationConfig | None) -> None:
+        """Select everything that no other rule selects."""
+        self.global_ = Rule(RuleKind.GLOBAL, "", config)
+
+    def add_io(self, config: QuantizationConfig | None) -> None:
+        """Select the model's inputs and outputs."""
+        self.io = Rule(RuleKind.IO, "", config)
+
+    def add_operator_type(self, operator: object, config: QuantizationConfig | None) -> None:
+        """Select an operator.
+
+        Args:
+            operator: ``torch.ops.aten.conv2d.default`` or a packet, ``torch.ops.aten.conv2d``.
+            config: The configuration or ``None``.
+
+        Raises:
+            SelectionError: It is not an operator.
+        """
+        if not isinstance(operator, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+            raise SelectionError(
+                f"set_operator_type takes an ATen operator such as torch.ops.aten.linear.default, "
+                f"got {operator!r}. For a module class use set_module_type."
+            )
+        self.operator_types[operator] = Rule(RuleKind.OPERATOR_TYPE, str(operator), config)
+
+    def add_module_type(self, module_type: object, config: QuantizationConfig | None) -> None:
+        """Select the modules of a class and of its subclasses.
+
+        Args:
+            module_type: The class, or its qualified name.
+            config: The configuration or ``None``.
+
+        Raises:
+            SelectionError: It is neither.
+        """
+        if inspect.isclass(module_type):
+            key = f"{module_type.__module__}.{module_type.__qualname__}"
+        elif isinstance(module_type, str):
+            key = module_type
+        else:
+            raise SelectionError(
+                f"set_module_type takes a module class such as torch.nn.Linear, got "
+                f"{module_type!r}. For one module use set_module_name, for an operator "
+                "set_operator_type."
+            )
+        self.module_types[key] = Rule(RuleKind.MODULE_TYPE, key, config)
+
+    def add_module_name(self, name: str, config: QuantizationConfig | None) -> None:
+        """Select a module and everything in it.
+
+        Args:
+            name: As in ``named_modules()``. ``*`` and ``?`` stand for part of one component,
+                ``**`` for any number of components.
+            config: The configuration or ``None``.
+
+        Raises:
+            SelectionError: It is not a name.
+        """
+        if not isinstance(name, str) or not name:
+            raise SelectionError(
+                f"set_module_name takes a name as in model.named_modules(), got {name!r}. "
+                "For the whole model use set_global."
+            )
+        self.module_names[name] = Rule(RuleKind.MODULE_NAME, name, config)
+
+    def add_node_name(self, name: str, config: QuantizationConfig | None) -> None:
+        """Select a node of the captured graph by its name."""
+        self.node_names[name] = Rule(RuleKind.NODE_NAME, name, config)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was selected at all."""
+        return not any(True for _ in self.rules())
+
+    def rules(self) -> Iterator[Rule]:
+        """Iterate over the rules, the least specific first; the filter function is none."""
+        yield from filter(None, (self.global_, self.io))
+        for group in (
+            self.operator_types,
+            self.module_types,
+            self.module_names,
+            self.node_names,
+        ):
+            yield from group.values()
+
+    def mapped(self, convert: Callable[[QuantizationConfig], QuantizationConfig]) -> Selectors:
+        """Return a copy with every configuration converted.
+
+        Args:
+            convert: From a configuration to the one to use in its place.
+
+        Returns:
+            The copy; rules that say ``None`` stay as they are.
+        """
+
+        def one(rule: Rule | None) -> Rule | None:
+            if rule is None or rule.config is None:
+                return rule
+            return evolve(rule, config=convert(rule.config))
+
+        def many(group: dict[Any, Rule]) -> dict[Any, Rule]:
+            return {key: one(rule) for key, rule in group.items()}  # type: ignore[misc]
+
+        return Selectors(
+            one(self.global_),
+            one(self.io),
+            many(self.operator_types),
+            many(self.module_types),
+            many(self.module_names),
+            many(self.node_names),
+            self.filter_function,
+        )
+
+
+@define
+class QuantizationPlan:
+    """The configuration of every node of a model. Read-only for backends.
+
+    Attributes:
+        selectors: The rules.
+    """
+
+    selectors: Selectors
+    _patterns: tuple[tuple[re.Pattern[str], Rule], ...] = field(init=False, repr=False)
+    _by_path: dict[str, Rule | None] = field(factory=dict, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        globs = [(k, r) for k, r in self.selectors.module_names.items() if _GLOB.search(k)]
+        # Of two globs that match one path, the one with more literal text is the more specific.
+        globs.sort(key=lambda item: (-len(_GLOB.sub("", item[0])), item[0]))
+        self._patterns = tuple((_translate(key), rule) for key, rule in globs)
+
+    def config_for(self, node: Node) -> QuantizationConfig | None:
+        """Return the configuration of a node, or ``None`` where it stays in float."""
+        return self.select(node).config
+
+    def select(self, node: Node) -> Selection:
+        """Return the configuration of a node together with the rule that gave it.
+
+        Args:
+            node: Any node of the model that this plan is for.
+
+        Returns:
+            The selection. Model inputs and outputs are selected by node name, io or global.
+        """
+        rule = self._deciding_rule(node)
+        if rule is None or rule.config is None:
+            return Selection(None, rule) if rule else _UNSET
+        keep = self.selectors.filter_function
+        if keep is not None and is_compute_node(node) and not keep(node):
+            return Selection(None, Rule(RuleKind.FILTER, "...", None))
+        return Selection(rule.config, rule)
+
+    def _deciding_rule(self, node: Node) -> Rule | None:
+        chosen = self.selectors
+        if node.name in chosen.node_names:
+            return chosen.node_names[node.name]
+        if node.op in ("placeholder", "output"):
+            return chosen.io
+        if chosen.module_names or chosen.module_types:
+            frames = module_frames(node)
+            for frame in reversed(frames):
+                named = self._rule_for_path(frame.path)
+                if named is not None:
+                    return named
+            for frame in reversed(frames):
+                typed = self._rule_for_type(frame.type_name)
+                if typed is not None:
+                    return typed
+        operator_rule = self._rule_for_operator(node)
+        return operator_rule or chosen.global_
+
+    def _rule_for_path(self, path: str) -> Rule | None:
+        if path not in self._by_path:
+            rule = self.selectors.module_names.get(path)
+            if rule is None:
+                rule = next((r for p, r in self._patterns if p.fullmatch(path)), None)
+            self._by_path[path] = rule
+        return self._by_path[path]
+
+    def _rule_for_type(self, type_name: str) -> Rule | None:
+        if not self.selectors.module_types:
+            return None
+        for name in _type_names(type_name):
+            if name in self.selectors.module_types:
+                return self.selectors.module_types[name]
+        return None
+
+    def _rule_for_operator(self, node: Node) -> Rule | None:
+        rules = self.selectors.operator_types
+        if not rules or not isinstance(node.target, torch._ops.OpOverload):
+            return None
+        return rules.get(node.target) or rules.get(node.target.overloadpacket)
+
+    def check_matches(self, model: GraphModule) -> None:
+        """Raise for rules that select nothing in the model or in a body of its control flow.
+
+        Args:
+            model: The captured model.
+
+        Raises:
+            SelectionError: Naming every such rule and what is close to it.
+        """
+        seen = _Seen.of([model, *(body for _, _, body in control_flow_bodies(model))])
+        problems = [p for rule in self.selectors.rules() if (p := self._problem(rule, seen))]
+        if problems:
+            raise SelectionError("\n".join(problems))
+
+    def _problem(self, rule: Rule, seen: _Seen) -> str | None:
+        if rule.kind in (RuleKind.GLOBAL, RuleKind.IO):
+            return None
+        if rule.kind is RuleKind.NODE_NAME:
+            return _missing(rule, {rule.key} & seen.nodes, seen.nodes, "node")
+        if rule.kind is RuleKind.MODULE_NAME:
+            pattern = _translate(rule.key)
+            found = {path for path in seen.paths if path and pattern.fullmatch(path)}
+            if not found and rule.key in seen.folded:
+                return (
+                    f"{rule} selects nothing: {rule.key!r} has no operator of its own in the "
+                    "captured graph (batch norm is folded into the convolution or linear layer "
+                    "before it; dropout and identity vanish). Name that layer instead."
+                )
+            return _missing(rule, found, seen.paths, "module")
+        if rule.kind is RuleKind.MODULE_TYPE:
+            found = {t for t in seen.types if rule.key in _type_names(t)}
+            return _missing(rule, found, seen.types, "module type")
+        found = {key for key in seen.operators if str(key) == rule.key}
+        return _missing(rule, found, map(str, seen.operators), "operator")
+
+
+@frozen
+class _Seen:
+    """What there is to select in some graphs."""
+
+    nodes: frozenset[str]
+    paths: frozenset[str]
+    types: frozenset[str]
+    operators: frozenset[Any]
+    folded: frozenset[str]
+
+    @classmethod
+    def of(cls, graphs: Iterable[GraphModule]) -> _Seen:
+        nodes: set[str] = set()
+        paths: set[str] = set()
+        types: set[str] = set()
+        operators: set[Any] = set()
+        modules: set[str] = set()
+        for graph in graphs:
+            modules.update(name for name, _ in graph.named_modules())
+            for node in graph.graph.nodes:
+                nodes.add(node.name)
+                if not is_compute_node(node):
+                    continue
+                if isinstance(node.target, torch._ops.OpOverload):
+                    operators.update((node.target, node.target.overloadpacket))
+                for frame in module_frames(node):
+                    paths.add(frame.path)
+                    types.add(frame.type_name)
+        return cls(
+            frozenset(nodes),
+            frozenset(paths),
+            frozenset(types - {""}),
+            frozenset(operators),
+            frozenset(modules - paths),
+        )
+
+
+def _missing(rule: Rule, found: Iterable[str], known: Iterable[str], what: str) -> str | None:
+    if any(True for _ in found):
+        return None
+    names = sorted(filter(None, known))
+    close = near_misses(rule.key, names)
+    if close:
+        hint = f"Did you mean {' or '.join(map(repr, close))}?"
+    elif names:
+        hint = f"There are: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}."
+    else:
+        hint = f"The captured graph names no {what}."
+    return f"{rule} selects nothing: the model has no {what} {rule.key!r}. {hint}"
+
+
+def _translate(glob: str) -> re.Pattern[str]:
+    """Compile a glob over dotted names in which ``*`` stays within one component."""
+    out: list[str] = []
+    position = 0
+    while position < len(glob):
+        if glob.startswith("**", position):
+            out.append(".*")
+            position += 2
+            continue
+        char = glob[position]
+        if char == "[" and (end := glob.find("]", position + 2)) > 0:
+            body = glob[position + 1 : end].replace("\\", r"\\")
+            out.append(f"[{'^' + body[1:] if body.startswith('!') else body}]")
+            position = end + 1
+            continue
+        out.append({"*": r"[^.]*", "?": r"[^.]"}.get(char) or re.escape(char))
+        position += 1
+    return re.compile("".join(out))
+
+
+def _type_names(type_name: str) -> tuple[str, ...]:
+    """Return the qualified names of a class and of its bases, most derived first."""
+    module, _, qualname = type_name.rpartition(".")
+    cls = getattr(sys.modules.get(module), qualname, None)
+    if not inspect.isclass(cls):
+        return (type_name,)
+    return tuple(
+        f"{base.__module__}.{base.__qualname__}"
+        for base in cls.__mro__
+        if base not in (object, torch.nn.Module)
+    )
+
+
+# Kept beside the plan because its messages speak of rules.
+def explain(selection: Selection) -> str:
+    """Say in words which rule left a node in float.
+
+    Args:
+        selection: A selection without a configuration.
+
+    Returns:
+        The reason, for a decision.
+    """
+    if selection.rule is None:
+        return "no rule selects it"
+    if selection.rule.kind is RuleKind.FILTER:
+        return "the filter function leaves it out"
+    return f"{selection.rule} leaves it in float"
+
+
+def describe_node(node: Node) -> str:
+    """Name a node and its operator for a message."""
+    return f"{node.name} ({operator_name(node)})"

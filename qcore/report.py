@@ -1,0 +1,147 @@
+"""Decisions, diagnostics and the reports made of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
+
+from attrs import asdict, frozen
+
+__all__ = ["AnnotationReport", "Decision", "Diagnostic", "Severity"]
+
+
+class Severity(Enum):
+    """How bad a diagnostic is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@frozen
+class Diagnostic:
+    """Something a backend has to say about a node.
+
+    Attributes:
+        node: The node's name.
+        operator: Its operator.
+        module: The module it was traced in; empty for the root.
+        reason: Why it is a problem.
+        advice: What to do about it.
+        severity: Errors stop the flow; warnings are reported.
+    """
+
+    node: str
+    operator: str
+    module: str
+    reason: str
+    advice: str = ""
+    severity: Severity = Severity.ERROR
+
+    def __str__(self) -> str:
+        where = f" in {self.module!r}" if self.module else ""
+        advice = f" {self.advice}" if self.advice else ""
+        return f"{self.node} ({self.operator}{where}): {self.reason}.{advice}"
+
+
+@frozen
+class Decision:
+    """What became of one compute node.
+
+    Attributes:
+        node: The node's name in the captured graph.
+        operator: Its operator, as in ``aten.conv2d.default``.
+        module: The module it was traced in; empty for the root.
+        scheme: The scheme it is quantized with, or ``None`` where it stays in float.
+        pattern: The pattern that quantized it, such as ``conv2d + hardtanh``.
+        reason: Why it stays in float: the rule, or what the backend cannot do.
+        advice: What to try to have it quantized.
+    """
+
+    node: str
+    operator: str
+    module: str
+    scheme: str | None = None
+    pattern: str = ""
+    reason: str = ""
+    advice: str = ""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the node is quantized."""
+        return self.scheme is not None
+
+
+@frozen
+class AnnotationReport:
+    """A decision for every compute node of a model.
+
+    Attributes:
+        backend: The backend that decided.
+        decisions: In the order of the graph; those of conditional bodies after the model's.
+    """
+
+    backend: str
+    decisions: tuple[Decision, ...] = ()
+
+    @property
+    def quantized(self) -> tuple[Decision, ...]:
+        """The decisions that quantize."""
+        return tuple(d for d in self.decisions if d.is_quantized)
+
+    @property
+    def in_float(self) -> tuple[Decision, ...]:
+        """The decisions that leave a node in float."""
+        return tuple(d for d in self.decisions if not d.is_quantized)
+
+    def __getitem__(self, node: str) -> Decision:
+        """Return the decision for a node, by its name."""
+        for decision in self.decisions:
+            if decision.node == node:
+                return decision
+        raise KeyError(node)
+
+    def merged(self, others: Iterable[AnnotationReport]) -> AnnotationReport:
+        """Return this report with the decisions of others after its own."""
+        more = tuple(d for other in others for d in other.decisions)
+        return AnnotationReport(self.backend, self.decisions + more)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return {
+            "backend": self.backend,
+            "quantized": len(self.quantized),
+            "float": len(self.in_float),
+            "decisions": [asdict(decision) for decision in self.decisions],
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return the report as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        schemes = Counter(d.scheme for d in self.quantized)
+        lines = [
+            f"{self.backend}: {len(self.quantized)} of {len(self.decisions)} compute nodes "
+            f"quantized, {len(self.in_float)} in float"
+        ]
+        lines += [f"  {count:4d} x {scheme}" for scheme, count in schemes.most_common()]
+        lines += _float_lines(self.in_float)
+        return "\n".join(lines)
+
+
+def _float_lines(decisions: Iterable[Decision], most_names: int = 4) -> list[str]:
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for decision in decisions:
+        key = (decision.operator, decision.reason, decision.advice)
+        where = f"{decision.module}/{decision.node}" if decision.module else decision.node
+        grouped.setdefault(key, []).append(where)
+    lines = []
+    for (operator, reason, advice), names in grouped.items():
+        shown = ", ".join(names[:most_names]) + (", ..." if len(names) > most_names else "")
+        lines.append(f"  {len(names):4d} x {operator} in float: {reason} [{shown}]")
+        if advice:
+            lines.append(f"         {advice}")
+    return lines
