@@ -1,0 +1,150 @@
+"""Calibration samples: read, checked against the model, and run through it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch.fx import GraphModule, Node
+from tqdm import tqdm
+
+from qcore.capture import Sample
+from qcore.errors import CalibrationError
+
+__all__ = ["CalibrationData", "calibrate", "check_sample"]
+
+
+@frozen
+class CalibrationData:
+    """Samples of which the first is known before the others are drawn.
+
+    Attributes:
+        first: The first sample, to capture the model with.
+        total: How many there are, where the source says so.
+    """
+
+    first: Sample
+    total: int | None
+    _rest: Iterator[Any]
+
+    @classmethod
+    def of(cls, samples: Iterable[Any]) -> CalibrationData:
+        """Draw the first sample.
+
+        Args:
+            samples: Tensors, tuples of positional inputs, or mappings of keyword inputs.
+
+        Returns:
+            The data.
+
+        Raises:
+            CalibrationError: There is no sample, or ``samples`` is not a collection of them.
+        """
+        if isinstance(samples, (torch.Tensor, str, bytes)) or not isinstance(samples, Iterable):
+            raise CalibrationError(
+                f"The calibration data is one {type(samples).__name__}; a collection of samples "
+                "is due. Wrap it: [(x,)] is one sample with one input."
+            )
+        iterator = iter(samples)
+        try:
+            first = next(iterator)
+        except StopIteration:
+            hint = (
+                "It is an iterator that may have been used up already: pass a list, or a new one."
+                if iterator is samples
+                else "Pass at least one sample; 32 to 512 typical inputs are usual."
+            )
+            raise CalibrationError(f"The calibration data has no samples. {hint}") from None
+        total = len(samples) if isinstance(samples, Sized) else None
+        return cls(Sample.of(first), total, iterator)
+
+    def __iter__(self) -> Iterator[Sample]:
+        yield self.first
+        yield from map(Sample.of, self._rest)
+
+
+def calibrate(prepared: GraphModule, data: CalibrationData, *, progress: bool | None = None) -> int:
+    """Run every sample through a prepared model.
+
+    Args:
+        prepared: The model with observers.
+        data: The samples.
+        progress: Show a progress bar; ``None`` means: on a terminal.
+
+    Returns:
+        How many samples there were.
+
+    Raises:
+        CalibrationError: A sample does not fit the model, or is not finite.
+    """
+    placeholders = [n for n in prepared.graph.nodes if n.op == "placeholder"]
+    bar = tqdm(
+        data,
+        total=data.total,
+        desc="calibrate",
+        unit="sample",
+        leave=False,
+        disable=None if progress is None else not progress,
+    )
+    count = 0
+    with torch.no_grad():
+        for count, sample in zip(itertools.count(1), bar, strict=False):
+            check_sample(sample, placeholders, f"Calibration sample {count - 1}")
+            prepared(*sample.args, **sample.kwargs)
+    return count
+
+
+def check_sample(sample: Sample, placeholders: list[Node], what: str) -> None:
+    """Raise unless a sample fits the inputs of a captured model.
+
+    Args:
+        sample: The inputs.
+        placeholders: The model's inputs, in order.
+        what: What the sample is called in the message.
+
+    Raises:
+        CalibrationError: Another number of inputs, another dtype or shape, or values that are not
+            finite.
+    """
+    values = sample.flat()
+    names = [node.name for node in placeholders]
+    if len(values) != len(placeholders):
+        raise CalibrationError(
+            f"{what} has {len(values)} inputs, and the model takes {len(names)}: "
+            f"{', '.join(names)}. Yield only the model's inputs, for example "
+            "((images,) for images, labels in loader)."
+        )
+    for value, node in zip(values, placeholders, strict=True):
+        expected = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and isinstance(expected, torch.Tensor):
+            _check_tensor(value, expected, f"{what}, input {node.name!r}")
+
+
+def _check_tensor(value: torch.Tensor, expected: torch.Tensor, where: str) -> None:
+    if value.dtype != expected.dtype:
+        kind = str(expected.dtype).removeprefix("torch.")
+        raise CalibrationError(
+            f"{where} is {value.dtype}, and the model was captured with {expected.dtype}. "
+            f"Convert it: x.to(torch.{kind})."
+        )
+    sizes = tuple(expected.shape)
+    fits = len(value.shape) == len(sizes) and all(
+        isinstance(want, torch.SymInt) or have == want
+        for have, want in zip(value.shape, sizes, strict=True)
+    )
+    if not fits:
+        shown = ", ".join("any" if isinstance(s, torch.SymInt) else str(s) for s in sizes)
+        raise CalibrationError(
+            f"{where} has shape {tuple(value.shape)}, and the model was captured with ({shown}). "
+            "Give all samples one shape (a loader's last batch may be smaller: drop_last=True), or "
+            "pass dynamic_shapes."
+        )
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        kind = "NaN" if torch.isnan(value).any() else "infinite values"
+        raise CalibrationError(
+            f"{where} contains {kind}: ranges measured on it would be meaningless. "
+            "Check the preprocessing, or leave the sample out."
+        )

@@ -1,0 +1,303 @@
+"""From what a user has to a graph that can be annotated: export, guards, layouts, dynamic sizes."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from attrs import frozen
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule, Node
+
+from qcore.errors import CaptureError
+from qcore.graph import tensor_attribute
+
+__all__ = [
+    "Sample",
+    "capture",
+    "dynamic_shapes_of",
+    "export_converted",
+    "inline_grad_modes",
+    "remove_guards",
+    "sink_parameters",
+]
+
+_GRAD_MODE: Final = "wrap_with_set_grad_enabled"
+
+
+@frozen
+class Sample:
+    """One set of inputs for a model.
+
+    Attributes:
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, value: Any) -> Sample:
+        """Read what users pass as inputs.
+
+        Args:
+            value: A tensor, a tuple or list of positional inputs, or a mapping of keyword inputs.
+
+        Returns:
+            The sample; tensors contiguous in their own order of dimensions, since programs that
+            were exported with channels_last inputs crash runtimes.
+        """
+        if isinstance(value, Sample):
+            return value
+        if isinstance(value, Mapping):
+            return cls((), {str(key): _contiguous(item) for key, item in value.items()})
+        items = value if isinstance(value, (tuple, list)) else (value,)
+        return cls(tuple(map(_contiguous, items)), {})
+
+    def flat(self) -> list[Any]:
+        """Return the leaves of all inputs, positional ones first."""
+        return list(torch.utils._pytree.tree_leaves((self.args, self.kwargs)))
+
+
+def _contiguous(value: Any) -> Any:
+    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.contiguous(), value)
+
+
+@contextmanager
+def _mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
+    """Put a model into train or eval mode, and every module back into its own afterwards."""
+    before = {module: module.training for module in model.modules()}
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+def capture(
+    model: torch.nn.Module | ExportedProgram,
+    example: Sample,
+    *,
+    dynamic_shapes: Any = None,
+    is_qat: bool = False,
+) -> GraphModule:
+    """Capture a model as a graph of ATen operators.
+
+    Args:
+        model: A module, an exported program, or the graph module of one; never changed.
+        example: Inputs to export a module with.
+        dynamic_shapes: As for ``torch.export.export``; only for a module.
+        is_qat: Export in training mode, so that batch norm can be trained.
+
+    Returns:
+        A graph module without guards and without ``torch.no_grad()`` bodies. It shares parameters
+        with ``model``.
+
+    Raises:
+        CaptureError: The model is none of these, or cannot be exported.
+    """
+    if isinstance(model, ExportedProgram):
+        graph = model.module(check_guards=False)
+    elif isinstance(model, GraphModule):
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        graph = copy.deepcopy(model, shared)
+    elif isinstance(model, torch.nn.Module):
+        graph = _exported(model, example, dynamic_shapes, is_qat)
+    else:
+        raise CaptureError(
+            f"Cannot capture {type(model).__name__}: pass a torch.nn.Module, an ExportedProgram "
+            "or the GraphModule of one. A saved program is loaded with torch.export.load(path)."
+        )
+    remove_guards(graph)
+    inline_grad_modes(graph)
+    return graph
+
+
+def _exported(
+    model: torch.nn.Module, example: Sample, dynamic_shapes: Any, is_qat: bool
+) -> GraphModule:
+    with _mode(model, training=is_qat):
+        try:
+            program = torch.export.export(
+                model, example.args, example.kwargs or None, dynamic_shapes=dynamic_shapes
+            )
+        except Exception as error:
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CaptureError(
+                f"torch.export.export cannot capture {type(model).__name__}: {first_line}\n"
+                "The cause is above. Usual ones: Python control flow on tensor values (use "
+                "torch.cond), an input that the model does not take, a size that varies (pass "
+                "dynamic_shapes). Or export it yourself and pass the ExportedProgram."
+            ) from error
+    return program.module(check_guards=False)
+
+
+def remove_guards(model: GraphModule) -> bool:
+    """Remove the input guards that ``ExportedProgram.module()`` adds.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        Whether there were any.
+    """
+    guards = [n for n in model.graph.nodes if n.op == "call_module" and n.name == "_guards_fn"]
+    for node in guards:
+        model.graph.erase_node(node)
+        model.delete_submodule(str(node.target))
+    if guards:
+        model.recompile()
+    return bool(guards)
+
+
+def inline_grad_modes(model: GraphModule) -> bool:
+    """Inline the bodies of ``torch.no_grad()`` blocks, which PT2E would skip without a word.
+
+    Args:
+        model: Changed in place; gradients no longer stop at these blocks.
+
+    Returns:
+        Whether there were any.
+    """
+    found = False
+    for node in list(model.graph.nodes):
+        if node.op == "call_function" and getattr(node.target, "__name__", "") == _GRAD_MODE:
+            _inline(model, node)
+            found = True
+    if found:
+        model.graph.eliminate_dead_code()
+        model.delete_all_unused_submodules()
+        model.recompile()
+        inline_grad_modes(model)
+    return found
+
+
+def _inline(model: GraphModule, node: Node) -> None:
+    body_attribute, *operands = node.args[1:]
+    assert isinstance(body_attribute, Node)
+    body = operator.attrgetter(str(body_attribute.target))(model)
+    placeholders = [n for n in body.graph.nodes if n.op == "placeholder"]
+    values: dict[Node, Any] = dict(zip(placeholders, operands, strict=True))
+    with model.graph.inserting_before(node):
+        outputs = model.graph.graph_copy(body.graph, values)
+    assert isinstance(outputs, (tuple, list))
+    for inner, copied in values.items():
+        if inner.op == "get_attr":
+            name = f"{body_attribute.target}_{inner.target}".replace(".", "_")
+            setattr(model, name, operator.attrgetter(str(inner.target))(body))
+            copied.target = name
+    for user in list(node.users):
+        assert user.target is operator.getitem
+        user.replace_all_uses_with(outputs[user.args[1]])
+        model.graph.erase_node(user)
+    model.graph.erase_node(node)
+
+
+def sink_parameters(model: GraphModule, call: Node, body: GraphModule) -> None:
+    """Let a conditional body read its parameters itself instead of as operands.
+
+    Export passes a body everything that it closes over. As operands, weights cannot be quantized
+    ahead of time; as attributes of the body they can. The operands stay, unused.
+
+    Args:
+        model: The graph that calls the body.
+        call: The ``cond`` operator.
+        body: One of its branches; changed in place.
+    """
+    operands = next((a for a in call.args if isinstance(a, (tuple, list))), ())
+    placeholders = [n for n in body.graph.nodes if n.op == "placeholder"]
+    for operand, placeholder in zip(operands, placeholders, strict=True):
+        if not isinstance(operand, Node) or operand.op != "get_attr" or not placeholder.users:
+            continue
+        name = f"_sunk.{operand.target}"
+        _set_tensor(body, name, tensor_attribute(model, operand))
+        with body.graph.inserting_after(placeholders[-1]):
+            attribute = body.graph.get_attr(name)
+        attribute.meta.update(placeholder.meta)
+        placeholder.replace_all_uses_with(attribute)
+    body.recompile()
+
+
+def _set_tensor(root: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    *path, leaf = name.split(".")
+    module = root
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, torch.nn.Module())
+        module = getattr(module, part)
+    if isinstance(tensor, torch.nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor)
+
+
+def dynamic_shapes_of(model: GraphModule) -> tuple[Any, ...] | None:
+    """Read off a captured graph which dimensions of its inputs are dynamic.
+
+    Args:
+        model: A captured or converted model.
+
+    Returns:
+        One entry per input, for ``torch.export.export``; ``None`` where all sizes are static.
+    """
+    shapes: list[Any] = []
+    for node in model.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            shapes.append(None)
+            continue
+        dynamic = {
+            axis: _dimension(size)
+            for axis, size in enumerate(value.shape)
+            if isinstance(size, torch.SymInt)
+        }
+        shapes.append(dynamic or None)
+    return tuple(shapes) if any(shapes) else None
+
+
+def _dimension(size: torch.SymInt) -> Any:
+    bounds = size.node.shape_env.bound_sympy(size.node.expr)
+    limits = {
+        key: int(bound)
+        for key, bound in (("min", bounds.lower), ("max", bounds.upper))
+        if bound.is_finite and int(bound) < 2**31 - 1
+    }
+    return Dim.AUTO(**limits) if limits else Dim.AUTO
+
+
+def export_converted(model: GraphModule, example: Sample) -> ExportedProgram:
+    """Export a converted model again, for lowering.
+
+    Args:
+        model: What ``convert_pt2e`` returned.
+        example: Inputs; their dynamic dimensions are taken from the graph.
+
+    Returns:
+        The exported program.
+
+    Raises:
+        CaptureError: The inputs do not fit, or the model cannot be exported.
+    """
+    shapes = dynamic_shapes_of(model)
+    if shapes is not None:
+        names = [n.name for n in model.graph.nodes if n.op == "placeholder"]
+        positional = shapes[: len(example.args)]
+        shapes = positional if not example.kwargs else dict(zip(names, shapes, strict=True))  # type: ignore[assignment]
+    try:
+        return torch.export.export(
+            model, example.args, example.kwargs or None, dynamic_shapes=shapes
+        )
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(
+            f"The converted model cannot be exported with these example_inputs: {first_line}\n"
+            "Pass inputs of the shapes and dtypes that the model was captured with."
+        ) from error

@@ -1,0 +1,130 @@
+"""The whole flow in one call: capture, annotate, calibrate, convert."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import field, frozen
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
+
+from qcore.calibration import CalibrationData, calibrate, check_sample
+from qcore.capture import capture
+from qcore.pt2e import PreparedModel
+from qcore.quantizer import Quantizer
+from qcore.report import AnnotationReport
+
+__all__ = ["QuantizedModel", "quantize", "run_flow"]
+
+
+@frozen
+class QuantizedModel:
+    """What ``qcore.quantize`` returns.
+
+    Attributes:
+        model: The converted model, with quantize and dequantize operators; runs in eager mode.
+        report: A decision for every compute node.
+        seconds: How long each stage took.
+    """
+
+    model: GraphModule = field(repr=False)
+    report: AnnotationReport
+    seconds: dict[str, float]
+
+
+def quantize(
+    model: Any,
+    quantizer: Quantizer,
+    calibration_data: Iterable[Any],
+    *,
+    dynamic_shapes: Any = None,
+    progress: bool | None = None,
+) -> QuantizedModel:
+    """Quantize a model: capture it, annotate, calibrate, convert.
+
+    Args:
+        model: A ``torch.nn.Module`` (its training mode is kept), an ``ExportedProgram``, or the
+            ``GraphModule`` of one; never changed.
+        quantizer: What to quantize, from ``qcore.get_quantizer``.
+        calibration_data: Samples: tensors, tuples of positional inputs, or mappings of keyword
+            inputs, float32 where the model is, finite and of one shape. A module is captured with
+            the first. With dynamic schemes alone, one sample is enough.
+        dynamic_shapes: As for ``torch.export.export``, where sizes vary; only for a module.
+        progress: Show a progress bar on stderr; ``None`` means: on a terminal.
+
+    Returns:
+        The converted model and the report.
+
+    Raises:
+        CaptureError: The model cannot be exported.
+        SelectionError: A rule matches nothing, or nothing at all would be quantized.
+        PartialQuantizationError: The backend cannot leave in float what would stay so.
+        CalibrationError: The samples are missing or do not fit.
+    """
+    return run_flow(
+        model, quantizer, calibration_data, dynamic_shapes=dynamic_shapes, progress=progress
+    )
+
+
+def run_flow(
+    model: Any,
+    quantizer: Quantizer,
+    samples: Iterable[Any],
+    *,
+    is_qat: bool = False,
+    dynamic_shapes: Any = None,
+    progress: bool | None = None,
+) -> QuantizedModel:
+    """Do the work of :func:`quantize` and of ``Quantizer.quantize_with_submodules``."""
+    data = CalibrationData.of(samples)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "capture"):
+        graph = capture(model, data.first, dynamic_shapes=dynamic_shapes, is_qat=is_qat)
+        placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+        check_sample(data.first, placeholders, "Calibration sample 0")
+    with _timed(seconds, "prepare"):
+        driver = _Driver(quantizer)
+        prepared = PreparedModel.prepare(graph, driver, is_qat)
+        driver.check_something_quantized()
+    with _timed(seconds, "calibrate"):
+        calibrate(prepared.model, data, progress=progress)
+    with _timed(seconds, "convert"):
+        converted = prepared.convert()
+    report = driver.report
+    return QuantizedModel(converted, report, seconds)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
+
+
+class _Driver(TorchaoQuantizer):  # type: ignore[misc]
+    """Collects the reports of a model and of its bodies, and judges them together."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self._quantizer = quantizer
+        self._reports: list[AnnotationReport] = []
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        return self._quantizer.transform_for_annotation(model)
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        self._reports.append(self._quantizer.annotated(model))
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        self._quantizer.validate(model)
+
+    @property
+    def report(self) -> AnnotationReport:
+        return self._reports[0].merged(self._reports[1:])
+
+    def check_something_quantized(self) -> None:
+        self._quantizer.require_quantized(self.report)

@@ -1,0 +1,249 @@
+"""The quantizer: a torchao ``Quantizer`` that drives a backend's hooks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
+
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
+
+from qcore.backend import BackendHooks
+from qcore.capture import Sample, export_converted, inline_grad_modes, remove_guards
+from qcore.errors import LoweringError, PartialQuantizationError, QcoreWarning, SelectionError
+from qcore.graph import control_flow_bodies
+from qcore.plan import FilterFunction, QuantizationPlan, Selectors
+from qcore.report import AnnotationReport, Severity
+from qcore.schemes import QuantizationScheme, SchemeLike, resolve_config
+
+if TYPE_CHECKING:
+    from qcore.lowering import LoweredProgram
+
+__all__ = ["Quantizer"]
+
+# Set on the bodies of a checked model: a rule need not match in every one of them.
+_CHECKED = "qcore_rules_checked"
+
+
+class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
+    """Quantizes models for one backend, in torchao's PT2E flow or with ``qcore.quantize``.
+
+    Every ``set_*`` method returns the quantizer. Each takes a configuration, a scheme's name such
+    as ``"8a8w"`` or ``"8a8w per-tensor"``, or ``None``, which leaves the selected part in float.
+    The most specific rule wins, whatever the order of the calls: node name, module name, module
+    type, operator type, io, global.
+
+    Args:
+        backend: An instance of a backend class; ``qcore.get_quantizer`` builds one by name.
+        name: The backend's name; by default what its ``name`` attribute says.
+
+    Raises:
+        BackendLoadError: The backend breaks the hook contract.
+    """
+
+    def __init__(self, backend: object, name: str | None = None) -> None:
+        super().__init__()
+        self._hooks = BackendHooks(backend, name or str(getattr(backend, "name", "backend")))
+        self._schemes = self._hooks.supported_schemes()
+        self._selectors = Selectors()
+        self._report: AnnotationReport | None = None
+
+    def __repr__(self) -> str:
+        rules = ", ".join(str(rule) for rule in self._selectors.rules())
+        return f"<{type(self).__name__} {self.name}: {rules or 'nothing selected'}>"
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+        return self._hooks.name
+
+    @property
+    def backend(self) -> object:
+        """The backend's instance, with its options."""
+        return self._hooks.backend
+
+    @property
+    def supported_schemes(self) -> tuple[QuantizationScheme, ...]:
+        """The schemes that the backend executes, the preferred ones first."""
+        return self._schemes
+
+    @property
+    def report(self) -> AnnotationReport | None:
+        """The decisions of the last annotation; ``None`` before it."""
+        return self._report
+
+    def set_global(self, quantization_config: SchemeLike) -> Self:
+        """Select everything that no other rule selects."""
+        self._selectors.add_global(self._config(quantization_config))
+        return self
+
+    def set_io(self, quantization_config: SchemeLike) -> Self:
+        """Select the inputs and outputs of the model."""
+        self._selectors.add_io(self._config(quantization_config))
+        return self
+
+    def set_operator_type(self, operator_type: object, quantization_config: SchemeLike) -> Self:
+        """Select an operator, such as ``torch.ops.aten.linear.default``."""
+        config = self._config(quantization_config)
+        self._selectors.add_operator_type(operator_type, config)
+        return self
+
+    def set_module_type(self, module_type: object, quantization_config: SchemeLike) -> Self:
+        """Select the modules of a class and its subclasses; the innermost such module decides."""
+        self._selectors.add_module_type(module_type, self._config(quantization_config))
+        return self
+
+    def set_module_name(self, module_name: str, quantization_config: SchemeLike) -> Self:
+        """Select a module with everything in it; ``*`` stands within a component, ``**`` across."""
+        self._selectors.add_module_name(module_name, self._config(quantization_config))
+        return self
+
+    def set_node_name(self, node_name: str, quantization_config: SchemeLike) -> Self:
+        """Select one node of the captured graph by name."""
+        self._selectors.add_node_name(node_name, self._config(quantization_config))
+        return self
+
+    def set_filter_function(self, filter_fn: FilterFunction | None) -> Self:
+        """Leave every operator in float for whose node ``filter_fn`` returns false."""
+        if filter_fn is not None and not callable(filter_fn):
+            raise SelectionError(
+                f"set_filter_function takes a function from a node to a bool, got {filter_fn!r}."
+            )
+        self._selectors.filter_function = filter_fn
+        return self
+
+    def _config(self, wanted: SchemeLike) -> Any:
+        return resolve_config(wanted, self._schemes, self.name)
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Bring a captured model into the form that the backend annotates.
+
+        Args:
+            model: The captured model; changed in place.
+
+        Returns:
+            The model, with the same outputs.
+        """
+        remove_guards(model)
+        inline_grad_modes(model)
+        return self._hooks.transform_for_annotation(model, self._plan())
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate every node that the rules select and the backend quantizes.
+
+        Args:
+            model: The captured model.
+
+        Returns:
+            The model; :attr:`report` then holds a decision for every compute node.
+
+        Raises:
+            SelectionError: A rule matches nothing.
+        """
+        report = self.annotated(model)
+        if report.decisions and not report.quantized and not list(control_flow_bodies(model)):
+            warnings.warn(self._nothing_quantized(report), QcoreWarning, stacklevel=2)
+        return model
+
+    def annotated(self, model: GraphModule) -> AnnotationReport:
+        """Annotate a model and return the decisions; says nothing if nothing is quantized."""
+        plan = self._plan()
+        if _CHECKED not in model.meta:
+            plan.check_matches(model)
+            for _, _, body in control_flow_bodies(model):
+                body.meta[_CHECKED] = True
+        self._report = self._hooks.annotate(model, plan)
+        return self._report
+
+    def require_quantized(self, report: AnnotationReport) -> None:
+        """Raise if nothing was quantized.
+
+        Args:
+            report: The decisions for a model and for its bodies.
+
+        Raises:
+            SelectionError: With the reason for every node.
+        """
+        self._report = report
+        if not report.quantized:
+            raise SelectionError(self._nothing_quantized(report))
+
+    def _nothing_quantized(self, report: AnnotationReport) -> str:
+        if self._selectors.is_empty:
+            return (
+                f"Nothing is quantized: no rule was set. Select what to quantize, for example "
+                f"set_global({self._schemes[0].name!r})."
+            )
+        return f"Nothing is quantized.\n{report}"
+
+    def validate(self, model: GraphModule) -> None:
+        """Raise if the backend cannot execute what stayed in float.
+
+        Args:
+            model: The annotated model.
+
+        Raises:
+            PartialQuantizationError: Naming every such node, the reason and what to do.
+        """
+        report = self._report or AnnotationReport(self.name)
+        found = self._hooks.validate_partial(model, self._plan(), report)
+        errors = [d for d in found if d.severity is Severity.ERROR]
+        for diagnostic in found:
+            if diagnostic.severity is Severity.WARNING:
+                warnings.warn(f"{self.name}: {diagnostic}", QcoreWarning, stacklevel=2)
+        if errors:
+            lines = "\n".join(f"  {diagnostic}" for diagnostic in errors)
+            raise PartialQuantizationError(
+                f"{self.name} cannot execute {len(errors)} nodes that would stay in float:\n{lines}"
+            )
+
+    def _plan(self) -> QuantizationPlan:
+        return QuantizationPlan(self._selectors)
+
+    def quantize_with_submodules(
+        self,
+        model: Any,
+        calibration_samples: Iterable[Any],
+        is_qat: bool = False,
+    ) -> GraphModule:
+        """Quantize a model and the bodies of its ``torch.cond`` and ``while_loop`` operators.
+
+        Args:
+            model: A module, an exported program, or the graph module of one; never changed.
+            calibration_samples: Inputs, as for ``qcore.quantize``; at least one for each path.
+            is_qat: Insert fake quantization and run the samples through it.
+
+        Returns:
+            The converted model. A body that no sample reached stays in float, with a warning.
+
+        Raises:
+            CalibrationError: The samples are missing or do not fit.
+            SelectionError: A rule matches nothing.
+        """
+        from qcore.flow import run_flow
+
+        return run_flow(model, self, calibration_samples, is_qat=is_qat).model
+
+    def lower(self, model: GraphModule, example_inputs: Any, **options: Any) -> LoweredProgram:
+        """Turn a converted model into a program for the device.
+
+        Args:
+            model: What ``convert_pt2e`` or ``qcore.quantize`` returned.
+            example_inputs: Inputs as the model takes them; dynamic sizes stay dynamic.
+            **options: Options of the backend's ``lower``.
+
+        Returns:
+            The program, with a report of what was delegated.
+
+        Raises:
+            LoweringError: The model is not converted, or cannot be lowered.
+            CaptureError: ``example_inputs`` do not fit.
+        """
+        if not isinstance(model, GraphModule):
+            raise LoweringError(
+                f"lower takes a converted model, got {type(model).__name__}. Quantize it first: "
+                "result = qcore.quantize(model, quantizer, samples), then lower(result.model, ...)."
+            )
+        program = export_converted(model, Sample.of(example_inputs))
+        return self._hooks.lower(program, options)
