@@ -1,0 +1,54 @@
+"""The XNNPACK backend: what the core's hooks mean for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import define
+
+import qcore
+from qcore.annotation import annotate_graph, clamps_to_hardtanh, scalars_to_attributes
+from qcore_xnnpack.support import SCALAR_OPERATORS, SCHEMES, TABLE
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+    from qcore.lowering import LoweredProgram
+    from qcore.plan import QuantizationPlan
+    from qcore.report import AnnotationReport
+    from qcore.schemes import QuantizationScheme
+
+__all__ = ["XnnpackBackend"]
+
+
+@define
+class XnnpackBackend:
+    """Int8 on CPUs through ExecuTorch's XNNPACK delegate; takes no options."""
+
+    name: ClassVar[str] = "xnnpack"
+    api_version: ClassVar[int] = 1
+
+    @qcore.hookimpl
+    def supported_schemes(self) -> Sequence[QuantizationScheme]:
+        """8a8w, static and dynamic, per channel and per tensor, PTQ and QAT."""
+        return SCHEMES
+
+    @qcore.hookimpl
+    def transform_for_annotation(self, model: GraphModule, plan: QuantizationPlan) -> GraphModule:
+        """Make scalars tensors, and clamps the form that XNNPACK fuses."""
+        clamps_to_hardtanh(model, plan)
+        return scalars_to_attributes(model, plan, SCALAR_OPERATORS)
+
+    @qcore.hookimpl
+    def annotate(self, model: GraphModule, plan: QuantizationPlan) -> AnnotationReport:
+        """Apply the support table."""
+        return annotate_graph(model, plan, TABLE, self.name)
+
+    @qcore.hookimpl
+    def lower(self, program: ExportedProgram, options: Mapping[str, Any]) -> LoweredProgram:
+        """Delegate to XNNPACK what it takes; the rest runs on portable kernels."""
+        from qcore_xnnpack.lowering import lower_to_xnnpack
+
+        return lower_to_xnnpack(program, **options)

@@ -1,0 +1,191 @@
+"""What XNNPACK executes in int8: its schemes and its operators, as data.
+
+Read off ExecuTorch 1.4's partitioner (``backends/xnnpack/partition/config``), and checked by
+lowering and running each row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch.fx import GraphModule
+
+from qcore.annotation import (
+    ConcatRule,
+    ElementwiseRule,
+    GemmRule,
+    OperatorMatch,
+    OperatorPattern,
+    PassThroughRule,
+    PoolRule,
+    Rejection,
+    SupportTable,
+)
+from qcore.annotation.checks import (
+    constants_fit_histogram,
+    float_inputs,
+    no_alpha,
+    static_weight,
+    weight_shape,
+)
+from qcore.schemes import QuantizationConfig, QuantizationScheme
+
+__all__ = ["SCALAR_OPERATORS", "SCHEMES", "TABLE"]
+
+aten = torch.ops.aten
+
+SCHEMES: Final = tuple(
+    QuantizationScheme(8, 8, granularity, is_dynamic, is_qat)
+    for is_qat in (False, True)
+    for is_dynamic in (False, True)
+    for granularity in ("per_channel", "per_tensor")
+)
+
+#: Operators whose scalar operands become tensors, because XNNPACK takes two tensors.
+SCALAR_OPERATORS: Final[tuple[Any, ...]] = (
+    aten.add.Tensor,
+    aten.add_.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.mul_.Tensor,
+)
+
+_RELUS: Final[tuple[Any, ...]] = (aten.relu.default, aten.relu_.default)
+_CLAMPS: Final[tuple[Any, ...]] = (*_RELUS, aten.hardtanh.default, aten.hardtanh_.default)
+
+
+def _convolution_groups(match: OperatorMatch) -> int:
+    # The groups are the last but one argument of conv_transpose, the last of conv.
+    schema = match.root.target._schema.arguments  # type: ignore[union-attr]
+    position = next(i for i, argument in enumerate(schema) if argument.name == "groups")
+    given: Any = match.root.args[position] if len(match.root.args) > position else 1
+    return int(match.root.kwargs.get("groups", given))  # type: ignore[arg-type]
+
+
+def one_group(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject grouped transposed convolutions."""
+    del config, model
+    groups = _convolution_groups(match)
+    if groups == 1:
+        return None
+    return Rejection(
+        f"xnnpack has no quantized transposed convolution with groups={groups}",
+        "Use groups=1, or leave it in float.",
+    )
+
+
+def dynamic_is_plain_2d(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject dynamic convolutions other than 2d ones that are not depthwise."""
+    del model
+    assert config.input_activation is not None
+    if not config.input_activation.is_dynamic:
+        return None
+    shape = weight_shape(match)
+    if shape is None or len(shape) != 4:
+        return Rejection(
+            "xnnpack runs only 2d convolutions with dynamic activations",
+            "Give it a static configuration.",
+        )
+    groups = _convolution_groups(match)
+    if groups > 1 and shape[1] == 1:
+        return Rejection(
+            "xnnpack runs no depthwise convolution with dynamic activations",
+            "Give it a static configuration.",
+        )
+    return None
+
+
+_GEMM_CHECKS: Final = (float_inputs, static_weight)
+_ELEMENTWISE_CHECKS: Final = (float_inputs, no_alpha, constants_fit_histogram)
+
+_GEMMS: Final = (
+    OperatorPattern(
+        "linear",
+        (aten.linear.default,),
+        GemmRule(),
+        fuses=_CLAMPS,
+        dynamic=True,
+        checks=_GEMM_CHECKS,
+    ),
+    OperatorPattern(
+        "conv",
+        (aten.conv1d.default, aten.conv2d.default, aten.convolution.default),
+        GemmRule(),
+        fuses=_CLAMPS,
+        folds_batch_norm=True,
+        dynamic=True,
+        checks=(*_GEMM_CHECKS, dynamic_is_plain_2d),
+    ),
+    OperatorPattern(
+        "conv_transpose",
+        (aten.conv_transpose1d.default, aten.conv_transpose2d.input),
+        GemmRule(weight_axis=1),
+        fuses=_CLAMPS,
+        folds_batch_norm=True,
+        dynamic=True,
+        checks=(*_GEMM_CHECKS, one_group, dynamic_is_plain_2d),
+    ),
+)
+
+_ELEMENTWISE: Final = (
+    OperatorPattern(
+        "add",
+        (aten.add.Tensor, aten.add_.Tensor),
+        ElementwiseRule(),
+        fuses=_RELUS,
+        checks=_ELEMENTWISE_CHECKS,
+    ),
+    OperatorPattern(
+        "sub",
+        (aten.sub.Tensor,),
+        ElementwiseRule(),
+        checks=_ELEMENTWISE_CHECKS,
+    ),
+    OperatorPattern(
+        "mul",
+        (aten.mul.Tensor, aten.mul_.Tensor),
+        ElementwiseRule(),
+        fuses=_RELUS,
+        checks=_ELEMENTWISE_CHECKS,
+    ),
+)
+
+_JOINING: Final = (
+    OperatorPattern("cat", (aten.cat.default,), ConcatRule(), checks=(float_inputs,)),
+    OperatorPattern(
+        "adaptive_avg_pool2d",
+        (aten.adaptive_avg_pool2d.default,),
+        PoolRule(),
+        checks=(float_inputs,),
+    ),
+)
+
+_PASS_THROUGH: Final = tuple(
+    OperatorPattern(name, targets, PassThroughRule())
+    for name, targets in (
+        ("relu", _RELUS),
+        ("hardtanh", (aten.hardtanh.default, aten.hardtanh_.default)),
+        ("clamp", (aten.clamp.default, aten.clamp_.default)),
+        ("max_pool2d", (aten.max_pool2d.default,)),
+        ("mean", (aten.mean.default, aten.mean.dim)),
+        ("permute", (aten.permute.default, aten.permute_copy.default, aten.transpose.int)),
+        ("squeeze", (aten.squeeze.dim, aten.squeeze_copy.dim)),
+        (
+            "view",
+            (
+                aten.view.default,
+                aten.view_copy.default,
+                aten.reshape.default,
+                aten.flatten.using_ints,
+            ),
+        ),
+        ("slice", (aten.slice.Tensor, aten.slice_copy.Tensor)),
+    )
+)
+
+TABLE: Final = SupportTable((*_GEMMS, *_ELEMENTWISE, *_JOINING, *_PASS_THROUGH))
