@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qcore import _quiet
 from qcore.errors import QcoreError, QcoreWarning
+from qcore.quiet import hush
 from qcore.registry import BackendInfo, backends, get_quantizer, register_backend
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _HOMES = {
     "quantize": "qcore.flow",
 }
 
-_quiet.hush()
+hush()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,17 +9,15 @@ from typing import Any, Final
 
 import torch
 from attrs import frozen
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qcore.errors import CaptureError
-from qcore.graph import tensor_attribute
+from qcore.graph import PARAMETER_NAME, clone, tensor_attribute
 
 __all__ = [
     "Sample",
     "capture",
-    "dynamic_shapes_of",
-    "export_converted",
     "inline_grad_modes",
     "remove_guards",
     "sink_parameters",
@@ -105,8 +102,7 @@ def capture(
     if isinstance(model, ExportedProgram):
         graph = model.module(check_guards=False)
     elif isinstance(model, GraphModule):
-        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        graph = copy.deepcopy(model, shared)
+        graph = clone(model)
     elif isinstance(model, torch.nn.Module):
         graph = _exported(model, example, dynamic_shapes, is_qat)
     else:
@@ -172,7 +168,6 @@ def inline_grad_modes(model: GraphModule) -> bool:
             found = True
     if found:
         model.graph.eliminate_dead_code()
-        model.delete_all_unused_submodules()
         model.recompile()
         inline_grad_modes(model)
     return found
@@ -197,107 +192,38 @@ def _inline(model: GraphModule, node: Node) -> None:
         user.replace_all_uses_with(outputs[user.args[1]])
         model.graph.erase_node(user)
     model.graph.erase_node(node)
+    model.graph.erase_node(body_attribute)
+    model.delete_submodule(str(body_attribute.target))
 
 
 def sink_parameters(model: GraphModule, call: Node, body: GraphModule) -> None:
-    """Let a conditional body read its parameters itself instead of as operands.
+    """Let a control-flow body read its parameters itself instead of as operands.
 
     Export passes a body everything that it closes over. As operands, weights cannot be quantized
     ahead of time; as attributes of the body they can. The operands stay, unused.
 
     Args:
         model: The graph that calls the body.
-        call: The ``cond`` operator.
-        body: One of its branches; changed in place.
+        call: The ``cond`` or ``while_loop`` operator.
+        body: One of its bodies; changed in place.
     """
-    operands = next((a for a in call.args if isinstance(a, (tuple, list))), ())
+    groups = [a for a in call.args if isinstance(a, (tuple, list))]
+    carried = len(groups[0]) if len(groups) > 1 else 0  # A loop replaces what it carries.
+    operands = [operand for group in groups for operand in group]
     placeholders = [n for n in body.graph.nodes if n.op == "placeholder"]
-    for operand, placeholder in zip(operands, placeholders, strict=True):
+    pairs = list(zip(operands, placeholders, strict=True))[carried:]
+    for operand, placeholder in pairs:
         if not isinstance(operand, Node) or operand.op != "get_attr" or not placeholder.users:
             continue
-        name = f"_sunk.{operand.target}"
-        _set_tensor(body, name, tensor_attribute(model, operand))
+        name = f"_sunk_{str(operand.target).replace('.', '_')}"
+        tensor = tensor_attribute(model, operand)
+        if isinstance(tensor, torch.nn.Parameter):
+            body.register_parameter(name, tensor)
+        else:
+            body.register_buffer(name, tensor)
         with body.graph.inserting_after(placeholders[-1]):
             attribute = body.graph.get_attr(name)
         attribute.meta.update(placeholder.meta)
+        attribute.meta[PARAMETER_NAME] = operand.meta.get(PARAMETER_NAME, str(operand.target))
         placeholder.replace_all_uses_with(attribute)
     body.recompile()
-
-
-def _set_tensor(root: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
-    *path, leaf = name.split(".")
-    module = root
-    for part in path:
-        if not hasattr(module, part):
-            module.add_module(part, torch.nn.Module())
-        module = getattr(module, part)
-    if isinstance(tensor, torch.nn.Parameter):
-        module.register_parameter(leaf, tensor)
-    else:
-        module.register_buffer(leaf, tensor)
-
-
-def dynamic_shapes_of(model: GraphModule) -> tuple[Any, ...] | None:
-    """Read off a captured graph which dimensions of its inputs are dynamic.
-
-    Args:
-        model: A captured or converted model.
-
-    Returns:
-        One entry per input, for ``torch.export.export``; ``None`` where all sizes are static.
-    """
-    shapes: list[Any] = []
-    for node in model.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor):
-            shapes.append(None)
-            continue
-        dynamic = {
-            axis: _dimension(size)
-            for axis, size in enumerate(value.shape)
-            if isinstance(size, torch.SymInt)
-        }
-        shapes.append(dynamic or None)
-    return tuple(shapes) if any(shapes) else None
-
-
-def _dimension(size: torch.SymInt) -> Any:
-    bounds = size.node.shape_env.bound_sympy(size.node.expr)
-    limits = {
-        key: int(bound)
-        for key, bound in (("min", bounds.lower), ("max", bounds.upper))
-        if bound.is_finite and int(bound) < 2**31 - 1
-    }
-    return Dim.AUTO(**limits) if limits else Dim.AUTO
-
-
-def export_converted(model: GraphModule, example: Sample) -> ExportedProgram:
-    """Export a converted model again, for lowering.
-
-    Args:
-        model: What ``convert_pt2e`` returned.
-        example: Inputs; their dynamic dimensions are taken from the graph.
-
-    Returns:
-        The exported program.
-
-    Raises:
-        CaptureError: The inputs do not fit, or the model cannot be exported.
-    """
-    shapes = dynamic_shapes_of(model)
-    if shapes is not None:
-        names = [n.name for n in model.graph.nodes if n.op == "placeholder"]
-        positional = shapes[: len(example.args)]
-        shapes = positional if not example.kwargs else dict(zip(names, shapes, strict=True))  # type: ignore[assignment]
-    try:
-        return torch.export.export(
-            model, example.args, example.kwargs or None, dynamic_shapes=shapes
-        )
-    except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CaptureError(
-            f"The converted model cannot be exported with these example_inputs: {first_line}\n"
-            "Pass inputs of the shapes and dtypes that the model was captured with."
-        ) from error

@@ -13,7 +13,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
 
 from qcore.calibration import CalibrationData, calibrate, check_sample
 from qcore.capture import capture
-from qcore.pt2e import PreparedModel
+from qcore.pt2e import REPORT, PreparedModel
 from qcore.quantizer import Quantizer
 from qcore.report import AnnotationReport
 
@@ -86,15 +86,14 @@ def run_flow(
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         check_sample(data.first, placeholders, "Calibration sample 0")
     with _timed(seconds, "prepare"):
-        driver = _Driver(quantizer)
-        prepared = PreparedModel.prepare(graph, driver, is_qat)
-        driver.check_something_quantized()
+        prepared = PreparedModel.prepare(graph, _Driver(quantizer), is_qat)
+        quantizer.require_quantized(prepared.report())
     with _timed(seconds, "calibrate"):
         calibrate(prepared.model, data, progress=progress)
+        prepared.leave_unreached_in_float()
     with _timed(seconds, "convert"):
         converted = prepared.convert()
-    report = driver.report
-    return QuantizedModel(converted, report, seconds)
+    return QuantizedModel(converted, quantizer.require_quantized(prepared.report()), seconds)
 
 
 @contextmanager
@@ -105,26 +104,18 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 class _Driver(TorchaoQuantizer):  # type: ignore[misc]
-    """Collects the reports of a model and of its bodies, and judges them together."""
+    """Leaves the decisions for each graph in its meta, so that they are judged together."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
         self._quantizer = quantizer
-        self._reports: list[AnnotationReport] = []
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         return self._quantizer.transform_for_annotation(model)
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        self._reports.append(self._quantizer.annotated(model))
+        model.meta[REPORT] = self._quantizer.annotated(model)
         return model
 
     def validate(self, model: GraphModule) -> None:
         self._quantizer.validate(model)
-
-    @property
-    def report(self) -> AnnotationReport:
-        return self._reports[0].merged(self._reports[1:])
-
-    def check_something_quantized(self) -> None:
-        self._quantizer.require_quantized(self.report)

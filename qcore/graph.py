@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -13,7 +15,10 @@ from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
 __all__ = [
+    "ORIGINAL_TARGET",
+    "PARAMETER_NAME",
     "ModuleFrame",
+    "clone",
     "control_flow_bodies",
     "is_compute_node",
     "is_float_tensor",
@@ -28,9 +33,17 @@ __all__ = [
 _STRUCTURAL_NAMES: Final = re.compile(
     r"^(aten::(sym_\w+|_assert\w*|alias|detach\w*|lift_fresh\w*)|prim::device)\b"
 )
+# Their bodies are quantized and reported instead.
+_CONTROL_FLOW: Final = frozenset({"cond", "while_loop"})
 _STRICT_PREFIX: Final = re.compile(r"^L\[(['\"])self\1\]\.?")
 _INDEX: Final = re.compile(r"\[(['\"]?)(\w+)\1\]")
 _MODULES: Final = "._modules"
+
+#: Key in ``node.meta`` of the name that a parameter has in the model, where its node's differs.
+PARAMETER_NAME: Final = "qcore_parameter"
+
+#: Key in ``node.meta`` of the operator that the user's model had, where a rewrite changed it.
+ORIGINAL_TARGET: Final = "qcore_original_target"
 
 
 @frozen
@@ -66,8 +79,9 @@ def module_frames(node: Node) -> tuple[ModuleFrame, ...]:
     if frames:
         return frames
     for source in node.all_input_nodes:
-        if source.op == "get_attr" and "." in str(source.target):
-            owner = str(source.target).rpartition(".")[0]
+        name = str(source.meta.get(PARAMETER_NAME, source.target))
+        if source.op == "get_attr" and "." in name:
+            owner = name.rpartition(".")[0]
             parts = owner.split(".")
             return tuple(ModuleFrame(".".join(parts[:end]), "") for end in range(len(parts) + 1))
     return ()
@@ -105,7 +119,9 @@ def is_compute_node(node: Node) -> bool:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return not _STRUCTURAL_NAMES.match(target.name())
-    return target is not operator.getitem and isinstance(target, torch._ops.OperatorBase)
+    if not isinstance(target, torch._ops.HigherOrderOperator):
+        return False
+    return target.name() not in _CONTROL_FLOW
 
 
 def tensor_value(node: object) -> torch.Tensor | None:
@@ -133,6 +149,26 @@ def tensor_attribute(model: GraphModule, node: Node) -> torch.Tensor:
     value = operator.attrgetter(str(node.target))(model)
     assert isinstance(value, torch.Tensor), f"{node.target} is not a tensor"
     return value
+
+
+def clone(model: GraphModule) -> GraphModule:
+    """Copy a graph module so that its graph and its bodies' graphs may be changed.
+
+    Args:
+        model: Any graph module.
+
+    Returns:
+        A copy with graphs of its own; tensors and other submodules are shared.
+    """
+    with warnings.catch_warnings():
+        # torch's own pytree specs warn about themselves when they are copied.
+        warnings.simplefilter("ignore", FutureWarning)
+        copied = GraphModule(model, copy.deepcopy(model.graph))
+    copied.meta = dict(model.meta)
+    for name, child in model.named_children():
+        if isinstance(child, GraphModule) and hasattr(copied, name):
+            setattr(copied, name, clone(child))
+    return copied
 
 
 def control_flow_bodies(

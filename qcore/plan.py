@@ -20,10 +20,10 @@ from torch.fx import GraphModule, Node
 
 from qcore.errors import SelectionError, near_misses
 from qcore.graph import (
+    ORIGINAL_TARGET,
     control_flow_bodies,
     is_compute_node,
     module_frames,
-    operator_name,
 )
 from qcore.schemes import QuantizationConfig
 
@@ -294,9 +294,10 @@ class QuantizationPlan:
 
     def _rule_for_operator(self, node: Node) -> Rule | None:
         rules = self.selectors.operator_types
-        if not rules or not isinstance(node.target, torch._ops.OpOverload):
+        target = node.meta.get(ORIGINAL_TARGET, node.target)
+        if not rules or not isinstance(target, torch._ops.OpOverload):
             return None
-        return rules.get(node.target) or rules.get(node.target.overloadpacket)
+        return rules.get(target) or rules.get(target.overloadpacket)
 
     def check_matches(self, model: GraphModule) -> None:
         """Raise for rules that select nothing in the model or in a body of its control flow.
@@ -357,8 +358,9 @@ class _Seen:
                 nodes.add(node.name)
                 if not is_compute_node(node):
                     continue
-                if isinstance(node.target, torch._ops.OpOverload):
-                    operators.update((node.target, node.target.overloadpacket))
+                target = node.meta.get(ORIGINAL_TARGET, node.target)
+                if isinstance(target, torch._ops.OpOverload):
+                    operators.update((target, target.overloadpacket))
                 for frame in module_frames(node):
                     paths.add(frame.path)
                     types.add(frame.type_name)
@@ -433,8 +435,3 @@ def explain(selection: Selection) -> str:
     if selection.rule.kind is RuleKind.FILTER:
         return "the filter function leaves it out"
     return f"{selection.rule} leaves it in float"
-
-
-def describe_node(node: Node) -> str:
-    """Name a node and its operator for a message."""
-    return f"{node.name} ({operator_name(node)})"

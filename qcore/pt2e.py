@@ -5,10 +5,11 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
-from attrs import define, field
-from torch.fx import GraphModule
+import torch
+from attrs import define, evolve, field
+from torch.fx import Graph, GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import (
     convert_pt2e,
     prepare_pt2e,
@@ -18,9 +19,13 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 
 from qcore.capture import sink_parameters
 from qcore.errors import QcoreWarning
-from qcore.graph import control_flow_bodies
+from qcore.graph import clone, control_flow_bodies
+from qcore.report import AnnotationReport
 
-__all__ = ["Body", "PreparedModel"]
+__all__ = ["REPORT", "Body", "PreparedModel"]
+
+#: Key in ``GraphModule.meta`` under which a quantizer leaves its decisions.
+REPORT: Final = "qcore_report"
 
 
 @define(eq=False)
@@ -31,12 +36,14 @@ class Body:
         path: Its name in the model.
         operator: The operator that runs it, such as ``cond``.
         in_float: The body as it was.
+        report: The decisions for it.
         calls: How often calibration ran it.
     """
 
     path: str
     operator: str
     in_float: GraphModule
+    report: AnnotationReport
     calls: int = 0
 
     def count_call(self, *_: Any) -> None:
@@ -70,9 +77,8 @@ class PreparedModel:
         """
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
         for _, call, body in _direct_bodies(model):
-            if getattr(call.target, "__name__", "") == "cond":
-                sink_parameters(model, call, body)
-        originals = {name: _copy(body) for name, _, body in _direct_bodies(model)}
+            sink_parameters(model, call, body)
+        originals = {name: clone(body) for name, _, body in _direct_bodies(model)}
         prepared = prepare(model, quantizer)
         result = cls(prepared)
         for name, call, body in list(_direct_bodies(prepared)):
@@ -81,7 +87,7 @@ class PreparedModel:
             inner = cls(body) if done else cls.prepare(body, quantizer, is_qat)
             _replace(prepared, name, inner.model)
             kind = getattr(call.target, "__name__", str(call.target))
-            record = Body(name, kind, originals[name])
+            record = Body(name, kind, originals[name], inner.model.meta[REPORT])
             inner.model.register_forward_pre_hook(record.count_call)
             result.bodies.append(record)
             for nested in inner.bodies:
@@ -89,7 +95,26 @@ class PreparedModel:
                 result.bodies.append(nested)
         return result
 
-    def unreached(self) -> list[Body]:
+    def report(self) -> AnnotationReport:
+        """Return the decisions for the model and, with their path, for its bodies."""
+        report: AnnotationReport = self.model.meta[REPORT]
+        return report.merged(_located(body) for body in self.bodies)
+
+    def leave_unreached_in_float(self) -> None:
+        """Put the bodies that no calibration sample reached back as they were, and warn."""
+        for body in self._unreached():
+            warnings.warn(
+                f"No calibration sample reached {body.path!r}, a body of {body.operator}: it "
+                "stays in float. Add a sample that takes this branch.",
+                QcoreWarning,
+                stacklevel=5,
+            )
+            _replace(self.model, body.path, body.in_float)
+            for inside in self.bodies:
+                if inside is body or inside.path.startswith(f"{body.path}."):
+                    inside.report = _all_float(inside.report)
+
+    def _unreached(self) -> list[Body]:
         """Return the bodies that no calibration sample reached, outermost first."""
         missed = [body for body in self.bodies if not body.calls]
         return [
@@ -101,36 +126,62 @@ class PreparedModel:
     def convert(self) -> GraphModule:
         """Replace the observers by quantize and dequantize operators.
 
-        A body that no sample reached goes back to float, with a warning that names it: its
-        observers have seen nothing.
-
         Returns:
             The converted model.
         """
-        for body in self.unreached():
-            warnings.warn(
-                f"No calibration sample reached {body.path!r}, a body of {body.operator}: it "
-                "stays in float. Add a sample that takes this branch.",
-                QcoreWarning,
-                stacklevel=4,
-            )
-            _replace(self.model, body.path, body.in_float)
-        return _converted(self.model)
+        converted = _converted(self.model)
+        _stop_gradients(converted)
+        return converted
+
+
+def _located(body: Body) -> AnnotationReport:
+    decisions = (evolve(d, node=f"{body.path}/{d.node}") for d in body.report.decisions)
+    return evolve(body.report, decisions=tuple(decisions))
+
+
+def _all_float(report: AnnotationReport) -> AnnotationReport:
+    reason, advice = "no calibration sample reached it", "Add a sample that takes this branch."
+    decisions = (
+        evolve(d, scheme=None, pattern="", reason=reason, advice=advice) if d.is_quantized else d
+        for d in report.decisions
+    )
+    return evolve(report, decisions=tuple(decisions))
 
 
 def _converted(model: GraphModule) -> GraphModule:
-    converted_bodies: dict[str, GraphModule] = {}
+    bodies: dict[str, GraphModule] = {}
     for name, call, body in list(_direct_bodies(model)):
-        is_torchaos = getattr(call.target, "__name__", "") == "while_loop" and (
-            call.args[1].target == name
-        )
         body._forward_pre_hooks.clear()
-        if not is_torchaos and _has_observers(body):
-            converted_bodies[name] = _converted(body)
+        if getattr(call.target, "__name__", "") == "while_loop" and call.args[1].target == name:
+            continue  # convert_pt2e does the bodies of while_loop itself.
+        bodies[name] = _converted(body) if _has_observers(body) else body
+        # Passes over the parent delete the submodules of bodies; they get a stand-in instead.
+        _replace(model, name, _stand_in())
     converted = convert_pt2e(model)
-    for name, body in converted_bodies.items():
+    for name, body in bodies.items():
         _replace(converted, name, body)
     return converted
+
+
+def _stand_in() -> GraphModule:
+    graph = Graph()
+    graph.output(())
+    return GraphModule({}, graph)
+
+
+def _stop_gradients(model: GraphModule) -> None:
+    """Detach the parameters, which the user's model still owns.
+
+    cond traces its branches for the backward pass when an operand requires a gradient, and that
+    fails on quantized operators.
+    """
+    detached: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            key = id(parameter)
+            if key not in detached:
+                detached[key] = torch.nn.Parameter(parameter.detach(), requires_grad=False)
+            setattr(module, name, detached[key])
 
 
 def _direct_bodies(model: GraphModule) -> Iterator[tuple[str, Any, GraphModule]]:
@@ -150,10 +201,3 @@ def _replace(model: GraphModule, path: str, body: GraphModule) -> None:
     parent, _, name = path.rpartition(".")
     owner = operator.attrgetter(parent)(model) if parent else model
     setattr(owner, name, body)
-
-
-def _copy(model: GraphModule) -> GraphModule:
-    import copy
-
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)

@@ -10,8 +10,8 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
 
 from qcore.backend import BackendHooks
-from qcore.capture import Sample, export_converted, inline_grad_modes, remove_guards
-from qcore.errors import LoweringError, PartialQuantizationError, QcoreWarning, SelectionError
+from qcore.capture import inline_grad_modes, remove_guards
+from qcore.errors import PartialQuantizationError, QcoreWarning, SelectionError
 from qcore.graph import control_flow_bodies
 from qcore.plan import FilterFunction, QuantizationPlan, Selectors
 from qcore.report import AnnotationReport, Severity
@@ -156,11 +156,14 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         self._report = self._hooks.annotate(model, plan)
         return self._report
 
-    def require_quantized(self, report: AnnotationReport) -> None:
+    def require_quantized(self, report: AnnotationReport) -> AnnotationReport:
         """Raise if nothing was quantized.
 
         Args:
             report: The decisions for a model and for its bodies.
+
+        Returns:
+            The same report.
 
         Raises:
             SelectionError: With the reason for every node.
@@ -168,6 +171,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         self._report = report
         if not report.quantized:
             raise SelectionError(self._nothing_quantized(report))
+        return report
 
     def _nothing_quantized(self, report: AnnotationReport) -> str:
         if self._selectors.is_empty:
@@ -237,13 +241,10 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             The program, with a report of what was delegated.
 
         Raises:
-            LoweringError: The model is not converted, or cannot be lowered.
-            CaptureError: ``example_inputs`` do not fit.
+            LoweringError: ``model`` is no graph module, ``example_inputs`` do not fit, or the model
+                cannot be lowered.
         """
-        if not isinstance(model, GraphModule):
-            raise LoweringError(
-                f"lower takes a converted model, got {type(model).__name__}. Quantize it first: "
-                "result = qcore.quantize(model, quantizer, samples), then lower(result.model, ...)."
-            )
-        program = export_converted(model, Sample.of(example_inputs))
+        from qcore.lowering import export_for_lowering
+
+        program = export_for_lowering(model, example_inputs)
         return self._hooks.lower(program, options)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from torch.fx import GraphModule, Node
 
 from qcore.annotation.checks import Rejection
 from qcore.annotation.patterns import OperatorMatch, SupportTable
-from qcore.annotation.rules import annotation_of, write_annotation
+from qcore.annotation.rules import (
+    annotation_of,
+    is_quantized_value,
+    sharing_with,
+    write_annotation,
+)
 from qcore.graph import (
     is_compute_node,
     is_float_tensor,
@@ -19,6 +26,9 @@ from qcore.report import AnnotationReport, Decision
 from qcore.schemes import QuantizationConfig, QuantizationScheme
 
 __all__ = ["annotate_graph", "decide_float"]
+
+# Key in ``node.meta``: annotating a second time finds the decisions of the first.
+DECISION: Final = "qcore_decision"
 
 
 def annotate_graph(
@@ -42,7 +52,8 @@ def annotate_graph(
         if node.op in ("placeholder", "output"):
             _annotate_io(node, plan)
         elif is_compute_node(node) and node not in decided:
-            decided.update(_decide(node, model, plan, table, backend))
+            for member, decision in _decide(node, model, plan, table, backend).items():
+                decided[member] = member.meta[DECISION] = decision
     order = [n for n in model.graph.nodes if n in decided]
     return AnnotationReport(backend, tuple(decided[node] for node in order))
 
@@ -67,8 +78,13 @@ def _decide(
     backend: str,
 ) -> dict[Node, Decision]:
     if annotation_of(node) is not None:
-        return {node: _float(node, Rejection("another quantizer has annotated it"))}
+        ours: Decision | None = node.meta.get(DECISION)
+        return {node: ours or _float(node, Rejection("another quantizer has annotated it"))}
     selection = plan.select(node)
+    if selection.is_unset:
+        following = _follow_input(node, table)
+        if following is not None:
+            return {node: following}
     if selection.config is None:
         return {node: decide_float(node, selection)}
     match = table.match(node, selection.config, plan)
@@ -86,6 +102,20 @@ def _decide(
         )
         for member in match.nodes
     }
+
+
+def _follow_input(node: Node, table: SupportTable) -> Decision | None:
+    """Quantize a node that no rule selects and that only moves quantized data on."""
+    pattern = table.pattern_for(node)
+    source = node.args[0] if node.args else None
+    if pattern is None or not pattern.follows_input or not isinstance(source, Node):
+        return None
+    before = source.meta.get(DECISION)
+    if not is_quantized_value(source) or before is None or not is_float_tensor(node):
+        return None
+    shared = sharing_with(source)
+    write_annotation(node, {source: shared}, shared)
+    return Decision(node.name, operator_name(node), module_path(node), before.scheme, pattern.name)
 
 
 def decide_float(node: Node, selection: Selection) -> Decision:

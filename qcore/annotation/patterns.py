@@ -48,6 +48,7 @@ class OperatorPattern:
         folds_batch_norm: Whether a batch norm after it belongs to it in QAT.
         dynamic: Whether the backend runs it with dynamic activations.
         static: Whether the backend runs it with static activations.
+        follows_input: Whether it is quantized with its input where no rule selects it.
         checks: Each says why a match cannot be quantized, or ``None``; the first reason counts.
     """
 
@@ -58,6 +59,7 @@ class OperatorPattern:
     folds_batch_norm: bool = False
     dynamic: bool = False
     static: bool = True
+    follows_input: bool = False
     checks: tuple[Check, ...] = ()
 
 

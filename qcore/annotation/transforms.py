@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.graph import is_float_tensor
+from qcore.graph import ORIGINAL_TARGET, is_float_tensor
 from qcore.plan import QuantizationPlan
 
 __all__ = ["clamps_to_hardtanh", "scalars_to_attributes"]
@@ -40,7 +40,8 @@ def scalars_to_attributes(
     Returns:
         The model.
     """
-    count = sum(name.startswith("_scalar_") for name, _ in model.named_buffers(recurse=False))
+    before = sum(name.startswith("_scalar_") for name, _ in model.named_buffers(recurse=False))
+    count = before
     for node in list(model.graph.nodes):
         if node.op != "call_function" or node.target not in targets or not is_float_tensor(node):
             continue
@@ -53,7 +54,8 @@ def scalars_to_attributes(
                 operands[position] = _attribute(model, node, float(operand), f"_scalar_{count}")
                 count += 1
         node.args = (*operands, *node.args[2:])
-    model.recompile()
+    if count > before:
+        model.recompile()
     return model
 
 
@@ -82,6 +84,7 @@ def clamps_to_hardtanh(model: GraphModule, plan: QuantizationPlan) -> GraphModul
     Returns:
         The model.
     """
+    changed = False
     for node in model.graph.nodes:
         if node.op != "call_function" or node.target not in _CLAMPS:
             continue
@@ -89,7 +92,8 @@ def clamps_to_hardtanh(model: GraphModule, plan: QuantizationPlan) -> GraphModul
         left_in_float = selection.config is None and not selection.is_unset
         if left_in_float or not is_float_tensor(node):
             continue
-        hardtanh, relu = _CLAMPS[node.target]
+        original = node.target
+        hardtanh, relu = _CLAMPS[original]
         low, high = _bounds(node)
         if low == 0 and high is None:
             node.target, node.args, node.kwargs = relu, (node.args[0],), {}
@@ -97,7 +101,11 @@ def clamps_to_hardtanh(model: GraphModule, plan: QuantizationPlan) -> GraphModul
         elif isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= high:
             node.target, node.args = hardtanh, (node.args[0], float(low), float(high))
             node.kwargs = {}
-    model.recompile()
+        if node.target is not original:
+            node.meta[ORIGINAL_TARGET] = original
+            changed = True
+    if changed:
+        model.recompile()
     return model
 
 

@@ -166,7 +166,7 @@ _JOINING: Final = (
 )
 
 _PASS_THROUGH: Final = tuple(
-    OperatorPattern(name, targets, PassThroughRule())
+    OperatorPattern(name, targets, PassThroughRule(), follows_input=True)
     for name, targets in (
         ("relu", _RELUS),
         ("hardtanh", (aten.hardtanh.default, aten.hardtanh_.default)),

@@ -1,0 +1,128 @@
+"""Reading a lowered graph: which nodes a delegate took, which not, and why."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from qcore.lowering.export import recorded_module_path
+from qcore.lowering.report import PORTABLE, NodeRecord, StrayNode
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+__all__ = ["Inspection", "inspect_lowered", "stated_reasons"]
+
+_DELEGATE_CALL = "executorch_call_delegate"
+_QUANTIZING = ("quantize", "dequantize", "choose_qparams")
+
+
+class Inspection:
+    """The compute nodes of a lowered graph, sorted by where they run."""
+
+    def __init__(self) -> None:
+        self.delegates = 0
+        self.delegated: list[NodeRecord] = []
+        self.undelegated: list[NodeRecord] = []
+        self.stray: list[StrayNode] = []
+
+
+class _ReasonHandler(logging.Handler):
+    """Collects what partitioners say about the nodes they leave."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.reasons: dict[str, str] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # ExecuTorch logs the statement itself: an object that has the node and the reason.
+        node, reason = getattr(record.msg, "node", None), getattr(record.msg, "reason", None)
+        if node is not None and reason:
+            self.reasons.setdefault(str(node), str(reason).strip().rstrip("."))
+
+
+@contextmanager
+def stated_reasons() -> Iterator[dict[str, str]]:
+    """Collect the reasons that partitioners log while the context lasts.
+
+    Yields:
+        Reason by name of the node that was left; filled during the context.
+    """
+    logger = logging.getLogger("executorch")
+    handler, level = _ReasonHandler(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield handler.reasons
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+def inspect_lowered(root: GraphModule, reasons: Mapping[str, str]) -> Inspection:
+    """Sort the nodes of a graph that partitioners have been over.
+
+    Args:
+        root: The edge graph after partitioning.
+        reasons: Why nodes were left, by name, where a partitioner said so.
+
+    Returns:
+        The compute nodes inside the delegates and outside them.
+    """
+    found = Inspection()
+    _visit(root, "", reasons, found)
+    return found
+
+
+def _visit(graph: GraphModule, prefix: str, reasons: Mapping[str, str], found: Inspection) -> None:
+    from torch.fx import GraphModule
+
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            body = getattr(graph, str(node.target), None)
+            if isinstance(body, GraphModule):
+                _visit(body, f"{prefix}{node.target}.", reasons, found)
+        if not _computes(node):
+            continue
+        if _name_of(node) == _DELEGATE_CALL:
+            found.delegates += 1
+            lowered = getattr(graph, str(node.args[0].target))
+            for inner in lowered.original_module.graph.nodes:
+                if _computes(inner) and not _quantizes(inner):
+                    found.delegated.append(_record(inner, prefix, ""))
+        elif _quantizes(node):
+            feeds = tuple(prefix + user.name for user in node.users)
+            found.stray.append(
+                StrayNode(prefix + node.name, _name_of(node), feeds, recorded_module_path(node))
+            )
+        else:
+            found.undelegated.append(_record(node, prefix, reasons.get(node.name, PORTABLE)))
+
+
+def _record(node: Node, prefix: str, reason: str) -> NodeRecord:
+    return NodeRecord(prefix + node.name, _name_of(node), recorded_module_path(node), reason)
+
+
+def _computes(node: Node) -> bool:
+    from torch._ops import HigherOrderOperator
+
+    # Python functions in a graph only take tuples apart or do arithmetic on sizes.
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    # A conditional or a loop only picks the body to run; the body's nodes are visited.
+    if isinstance(node.target, HigherOrderOperator):
+        return _name_of(node) == _DELEGATE_CALL
+    return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
+
+
+def _quantizes(node: Node) -> bool:
+    name = _name_of(node).partition(".")[2]
+    return name.startswith(_QUANTIZING) or "quantize_affine" in name
+
+
+def _name_of(node: Node) -> str:
+    target: Any = getattr(node.target, "_op", node.target)
+    return str(target)

@@ -1,0 +1,289 @@
+"""A child process that runs one program: start it, ask it, outlive it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qcore.errors import RuntimeCrashError, RuntimeExecutionError, RuntimeUnavailableError
+
+__all__ = ["ChildProcess"]
+
+_ERROR_NAMES = {
+    0x01: "Internal",
+    0x02: "InvalidState",
+    0x10: "NotSupported",
+    0x11: "NotImplemented",
+    0x12: "InvalidArgument",
+    0x13: "InvalidType",
+    0x14: "OperatorMissing",
+    0x20: "NotFound",
+    0x21: "MemoryAllocationFailed",
+    0x22: "AccessFailed",
+    0x23: "InvalidProgram",
+    0x24: "InvalidExternalData",
+    0x25: "OutOfResources",
+    0x30: "DelegateInvalidCompatibility",
+    0x31: "DelegateMemoryAllocationFailed",
+    0x32: "DelegateInvalidHandle",
+}
+# What the runtime prints about the processor on every start, wrong or right.
+_NOISE = ("[cpuinfo_utils.cpp",)
+_TAIL_LINES = 8
+
+
+class ChildProcess:
+    """One process with one program loaded.
+
+    Args:
+        buffer: The program's bytes.
+        env: Environment variables the child gets on top of this process's own.
+        modules: Python modules the child imports before it loads the program.
+        backends: Names of the ExecuTorch backends that the program calls.
+        threads: Size of the runtime's thread pool; None leaves it to the runtime.
+        timeout_s: Longest time in seconds for the start and for each request.
+
+    Raises:
+        RuntimeUnavailableError: The runtime, a module or a backend is missing.
+        RuntimeExecutionError: The runtime refuses the program, or the start takes too long.
+        RuntimeCrashError: The child died while it loaded the program.
+    """
+
+    def __init__(
+        self,
+        buffer: bytes,
+        *,
+        env: Mapping[str, str],
+        modules: Sequence[str],
+        backends: Sequence[str],
+        threads: int | None,
+        timeout_s: float,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._backends = tuple(backends)
+        self._pending = b""
+        self._log_at = 0
+        self.folder = Path(tempfile.mkdtemp(prefix="qcore-run-"))
+        program = self.folder / "program.pte"
+        self._log = self.folder / "child.log"
+        try:
+            program.write_bytes(buffer)
+            config = {
+                "program": str(program),
+                "modules": list(modules),
+                "backends": list(backends),
+                "threads": threads,
+            }
+            (self.folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            self._start(env)
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        self.close = weakref.finalize(
+            self, _end, self._process, (self._answers, self._lifeline), self.folder
+        )
+        try:
+            reply = self._read("start")
+            if reply["status"] != "ok":
+                raise self._refusal(reply)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, env: Mapping[str, str]) -> None:
+        answers, child_answers = os.pipe()
+        child_lifeline, lifeline = os.pipe()
+        # The child sees the modules that this process sees; -P keeps the current folder out.
+        here = str(Path(__file__).resolve().parents[2])
+        paths = [env.get("PYTHONPATH", ""), here, *(os.path.abspath(p) for p in sys.path if p)]
+        child_env = {
+            **os.environ,
+            **env,
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            "PYTHONFAULTHANDLER": "",  # its stack dump would bury what the runtime said last
+        }
+        command = [sys.executable, "-P", "-m", "qcore.lowering._child"]
+        command += [str(self.folder), str(child_answers), str(child_lifeline)]
+        try:
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(child_answers, child_lifeline),
+                    start_new_session=True,  # killed as a group, and deaf to the user's Ctrl-C
+                    env=child_env,
+                )
+        except OSError:
+            os.close(answers)
+            os.close(lifeline)
+            raise
+        finally:
+            os.close(child_answers)
+            os.close(child_lifeline)
+        self._answers, self._lifeline = answers, lifeline
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one request and wait for its answer.
+
+        Args:
+            request: The operation and its options, as plain data.
+
+        Returns:
+            The child's answer.
+
+        Raises:
+            RuntimeExecutionError: The runtime refused, did not answer in time, or was closed.
+            RuntimeCrashError: The child died.
+        """
+        if not self.close.alive:
+            raise RuntimeExecutionError(
+                "The session is closed: an earlier run ended its process, or its with block is "
+                "over. Open another one with program.session()."
+            )
+        assert self._process.stdin is not None
+        self._log_at = self._log.stat().st_size
+        operation = str(request["op"])
+        try:
+            try:
+                self._process.stdin.write(json.dumps(dict(request)).encode() + b"\n")
+                self._process.stdin.flush()
+            except BrokenPipeError:
+                self._fail_dead(operation)
+            reply = self._read(operation)
+        except BaseException:
+            # After an interrupt the next answer on the pipe would be that of this request.
+            self.close()
+            raise
+        if reply["status"] != "ok":
+            raise self._refusal(reply)
+        return reply
+
+    def _read(self, operation: str) -> dict[str, Any]:
+        deadline = time.monotonic() + self._timeout_s
+        while b"\n" not in self._pending:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._answers], [], [], left)[0]:
+                _kill(self._process)
+                raise RuntimeExecutionError(
+                    f"The program did not finish ({operation}) within {self._timeout_s:g} s; its "
+                    f"process was killed. Give the runner a larger timeout_s.{self._tail()}"
+                )
+            chunk = os.read(self._answers, 65536)
+            if not chunk:
+                self._fail_dead(operation)
+            self._pending += chunk
+        line, _, self._pending = self._pending.partition(b"\n")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _fail_dead(self, operation: str) -> NoReturn:
+        code = self._process.wait()
+        doing = "loaded the program" if operation == "start" else f"executed it ({operation})"
+        if code >= 0:
+            raise RuntimeExecutionError(
+                f"The runtime's process ended with exit status {code} while it {doing}. "
+                f"Check what the runner's env and modules change in it.{self._tail()}"
+            )
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        raise RuntimeCrashError(
+            f"The runtime's process died of {name} while it {doing}; this process is unharmed. "
+            "Lower the model again and compare with result.model(*inputs); if the program is "
+            "sound, report the crash to the runtime's maintainers with the .pte and the inputs."
+            f"{self._tail()}"
+        )
+
+    def _refusal(self, reply: Mapping[str, Any]) -> RuntimeExecutionError | RuntimeUnavailableError:
+        text = reply["text"]
+        match reply["status"]:
+            case "no_runtime":
+                return RuntimeUnavailableError(
+                    f"Running a program needs the ExecuTorch runtime, which does not import here "
+                    f'({text}). Install it: pip install "qcore-quant[executorch]".'
+                )
+            case "no_module":
+                return RuntimeUnavailableError(
+                    f"The program's runner needs the module {reply['module']!r}, which does not "
+                    f"import in the runtime's process ({text}). Install what provides it, or "
+                    f"correct the runner's modules.{self._tail()}"
+                )
+            case "no_backend":
+                present = ", ".join(sorted(reply["present"])) or "none"
+                return RuntimeUnavailableError(
+                    f"The program needs the ExecuTorch backend {text}, which the installed runtime "
+                    f"lacks. It has: {present}. Install an ExecuTorch build with that backend, "
+                    "or run the program on its device."
+                )
+            case "no_method":
+                return RuntimeExecutionError(
+                    f"The program has no method {text!r}. It has: {', '.join(reply['present'])}."
+                )
+        return RuntimeExecutionError(
+            f"The ExecuTorch runtime refused: {_named(text)}.{_next_step(text)}{self._tail()}"
+        )
+
+    def _tail(self) -> str:
+        with self._log.open("rb") as log:
+            log.seek(self._log_at)
+            text = log.read().decode("utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith(_NOISE)][-_TAIL_LINES:]
+        return "".join(f"\n  | {line}" for line in lines)
+
+
+def _code(text: str) -> int | None:
+    _, found, digits = text.rstrip(".").rpartition("0x")
+    try:
+        return int(digits.lstrip(":"), 16) if found else None
+    except ValueError:
+        return None
+
+
+def _named(text: str) -> str:
+    name = _ERROR_NAMES.get(_code(text) or -1)
+    return f"{text.rstrip('.')} ({name})" if name else text.rstrip(".")
+
+
+def _next_step(text: str) -> str:
+    steps = {
+        0x14: " The program calls a kernel that is not registered: name the module that registers "
+        'it in the runner\'s modules, such as "executorch.kernels.quantized".',
+        0x23: " The file is damaged or of another ExecuTorch version: lower and save it again.",
+    }
+    return steps.get(_code(text) or -1, "")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            process.kill()
+    process.wait()
+
+
+def _end(process: subprocess.Popen[bytes], descriptors: tuple[int, ...], folder: Path) -> None:
+    _kill(process)
+    if process.stdin is not None:
+        # A request that the child never read may still be buffered.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    for descriptor in descriptors:
+        os.close(descriptor)
+    shutil.rmtree(folder, ignore_errors=True)

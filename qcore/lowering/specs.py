@@ -1,0 +1,192 @@
+"""The arguments of a program: what it takes, and whether what was given fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TensorSpec", "check_values", "describe_specs", "runtime_layout", "spec_of"]
+
+
+@attrs.frozen
+class TensorSpec:
+    """One input or output of a program.
+
+    Attributes:
+        name: The argument's name in the captured graph.
+        shape: Size of every dimension; None for a dynamic one. Empty for a number.
+        dtype: A ``torch.dtype``, or ``int``, ``float`` or ``bool`` for a plain number.
+        bounds: Smallest and largest size of every dimension; None as the largest means no limit.
+        value: For a number, the value the program was lowered for: a graph bakes numbers in.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: Any
+    bounds: tuple[tuple[int, int | None], ...] = attrs.field(default=(), repr=False)
+    value: Any = None
+
+    def __str__(self) -> str:
+        if self.is_number:
+            return f"{self.name}: {self.kind}"
+        return f"{self.name}: {_tensor_text(self.dtype, self.shape, self.bounds)}"
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the argument is a plain value instead of a tensor."""
+        return isinstance(self.dtype, type)
+
+    @property
+    def kind(self) -> str:
+        """The type as text, with the value of a number."""
+        return f"{self.dtype.__name__} {self.value!r}" if self.is_number else str(self.dtype)
+
+
+def _tensor_text(
+    dtype: Any,
+    shape: Sequence[int | None],
+    bounds: Sequence[tuple[int, int | None]] = (),
+) -> str:
+    sizes = []
+    for index, size in enumerate(shape):
+        if size is not None:
+            sizes.append(str(size))
+            continue
+        low, high = bounds[index] if index < len(bounds) else (0, None)
+        sizes.append(f"{low}..{'' if high is None else high}")
+    return f"{str(dtype).removeprefix('torch.')}[{', '.join(sizes)}]"
+
+
+def describe_specs(specs: Sequence[TensorSpec]) -> str:
+    """Return the arguments as one line, such as ``x: float32[1, 3, 8, 8]``.
+
+    Args:
+        specs: The arguments.
+
+    Returns:
+        The arguments separated by semicolons, or "nothing".
+    """
+    return "; ".join(str(spec) for spec in specs) or "nothing"
+
+
+def spec_of(name: str, value: Any, bound_of: Callable[[Any], tuple[int, int | None]]) -> TensorSpec:
+    """Describe a graph's argument.
+
+    Args:
+        name: The argument's name.
+        value: The fake tensor or the constant that the graph records for it.
+        bound_of: Gives the smallest and largest size of a symbolic dimension.
+
+    Returns:
+        Its specification.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return TensorSpec(name=name, shape=(), dtype=type(value), value=value)
+    fixed = [size if isinstance(size, int) else None for size in value.shape]
+    bounds = [
+        (int(size), int(size)) if isinstance(size, int) else bound_of(size) for size in value.shape
+    ]
+    return TensorSpec(name=name, shape=tuple(fixed), dtype=value.dtype, bounds=tuple(bounds))
+
+
+def check_values(
+    specs: Sequence[TensorSpec],
+    values: Sequence[Any],
+    *,
+    what: str,
+    error: type[Exception],
+) -> None:
+    """Check flat arguments against what a program takes.
+
+    Args:
+        specs: What the program takes.
+        values: What was given, flattened.
+        what: Name of the arguments in the message, such as "program input".
+        error: The exception to raise.
+
+    Raises:
+        Exception: Of type ``error``, naming the argument, what was given and what is expected.
+    """
+    if len(specs) != len(values):
+        raise error(
+            f"{len(values)} {what}s were given, the model takes {len(specs)}: "
+            f"{describe_specs(specs)}. Pass one value for each, in this order."
+        )
+    for spec, value in zip(specs, values, strict=True):
+        problem = _mismatch(spec, value)
+        if problem:
+            raise error(f"{what} {spec.name!r} does not fit: {problem}")
+
+
+def _mismatch(spec: TensorSpec, value: Any) -> str | None:
+    import torch
+
+    if spec.is_number:
+        if type(value) is spec.dtype and value == spec.value:
+            return None
+        return (
+            f"got {value!r}, expected {spec.kind}. The graph was captured with this value; "
+            "capture and lower the model again for another one, or make it a tensor."
+        )
+    expected = _tensor_text(spec.dtype, spec.shape, spec.bounds)
+    if not isinstance(value, torch.Tensor):
+        return (
+            f"got {type(value).__module__}.{type(value).__name__}, expected a tensor {expected}. "
+            "Convert it with torch.as_tensor()."
+        )
+    given = _tensor_text(value.dtype, value.shape)
+    if value.dtype != spec.dtype:
+        return f"got {given}, expected {expected}. Convert it with .to({spec.dtype})."
+    if value.dim() != len(spec.shape):
+        return (
+            f"got {given} with {value.dim()} dimensions, expected {expected} with "
+            f"{len(spec.shape)}. Reshape it; a single sample needs its batch dimension."
+        )
+    for index, size in enumerate(value.shape):
+        low, high = spec.bounds[index] if index < len(spec.bounds) else (0, None)
+        fixed = spec.shape[index]
+        if (
+            (fixed is not None and size != fixed)
+            or size < low
+            or (high is not None and size > high)
+        ):
+            return (
+                f"got {given}, expected {expected}: dimension {index} is {size}. Pass that shape, "
+                "or capture and lower the model with dynamic_shapes that cover this size."
+            )
+    return None
+
+
+def runtime_layout(value: Any) -> Any:
+    """Return a tensor in the one memory layout that every runtime takes.
+
+    XNNPACK-lowered programs crash on channels_last input, and a view would be written to disk
+    with all of its storage.
+
+    Args:
+        value: A tensor of any layout, or a plain value, which is returned as it is.
+
+    Returns:
+        A detached, dense, row-major tensor on the CPU; the same object where it is one already.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    tensor: torch.Tensor = value.detach().cpu().resolve_conj().resolve_neg()
+    strides, step = [], 1
+    for size in reversed(tensor.shape):
+        strides.append(step)
+        step *= max(size, 1)
+    dense = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    # is_contiguous() ignores the stride of a dimension of size one; the runtime does not.
+    if dense and tensor.stride() == tuple(reversed(strides)) and type(tensor) is torch.Tensor:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)

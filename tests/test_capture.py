@@ -1,0 +1,146 @@
+"""Capture survives what users pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+import qcore
+from qcore.errors import CaptureError
+from qcore.quantizer import Quantizer
+
+Build = Callable[[], Quantizer]
+X = torch.randn(2, 3, 8, 8)
+BATCH = ({0: Dim("batch", min=1, max=16)},)
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+
+
+def quantized(source: Any, toy: Build, **options: Any) -> qcore.QuantizedModel:
+    return qcore.quantize(source, toy().set_global("8a8w"), [X, X * 2], **options)
+
+
+@pytest.mark.parametrize(
+    "as_what",
+    [
+        lambda m: m,
+        lambda m: torch.export.export(m.eval(), (X,)),
+        lambda m: torch.export.export(m.eval(), (X,)).module(),
+        lambda m: torch.export.export(m.eval(), (X,), strict=True).module(),
+    ],
+    ids=["Module", "ExportedProgram", "GraphModule", "strict GraphModule"],
+)
+def test_every_form_of_a_model_quantizes_alike(toy: Build, as_what: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    float_model = model().eval()
+    expected = float_model(X)
+    result = quantized(as_what(float_model), toy)
+    assert len(result.report.quantized) == 2
+    assert (result.model(X) - expected).abs().max() < 0.1
+
+
+def test_the_users_model_is_never_changed(toy: Build) -> None:
+    float_model = model().eval()
+    graph = torch.export.export(float_model, (X,)).module()
+    before = {name: value.clone() for name, value in float_model.state_dict().items()}
+    code = graph.code
+    quantized(graph, toy)
+    assert graph.code == code
+    assert all(torch.equal(before[n], v) for n, v in float_model.state_dict().items())
+    assert all(p.requires_grad for p in float_model.parameters())
+
+
+def test_the_training_mode_of_every_module_is_restored(toy: Build) -> None:
+    float_model = model().train()
+    float_model[1].eval()
+    quantized(float_model, toy)
+    assert [m.training for m in float_model.modules()] == [True, True, False, True]
+
+
+def test_a_model_in_training_mode_is_captured_for_inference(toy: Build) -> None:
+    float_model = model().train()
+    result = quantized(float_model, toy)
+    assert "batch_norm" not in result.model.code
+
+
+def test_dynamic_batch_sizes_are_kept(toy: Build) -> None:
+    result = quantized(model(), toy, dynamic_shapes=BATCH)
+    for size in (1, 5, 16):
+        assert result.model(X[:1].repeat(size, 1, 1, 1)).shape[0] == size
+
+
+def test_an_exported_program_brings_its_own_dynamic_sizes(toy: Build) -> None:
+    program = torch.export.export(model().eval(), (X,), dynamic_shapes=BATCH)
+    assert quantized(program, toy).model(X[:1]).shape[0] == 1
+
+
+def test_channels_last_inputs_are_captured_as_contiguous(toy: Build) -> None:
+    samples = [X.to(memory_format=torch.channels_last)]
+    result = qcore.quantize(model(), toy().set_global("8a8w"), samples)
+    placeholder = next(n for n in result.model.graph.nodes if n.op == "placeholder")
+    assert placeholder.meta["val"].is_contiguous()
+
+
+class NoGrad(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            y = torch.relu(self.a(x))
+            with torch.enable_grad():
+                z = self.b(y)
+        return self.b(z) + y
+
+
+def test_no_grad_bodies_are_found(toy: Build) -> None:
+    result = quantized(NoGrad(), toy)
+    assert [d.operator for d in result.report.in_float] == []
+    assert {d.module for d in result.report.quantized} == {"a", "b", ""}
+    assert torch.allclose(result.model(X), NoGrad.forward(NoGrad(), X), atol=10)
+
+
+def test_no_grad_bodies_are_found_in_the_standard_flow(toy: Build) -> None:
+    float_model = NoGrad().eval()
+    quantizer = toy().set_global("8a8w")
+    prepared = prepare_pt2e(torch.export.export(float_model, (X,)).module(), quantizer)
+    prepared(X)
+    assert (convert_pt2e(prepared)(X) - float_model(X)).abs().max() < 0.2
+    assert not quantizer.report.in_float  # type: ignore[union-attr]
+
+
+def test_keyword_inputs_are_taken(toy: Build) -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) * scale
+
+    sample = {"x": X, "scale": torch.ones(8)}
+    result = qcore.quantize(Keywords(), toy().set_global("8a8w"), [sample])
+    assert result.model(**sample).shape == X.shape
+
+
+def test_a_model_that_does_not_export_says_why_and_what_to_do(toy: Build) -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if x.sum() > 0 else x
+
+    with pytest.raises(CaptureError, match=r"(?s)cannot capture Branching.*use torch.cond"):
+        quantized(Branching(), toy)
+
+
+def test_something_that_is_no_model_is_refused(toy: Build) -> None:
+    with pytest.raises(CaptureError, match=r"Cannot capture str: pass a torch.nn.Module"):
+        quantized("model.pt2", toy)
