@@ -110,7 +110,7 @@ def check_sample(sample: Sample, placeholders: list[Node], what: str) -> None:
             finite.
     """
     values = sample.flat()
-    names = [node.name for node in placeholders]
+    names = [str(node.target) for node in placeholders]
     if len(values) != len(placeholders):
         raise CalibrationError(
             f"{what} has {len(values)} inputs, and the model takes {len(names)}: "
@@ -120,7 +120,7 @@ def check_sample(sample: Sample, placeholders: list[Node], what: str) -> None:
     for value, node in zip(values, placeholders, strict=True):
         expected = node.meta.get("val")
         if isinstance(value, torch.Tensor) and isinstance(expected, torch.Tensor):
-            _check_tensor(value, expected, f"{what}, input {node.name!r}")
+            _check_tensor(value, expected, f"{what}, input {str(node.target)!r}")
 
 
 def _check_tensor(value: torch.Tensor, expected: torch.Tensor, where: str) -> None:

@@ -11,6 +11,7 @@ from attrs import field, frozen
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
 
+from qcore.bias_correction import BiasCorrection
 from qcore.calibration import CalibrationData, calibrate, check_sample
 from qcore.capture import capture
 from qcore.pt2e import REPORT, PreparedModel
@@ -40,6 +41,7 @@ def quantize(
     quantizer: Quantizer,
     calibration_data: Iterable[Any],
     *,
+    bias_correction: bool = True,
     dynamic_shapes: Any = None,
     progress: bool | None = None,
 ) -> QuantizedModel:
@@ -52,6 +54,8 @@ def quantize(
         calibration_data: Samples: tensors, tuples of positional inputs, or mappings of keyword
             inputs, float32 where the model is, finite and of one shape. A module is captured with
             the first. With dynamic schemes alone, one sample is enough.
+        bias_correction: Let the bias of each layer with static activations absorb the mean error
+            of its rounded weights, measured on the samples; see :mod:`qcore.bias_correction`.
         dynamic_shapes: As for ``torch.export.export``, where sizes vary; only for a module.
         progress: Show a progress bar on stderr; ``None`` means: on a terminal.
 
@@ -65,7 +69,12 @@ def quantize(
         CalibrationError: The samples are missing or do not fit.
     """
     return run_flow(
-        model, quantizer, calibration_data, dynamic_shapes=dynamic_shapes, progress=progress
+        model,
+        quantizer,
+        calibration_data,
+        bias_correction=bias_correction,
+        dynamic_shapes=dynamic_shapes,
+        progress=progress,
     )
 
 
@@ -75,6 +84,7 @@ def run_flow(
     samples: Iterable[Any],
     *,
     is_qat: bool = False,
+    bias_correction: bool = True,
     dynamic_shapes: Any = None,
     progress: bool | None = None,
 ) -> QuantizedModel:
@@ -89,7 +99,11 @@ def run_flow(
         prepared = PreparedModel.prepare(graph, _Driver(quantizer), is_qat)
         quantizer.require_quantized(prepared.report())
     with _timed(seconds, "calibrate"):
+        correction = BiasCorrection(prepared.graphs())
+        if bias_correction and not is_qat:
+            correction.attach()
         calibrate(prepared.model, data, progress=progress)
+        correction.apply()
         prepared.leave_unreached_in_float()
     with _timed(seconds, "convert"):
         converted = prepared.convert()

@@ -163,7 +163,11 @@ def clone(model: GraphModule) -> GraphModule:
     with warnings.catch_warnings():
         # torch's own pytree specs warn about themselves when they are copied.
         warnings.simplefilter("ignore", FutureWarning)
-        copied = GraphModule(model, copy.deepcopy(model.graph))
+        graph = copy.deepcopy(model.graph)
+    for before, after in zip(model.graph.nodes, graph.nodes, strict=True):
+        # A copied node is renamed if its name is a builtin's; "input" is one, and nn's usual name.
+        after.name = before.name
+    copied = GraphModule(model, graph)
     copied.meta = dict(model.meta)
     for name, child in model.named_children():
         if isinstance(child, GraphModule) and hasattr(copied, name):

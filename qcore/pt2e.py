@@ -123,6 +123,11 @@ class PreparedModel:
             if not any(body.path.startswith(f"{outer.path}.") for outer in missed)
         ]
 
+    def graphs(self) -> tuple[GraphModule, ...]:
+        """Return the prepared graph and those of its bodies that have observers."""
+        bodies = (body for _, _, body in control_flow_bodies(self.model))
+        return (self.model, *(body for body in bodies if _has_observers(body)))
+
     def convert(self) -> GraphModule:
         """Replace the observers by quantize and dequantize operators.
 

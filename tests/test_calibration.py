@@ -59,12 +59,12 @@ def test_one_sample_in_place_of_a_collection_is_an_error(toy: Build, samples: An
 def test_a_sample_that_is_not_finite_is_named(toy: Build, value: float, kind: str) -> None:
     bad = X.clone()
     bad[1, 3] = value
-    with pytest.raises(CalibrationError, match=f"sample 2, input 'input_1' contains {kind}"):
+    with pytest.raises(CalibrationError, match=f"sample 2, input 'input' contains {kind}"):
         run(toy, [X, X, bad])
 
 
 def test_the_first_sample_is_checked_too(toy: Build) -> None:
-    with pytest.raises(CalibrationError, match="sample 0, input 'input_1' contains NaN"):
+    with pytest.raises(CalibrationError, match="sample 0, input 'input' contains NaN"):
         run(toy, [X * float("nan")])
 
 

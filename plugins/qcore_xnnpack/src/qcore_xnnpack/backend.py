@@ -10,6 +10,7 @@ from attrs import define
 import qcore
 from qcore.annotation import annotate_graph, clamps_to_hardtanh, scalars_to_attributes
 from qcore_xnnpack.support import SCALAR_OPERATORS, SCHEMES, TABLE
+from qcore_xnnpack.transforms import to_xnnpack_operators
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -37,8 +38,9 @@ class XnnpackBackend:
 
     @qcore.hookimpl
     def transform_for_annotation(self, model: GraphModule, plan: QuantizationPlan) -> GraphModule:
-        """Make scalars tensors, and clamps the form that XNNPACK fuses."""
+        """Bring the operators into the forms that XNNPACK takes; make scalars tensors."""
         clamps_to_hardtanh(model, plan)
+        to_xnnpack_operators(model, plan)
         return scalars_to_attributes(model, plan, SCALAR_OPERATORS)
 
     @qcore.hookimpl

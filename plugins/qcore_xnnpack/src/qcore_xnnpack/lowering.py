@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcore.errors import LoweringError
 from qcore.lowering import ExecuTorchRunner, import_executorch, lower_with_partitioner
+from qcore_xnnpack.padding import fuse_padding
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -38,6 +39,7 @@ def lower_to_xnnpack(program: ExportedProgram, **options: Any) -> LoweredProgram
             f"xnnpack's lower has no option {', '.join(map(repr, unknown))}. "
             f"Its options: {', '.join(_OPTIONS)}."
         )
+    fuse_padding(program.graph_module)
     partition = import_executorch("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     return lower_with_partitioner(
         program,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
+from attrs import frozen
 from torch.fx import GraphModule
 
 from qcore.annotation import (
@@ -100,6 +101,12 @@ def dynamic_is_plain_2d(
     return None
 
 
+_CONVOLUTIONS: Final[tuple[Any, ...]] = (
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.convolution.default,
+)
+
 _GEMM_CHECKS: Final = (float_inputs, static_weight)
 _ELEMENTWISE_CHECKS: Final = (float_inputs, no_alpha, constants_fit_histogram)
 
@@ -114,7 +121,7 @@ _GEMMS: Final = (
     ),
     OperatorPattern(
         "conv",
-        (aten.conv1d.default, aten.conv2d.default, aten.convolution.default),
+        _CONVOLUTIONS,
         GemmRule(),
         fuses=_CLAMPS,
         folds_batch_norm=True,
@@ -170,11 +177,9 @@ _PASS_THROUGH: Final = tuple(
     for name, targets in (
         ("relu", _RELUS),
         ("hardtanh", (aten.hardtanh.default, aten.hardtanh_.default)),
-        ("clamp", (aten.clamp.default, aten.clamp_.default)),
         ("max_pool2d", (aten.max_pool2d.default,)),
         ("mean", (aten.mean.default, aten.mean.dim)),
         ("permute", (aten.permute.default, aten.permute_copy.default, aten.transpose.int)),
-        ("squeeze", (aten.squeeze.dim, aten.squeeze_copy.dim)),
         (
             "view",
             (
@@ -182,10 +187,67 @@ _PASS_THROUGH: Final = tuple(
                 aten.view_copy.default,
                 aten.reshape.default,
                 aten.flatten.using_ints,
+                aten.squeeze.default,
+                aten.squeeze.dim,
+                aten.squeeze.dims,
+                aten.unsqueeze.default,
             ),
         ),
-        ("slice", (aten.slice.Tensor, aten.slice_copy.Tensor)),
+        ("copy", (aten.contiguous.default, aten.clone.default)),
     )
 )
 
-TABLE: Final = SupportTable((*_GEMMS, *_ELEMENTWISE, *_JOINING, *_PASS_THROUGH))
+_PADS: Final = (aten.pad.default, aten.constant_pad_nd.default)
+
+
+@frozen
+class PadRule:
+    """Padding before a convolution: it quantizes its input, so that the padding is in int8, too.
+
+    Elsewhere it only moves data.
+    """
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate a match."""
+        feeds_convolutions = all(user.target in _CONVOLUTIONS for user in match.root.users)
+        rule = PoolRule() if feeds_convolutions else PassThroughRule()
+        return rule(match, config)
+
+
+def constant_padding(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject padding that reflects, wraps or cuts off."""
+    del config, model
+    mode = match.root.args[2] if len(match.root.args) > 2 else "constant"
+    if match.root.target is aten.pad.default and mode != "constant":
+        return Rejection(f"xnnpack pads with constants only, not with mode={mode!r}")
+    sizes: Any = match.root.args[1]
+    if any(size < 0 for size in sizes):
+        return Rejection("xnnpack does not cut off with negative padding", "Slice instead.")
+    return None
+
+
+def unit_step(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject slices that leave out elements."""
+    del config, model
+    step = match.root.args[4] if len(match.root.args) > 4 else 1
+    return None if step == 1 else Rejection(f"xnnpack slices with step 1 only, not {step}")
+
+
+_MOVING: Final = (
+    OperatorPattern(
+        "pad", _PADS, PadRule(), follows_input=True, checks=(float_inputs, constant_padding)
+    ),
+    OperatorPattern(
+        "slice",
+        (aten.slice.Tensor, aten.slice_copy.Tensor),
+        PassThroughRule(),
+        follows_input=True,
+        checks=(unit_step,),
+    ),
+)
+
+TABLE: Final = SupportTable((*_MOVING, *_GEMMS, *_ELEMENTWISE, *_JOINING, *_PASS_THROUGH))
