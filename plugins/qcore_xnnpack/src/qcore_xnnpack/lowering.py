@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from qcore.errors import LoweringError
 from qcore.lowering import ExecuTorchRunner, import_executorch, lower_with_partitioner
-from qcore_xnnpack.padding import fuse_padding
+from qcore_xnnpack.graph_passes import prepare_for_partitioner
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
     from qcore.lowering import LoweredProgram
 
@@ -39,12 +40,42 @@ def lower_to_xnnpack(program: ExportedProgram, **options: Any) -> LoweredProgram
             f"xnnpack's lower has no option {', '.join(map(repr, unknown))}. "
             f"Its options: {', '.join(_OPTIONS)}."
         )
-    fuse_padding(program.graph_module)
-    partition = import_executorch("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     return lower_with_partitioner(
-        program,
+        prepare_for_partitioner(program),
         None,
         backend="xnnpack",
-        partitioners=[partition.XnnpackPartitioner()],
+        partitioners=[_partitioner()],
         runner=ExecuTorchRunner(backends=("XnnpackBackend",), **options),
     )
+
+
+def _partitioner() -> Any:
+    package = "executorch.backends.xnnpack.partition"
+    partition = import_executorch(f"{package}.xnnpack_partitioner")
+    configs = import_executorch(f"{package}.config")
+
+    class SafeSoftmax(configs.SoftmaxConfig):  # type: ignore[misc,name-defined]
+        """Softmax, except of images.
+
+        XNNPACK runs a graph with convolutions in channels-last layout, and ExecuTorch's softmax
+        then normalizes over the channels, whatever dimension it is given.
+        """
+
+        def check_constraints(self, node: Node, ep: ExportedProgram) -> bool:
+            is_image = node.args[0].meta["val"].dim() == 4  # type: ignore[union-attr]
+            if is_image and _has_convolutions(ep):
+                configs.generic_node_configs.why(
+                    node, reason="softmax of a 4d tensor is wrong beside convolutions"
+                )
+                return False
+            return bool(super().check_constraints(node, ep))
+
+    chosen = [
+        SafeSoftmax if config is configs.SoftmaxConfig else config
+        for config in configs.ALL_PARTITIONER_CONFIGS
+    ]
+    return partition.XnnpackPartitioner(configs=chosen)
+
+
+def _has_convolutions(program: ExportedProgram) -> bool:
+    return any("convolution" in str(node.target) for node in program.graph.nodes)

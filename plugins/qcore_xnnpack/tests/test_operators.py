@@ -1,0 +1,186 @@
+"""Each row of the support table, executed on the real runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qcore_xnnpack.support import TABLE
+
+IMAGE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+SIGNAL = IMAGE[0]
+OTHER = IMAGE.flip(3) * 2
+
+
+class Fn(nn.Module):
+    def __init__(self, function: Callable[..., torch.Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.function(self, *inputs)
+
+
+def conv(**options: Any) -> nn.Conv2d:
+    return nn.Conv2d(4, 8, 3, padding=1, **options)
+
+
+def after_conv(function: Callable[[torch.Tensor], torch.Tensor]) -> tuple[nn.Module, Any]:
+    return Fn(lambda m, x: function(m.conv(x)), conv=conv()), (IMAGE,)
+
+
+CASES: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
+    "conv1d": (nn.Conv1d(8, 8, 3, padding=1), (SIGNAL.permute(0, 2, 1),)),
+    "conv2d": (conv(), (IMAGE,)),
+    "conv2d, depthwise": (nn.Conv2d(4, 4, 3, groups=4), (IMAGE,)),
+    "conv2d, grouped": (nn.Conv2d(4, 8, 3, groups=2), (IMAGE,)),
+    "conv2d, no bias": (conv(bias=False), (IMAGE,)),
+    "conv2d + relu": (nn.Sequential(conv(), nn.ReLU()), (IMAGE,)),
+    "conv2d + relu6": (nn.Sequential(conv(), nn.ReLU6()), (IMAGE,)),
+    "conv2d + clamp": (Fn(lambda m, x: m.c(x).clamp(-1, 1), c=conv()), (IMAGE,)),
+    "conv2d + bn + relu": (nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU()), (IMAGE,)),
+    "conv_transpose1d": (nn.ConvTranspose1d(8, 8, 3), (SIGNAL.permute(0, 2, 1),)),
+    "conv_transpose2d": (nn.ConvTranspose2d(4, 8, 3, stride=2), (IMAGE,)),
+    "linear": (nn.Linear(8, 4), (IMAGE,)),
+    "linear + relu6": (nn.Sequential(nn.Linear(8, 4), nn.ReLU6()), (IMAGE,)),
+    "add": (Fn(lambda m, x, y: x + y), (IMAGE, OTHER)),
+    "add, scalar": (Fn(lambda m, x: x + 1.5), (IMAGE,)),
+    "add + relu": (Fn(lambda m, x, y: torch.relu(x + y)), (IMAGE, OTHER)),
+    "sub": (Fn(lambda m, x, y: x - y), (IMAGE, OTHER)),
+    "sub from a scalar": (Fn(lambda m, x: 1 - x), (IMAGE,)),
+    "mul": (Fn(lambda m, x, y: x * y), (IMAGE, OTHER)),
+    "mul + relu": (Fn(lambda m, x, y: torch.relu(x * y)), (IMAGE, OTHER)),
+    "cat": (Fn(lambda m, x, y: torch.cat([x, y, x], 1)), (IMAGE, OTHER)),
+    "adaptive_avg_pool2d": (nn.Sequential(conv(), nn.AdaptiveAvgPool2d(1)), (IMAGE,)),
+    "relu": after_conv(lambda y: torch.relu(y) + y),
+    "hardtanh": after_conv(lambda y: F.relu6(y) + y),
+    "max_pool2d": after_conv(lambda y: F.max_pool2d(y, 3, 2, 1)),
+    "max_pool2d, default stride": after_conv(lambda y: F.max_pool2d(y, 2)),
+    "mean": after_conv(lambda y: y.mean((2, 3))),
+    "permute": after_conv(lambda y: y.permute(0, 2, 3, 1)),
+    "squeeze": after_conv(lambda y: y.squeeze(0)),
+    "unsqueeze": after_conv(lambda y: y.unsqueeze(0)),
+    "view": after_conv(lambda y: y.view(8, 64)),
+    "flatten": after_conv(lambda y: y.flatten(1)),
+    "slice": after_conv(lambda y: y[:, 2:5]),
+    "chunk": after_conv(lambda y: torch.add(*y.chunk(2, 1))),
+    "split": after_conv(lambda y: torch.add(*y.split([4, 4], 1))),
+    "copy": after_conv(lambda y: y.permute(0, 2, 3, 1).contiguous()),
+    "pad": after_conv(lambda y: F.pad(y, (1, 1, 1, 1))),
+    "dropout": (nn.Sequential(conv(), nn.Dropout(), nn.Conv2d(8, 4, 1)), (IMAGE,)),
+    "conv, pad, conv": (
+        Fn(lambda m, x: m.b(F.pad(m.a(x), (1, 1, 1, 1))), a=conv(), b=nn.Conv2d(8, 8, 3)),
+        (IMAGE,),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_quantized_and_runs_in_one_delegate(through: Callable[..., Any], case: str) -> None:
+    model, inputs = CASES[case]
+    run = through(model, *inputs)
+    assert [str(d) for d in run.result.report.in_float] == []
+    assert (run.program.report.delegates, run.program.report.undelegated) == (1, ())
+    assert run.program.report.stray == ()
+    # XNNPACK rounds biases to int32 and breaks ties its own way: one step per operator in series.
+    assert run.steps.max() <= 2.01
+    assert (run.steps > 0.5).float().mean() < 0.02
+    signal = run.float_output.pow(2).mean()
+    assert (run.program_output - run.float_output).pow(2).mean() < 2e-3 * signal
+
+
+def test_every_row_of_the_table_has_a_case() -> None:
+    rows = {pattern.name for pattern in TABLE}
+    tried = {case.split(",")[0].split(" ")[0] for case in CASES}
+    families = {"conv": "conv2d", "conv_transpose": "conv_transpose2d"}
+    assert {families.get(row, row) for row in rows} <= tried
+
+
+DYNAMIC = {
+    "linear": (nn.Linear(8, 4), (IMAGE,)),
+    "conv2d": (conv(), (IMAGE,)),
+    "conv2d, grouped": (nn.Conv2d(4, 8, 3, groups=2), (IMAGE,)),
+    "conv_transpose2d": (nn.ConvTranspose2d(4, 8, 3), (IMAGE,)),
+}
+
+
+@pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
+@pytest.mark.parametrize("case", DYNAMIC)
+def test_dynamic_layers_are_delegated(
+    through: Callable[..., Any], case: str, granularity: str
+) -> None:
+    model, inputs = DYNAMIC[case]
+    run = through(model, *inputs, scheme=f"8da8w {granularity}")
+    assert (run.program.report.delegates, run.program.report.undelegated) == (1, ())
+    signal = run.float_output.pow(2).mean()
+    assert (run.program_output - run.float_output).pow(2).mean() < 1e-3 * signal
+
+
+REFUSED: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...], str, str]] = {
+    "conv3d": (nn.Conv3d(1, 1, 1), (IMAGE[None],), "8a8w", "xnnpack has no quantized aten.conv3d"),
+    "grouped transposed": (
+        nn.ConvTranspose2d(4, 8, 3, groups=2),
+        (IMAGE,),
+        "8a8w",
+        "transposed convolution with groups=2",
+    ),
+    "dynamic conv1d": (
+        nn.Conv1d(8, 8, 3),
+        (SIGNAL.permute(0, 2, 1),),
+        "8da8w",
+        "only 2d convolutions with dynamic activations",
+    ),
+    "dynamic depthwise": (
+        nn.Conv2d(4, 4, 3, groups=4),
+        (IMAGE,),
+        "8da8w",
+        "no depthwise convolution with dynamic",
+    ),
+    "alpha": (
+        Fn(lambda m, x, y: torch.add(x, y, alpha=2)),
+        (IMAGE, OTHER),
+        "8a8w",
+        "alpha=2 is not supported",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_xnnpack_cannot_run_in_int8_says_why(through: Callable[..., Any], case: str) -> None:
+    from qcore.errors import SelectionError
+
+    model, inputs, scheme, says = REFUSED[case]
+    with pytest.raises(SelectionError, match=says):
+        through(model, *inputs, scheme=scheme)
+
+
+MIXED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "slice with a step": (lambda y: y[:, ::2], "xnnpack slices with step 1 only, not 2"),
+    "reflecting pad": (lambda y: F.pad(y, (1, 1, 1, 1), mode="reflect"), "constants only"),
+    "clamp with one bound": (lambda y: y.clamp(min=0.1), "no quantized aten.clamp"),
+    "sigmoid": (torch.sigmoid, "no quantized aten.sigmoid.default"),
+    "softmax of an image": (lambda y: y.softmax(-1), "no quantized aten.softmax"),
+    "mean of everything": (lambda y: y.mean().reshape(1), ""),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_what_stays_in_float_still_runs_right(through: Callable[..., Any], case: str) -> None:
+    function, reason = MIXED[case]
+    run = through(*(after_conv(function)[0], IMAGE))
+    assert any(reason in d.reason for d in run.result.report.in_float) or not reason
+    assert torch.allclose(run.program_output, run.converted_output, atol=0.05)
+    assert (run.program_output - run.float_output).abs().max() < 0.1
+
+
+def test_what_is_not_delegated_is_named(through: Callable[..., Any]) -> None:
+    run = through(*(after_conv(lambda y: torch.cumsum(y, 1))[0], IMAGE))
+    assert [record.operator for record in run.program.report.undelegated] == ["aten.cumsum.default"]
+    assert "cumsum" in str(run.program.report)
