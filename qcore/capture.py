@@ -13,14 +13,13 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qcore.errors import CaptureError
-from qcore.graph import PARAMETER_NAME, clone, tensor_attribute
+from qcore.graph import clone
 
 __all__ = [
     "Sample",
     "capture",
     "inline_grad_modes",
     "remove_guards",
-    "sink_parameters",
 ]
 
 _GRAD_MODE: Final = "wrap_with_set_grad_enabled"
@@ -194,36 +193,3 @@ def _inline(model: GraphModule, node: Node) -> None:
     model.graph.erase_node(node)
     model.graph.erase_node(body_attribute)
     model.delete_submodule(str(body_attribute.target))
-
-
-def sink_parameters(model: GraphModule, call: Node, body: GraphModule) -> None:
-    """Let a control-flow body read its parameters itself instead of as operands.
-
-    Export passes a body everything that it closes over. As operands, weights cannot be quantized
-    ahead of time; as attributes of the body they can. The operands stay, unused.
-
-    Args:
-        model: The graph that calls the body.
-        call: The ``cond`` or ``while_loop`` operator.
-        body: One of its bodies; changed in place.
-    """
-    groups = [a for a in call.args if isinstance(a, (tuple, list))]
-    carried = len(groups[0]) if len(groups) > 1 else 0  # A loop replaces what it carries.
-    operands = [operand for group in groups for operand in group]
-    placeholders = [n for n in body.graph.nodes if n.op == "placeholder"]
-    pairs = list(zip(operands, placeholders, strict=True))[carried:]
-    for operand, placeholder in pairs:
-        if not isinstance(operand, Node) or operand.op != "get_attr" or not placeholder.users:
-            continue
-        name = f"_sunk_{str(operand.target).replace('.', '_')}"
-        tensor = tensor_attribute(model, operand)
-        if isinstance(tensor, torch.nn.Parameter):
-            body.register_parameter(name, tensor)
-        else:
-            body.register_buffer(name, tensor)
-        with body.graph.inserting_after(placeholders[-1]):
-            attribute = body.graph.get_attr(name)
-        attribute.meta.update(placeholder.meta)
-        attribute.meta[PARAMETER_NAME] = operand.meta.get(PARAMETER_NAME, str(operand.target))
-        placeholder.replace_all_uses_with(attribute)
-    body.recompile()
