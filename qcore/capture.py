@@ -22,6 +22,7 @@ __all__ = [
     "remove_guards",
 ]
 
+_QUANTIZED: Final = ("quantized_decomposed.", "torchao.quantize", "torchao.dequantize")
 _GRAD_MODE: Final = "wrap_with_set_grad_enabled"
 
 
@@ -109,9 +110,20 @@ def capture(
             f"Cannot capture {type(model).__name__}: pass a torch.nn.Module, an ExportedProgram "
             "or the GraphModule of one. A saved program is loaded with torch.export.load(path)."
         )
+    if any(_is_quantized(node) for node in graph.graph.nodes):
+        raise CaptureError(
+            "The model is quantized already: it has quantize operators or observers. Pass the "
+            "float model; set_* rules select its parts."
+        )
     remove_guards(graph)
     inline_grad_modes(graph)
     return graph
+
+
+def _is_quantized(node: Node) -> bool:
+    if node.op == "call_module":
+        return str(node.target).startswith("activation_post_process")
+    return node.op == "call_function" and str(node.target).startswith(_QUANTIZED)
 
 
 def _exported(

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from attrs import field, frozen
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
 
 from qcore.bias_correction import BiasCorrection
-from qcore.calibration import CalibrationData, calibrate, check_sample
+from qcore.calibration import CalibrationData, calibrate, check_arguments, check_sample
 from qcore.capture import capture
+from qcore.errors import QcoreError
 from qcore.pt2e import REPORT, PreparedModel
 from qcore.quantizer import Quantizer
 from qcore.report import AnnotationReport
@@ -71,7 +73,14 @@ def quantize(
         PartialQuantizationError: The backend cannot leave in float what would stay so.
         CalibrationError: The samples are missing or do not fit.
     """
+    if not isinstance(quantizer, Quantizer):
+        raise QcoreError(
+            f"quantize takes a quantizer, got {quantizer!r}. Build one: "
+            "qcore.get_quantizer('xnnpack').set_global('8a8w')."
+        )
     data = CalibrationData.of(calibration_data)
+    if isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule):
+        check_arguments(data.first, model)
     seconds: dict[str, float] = {}
     with _timed(seconds, "capture"):
         graph = capture(model, data.first, dynamic_shapes=dynamic_shapes, is_qat=is_qat)
