@@ -1,0 +1,51 @@
+# Everything runs in .venv, which is made on first use and again when what it holds changes.
+
+PYTHON ?= python3.11
+BACKEND ?= xnnpack
+
+PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
+BIN := .venv/bin
+STAMP := .venv/.set-up
+PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+LINTED := qcore plugins tests examples benchmarks conftest.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint upstream-tests clean
+
+help:  ## Say what there is to make
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
+
+demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack)
+	@$(BIN)/python examples/classify_picture.py --backend $(BACKEND)
+
+test: $(STAMP)  ## Run the tests, the fast ones first
+	@$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## Compare with ExecuTorch's own quantizer
+	@$(BIN)/python benchmarks/xnnpack.py
+
+lint: $(STAMP)  ## Check style and types
+	@$(BIN)/ruff check $(LINTED)
+	@$(BIN)/ruff format --check $(LINTED)
+	@$(BIN)/mypy
+
+upstream-tests: $(STAMP)  ## Run ExecuTorch's own quantizer tests with our quantizer
+	@$(BIN)/python plugins/qcore_xnnpack/tests/upstream/swap_quantizer.py
+
+clean:  ## Remove .venv and everything else that was made
+	rm -rf .venv build dist benchmarks/results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf *.egg-info plugins/*/src/*.egg-info
+
+$(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "$(PYTHON) was not found: install Python 3.11, or make PYTHON=/path/to/it" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed; $(PYTHON) is another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up .venv (1/3): a new environment"
+	@$(PYTHON) -m venv .venv
+	@echo "Setting up .venv (2/3): torch, torchao and ExecuTorch; takes minutes"
+	@$(PIP) install -qq torch torchao executorch
+	@echo "Setting up .venv (3/3): qcore, its plugins and their tools"
+	@$(PIP) install -qq --editable '.[executorch,dev,demo]' $(addprefix --editable ./,$(PLUGINS))
+	@touch $@
