@@ -1,0 +1,174 @@
+"""Quantize EfficientNet-Lite0, lower it, and let the program say what is in a picture.
+
+Run it with ``make demo``, or ``python examples/classify_picture.py --backend xnnpack``.
+Progress goes to stderr, the result to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+import qcore
+
+if TYPE_CHECKING:
+    import torch
+
+CROPS = 32
+MOST_NODES_SHOWN = 8
+Pairs = list[tuple[str, float]]
+
+
+class Progress:
+    """Says on stderr what is being done: live on a terminal, a line for each step elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[Callable[[str], None]]:
+        """Show a step while it runs, and how long it took once it is done.
+
+        Args:
+            what: The step, in a few words.
+
+        Yields:
+            A function that shows how far it is.
+        """
+        start = time.perf_counter()
+        if self._console.is_terminal:
+            with self._console.status(f"{what} ...") as status:
+                yield lambda detail: status.update(f"{what} ... {detail}")
+        else:
+            yield lambda detail: None
+        self._console.print(f"{what}: {time.perf_counter() - start:.1f} s", style="dim")
+
+
+def counted(samples: list[torch.Tensor], tell: Callable[[str], None]) -> Iterator[torch.Tensor]:
+    """Yield samples and tell how many there have been."""
+    for count, sample in enumerate(samples, 1):
+        tell(f"sample {count} of {len(samples)}")
+        yield sample
+
+
+def demo(backend: str, console: Console, progress: Progress) -> None:
+    """Quantize, lower, run and compare.
+
+    Args:
+        backend: Name of an installed backend.
+        console: Takes the result.
+        progress: Takes what is being done.
+    """
+    quantizer = qcore.get_quantizer(backend)
+    quantizer.set_global(qcore.get_symmetric_quantization_config(is_per_channel=True))
+
+    with progress.step("Loading PyTorch, the model and the pictures"):
+        import torch
+
+        import imagenet
+
+        model = imagenet.float_model()
+        calibration, evaluation = (
+            imagenet.calibration_crops(CROPS),
+            imagenet.evaluation_crops(CROPS),
+        )
+        cat = imagenet.to_input(imagenet.picture())
+    with progress.step(f"Quantizing to int8 with {CROPS} calibration crops") as tell:
+        result = qcore.quantize(model, quantizer, counted(calibration, tell), progress=False)
+    with progress.step("Lowering the int8 model"):
+        int8 = quantizer.lower(result.model, (cat,))
+    with progress.step("Lowering the float model, to compare"):
+        fp32 = quantizer.lower(torch.export.export(model, (cat,)).module(), (cat,))
+    with progress.step(f"Running the program on the picture and on {CROPS} other crops"):
+        int8_scores = torch.cat(int8.run_many([cat, *evaluation]))
+        float_scores = imagenet.logits(model, [cat, *evaluation])
+    with progress.step("Timing both programs"):
+        latencies = fp32.benchmark(cat), int8.benchmark(cat)
+
+    console.print(f"\n[bold]chelsea.png, classified by EfficientNet-Lite0 on {backend}[/bold]")
+    console.print(
+        classes_table(imagenet.top5(float_scores[0]), imagenet.top5(int8_scores[0]), backend)
+    )
+    sqnr = imagenet.sqnr_db(float_scores[1:], int8_scores[1:])
+    sqnr_cat = imagenet.sqnr_db(float_scores[:1], int8_scores[:1])
+    agreeing = round(CROPS * imagenet.top1_agreement(float_scores[1:], int8_scores[1:]))
+    console.print(
+        f"SQNR against float: {sqnr_cat:.1f} dB here, {sqnr:.1f} dB on {CROPS} other crops"
+    )
+    console.print(f"Same top class as float: {agreeing} of the {CROPS} other crops")
+    console.print(programs_table(fp32, int8, *latencies))
+    print_nodes(console, result.report, int8.report)
+
+
+def classes_table(float_top: Pairs, int8_top: Pairs, backend: str) -> Table:
+    """Return the likeliest classes of the float model and of the int8 program side by side."""
+    table = Table()
+    for title in ("float, in PyTorch", f"int8, the .pte on {backend}"):
+        table.add_column(title)
+        table.add_column("", justify="right")
+    for (float_name, float_share), (int8_name, int8_share) in zip(float_top, int8_top, strict=True):
+        table.add_row(float_name, f"{float_share:.1%}", int8_name, f"{int8_share:.1%}")
+    return table
+
+
+def programs_table(fp32: Any, int8: Any, fp32_latency: Any, int8_latency: Any) -> Table:
+    """Return size and latency of both programs and their ratios."""
+    sizes = [len(program.buffer) / 1e6 for program in (fp32, int8)]
+    times = [latency.median_ms for latency in (fp32_latency, int8_latency)]
+    table = Table()
+    table.add_column("program")
+    for title in ("fp32", "int8", "ratio"):
+        table.add_column(title, justify="right")
+    for name, (before, after), unit in (("size", sizes, "MB"), ("latency, median", times, "ms")):
+        table.add_row(name, f"{before:.2f} {unit}", f"{after:.2f} {unit}", f"{before / after:.1f}x")
+    return table
+
+
+def print_nodes(console: Console, decisions: qcore.AnnotationReport, lowered: Any) -> None:
+    """Say how many nodes were quantized, float and delegated, and why any was not."""
+    console.print(
+        f"Compute nodes of the model: {len(decisions.quantized)} quantized, "
+        f"{len(decisions.in_float)} in float"
+    )
+    print_some(console, [f"{d.node} ({d.operator}): {d.reason}" for d in decisions.in_float])
+    console.print(
+        f"Compute nodes of the program: {len(lowered.delegated)} in "
+        f"{lowered.delegates} delegate{'s' * (lowered.delegates != 1)}, "
+        f"{len(lowered.undelegated)} on portable kernels"
+    )
+    print_some(console, [str(node) for node in (*lowered.undelegated, *lowered.stray)])
+
+
+def print_some(console: Console, lines: list[str]) -> None:
+    """Print the first lines and how many more there are."""
+    for line in lines[:MOST_NODES_SHOWN]:
+        console.print(f"  {line}", markup=False)
+    if len(lines) > MOST_NODES_SHOWN:
+        console.print(f"  and {len(lines) - MOST_NODES_SHOWN} more")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", default="xnnpack", help="an installed backend")
+    backend = parser.parse_args(arguments).backend
+    try:
+        demo(backend, Console(highlight=False), Progress())
+    except qcore.QcoreError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        print(f'{error}. The demo needs: pip install "qcore-quant[demo]"', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
