@@ -9,8 +9,12 @@ STAMP := .venv/.set-up
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 LINTED := qcore plugins tests examples benchmarks conftest.py
 
+# By default torch's threads spin while they wait for each other. On a machine that is busy with
+# something else that can make a model twenty times slower; sleeping costs little on an idle one.
+export OMP_WAIT_POLICY ?= passive
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint upstream-tests clean
+.PHONY: help demo test bench rounding lint upstream-tests clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -23,6 +27,9 @@ test: $(STAMP)  ## Run the tests, the fast ones first
 
 bench: $(STAMP)  ## Compare with ExecuTorch's own quantizer
 	@$(BIN)/python benchmarks/xnnpack.py
+
+rounding: $(STAMP)  ## Count where a .pte differs from its converted model, and why
+	@$(BIN)/python benchmarks/xnnpack_rounding.py
 
 lint: $(STAMP)  ## Check style and types
 	@$(BIN)/ruff check $(LINTED)

@@ -57,10 +57,12 @@ def _has_ours(module: ModuleType, name: str) -> bool:
     return value is not None
 
 
+def main() -> int:
+    """Run the tests and return pytest's exit code."""
+    folder = str(upstream_tests())
+    options = ["-q", "-c", str(CONFIGURATION), "--rootdir", folder, folder, *sys.argv[1:]]
+    return int(pytest.main(options, plugins=[sys.modules[__name__]]))
+
+
 if __name__ == "__main__":
-    sys.exit(
-        pytest.main(
-            ["-q", "-c", str(CONFIGURATION), str(upstream_tests()), *sys.argv[1:]],
-            plugins=[sys.modules[__name__]],
-        )
-    )
+    sys.exit(main())
