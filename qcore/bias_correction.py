@@ -54,9 +54,11 @@ class _InputMean(torch.nn.Module):  # type: ignore[misc]
         elif x.dim() == self.rank:
             total, count = x.sum(0, keepdim=True), x.shape[0]
         else:
-            total, count = x.unsqueeze(0), 1
-        before, so_far = self.sums.get(total.shape, (torch.zeros_like(total), 0))
-        self.sums[total.shape] = before + total, so_far + count
+            total, count = x.unsqueeze(0).clone(), 1
+        if total.shape in self.sums:
+            before, so_far = self.sums[total.shape]
+            total, count = before.add_(total), so_far + count
+        self.sums[total.shape] = total, count
 
 
 @define
