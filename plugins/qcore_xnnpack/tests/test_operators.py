@@ -12,6 +12,8 @@ from torch import nn
 
 from qcore_xnnpack.support import TABLE
 
+torch.manual_seed(0)  # The layers of the cases are the same in every run.
+
 IMAGE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 SIGNAL = IMAGE[0]
 OTHER = IMAGE.flip(3) * 2
@@ -91,7 +93,7 @@ def test_it_is_quantized_and_runs_in_one_delegate(through: Callable[..., Any], c
     assert run.program.report.stray == ()
     # XNNPACK rounds biases to int32 and breaks ties its own way: one step per operator in series.
     assert run.steps.max() <= 2.01
-    assert (run.steps > 0.5).float().mean() < 0.02
+    assert (run.steps > 0.5).sum() <= max(2, 0.02 * run.steps.numel())
     signal = run.float_output.pow(2).mean()
     assert (run.program_output - run.float_output).pow(2).mean() < 2e-3 * signal
 
