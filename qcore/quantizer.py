@@ -15,7 +15,7 @@ from qcore.errors import PartialQuantizationError, QcoreWarning, SelectionError
 from qcore.graph import control_flow_bodies
 from qcore.plan import FilterFunction, QuantizationPlan, Selectors
 from qcore.report import AnnotationReport, Severity
-from qcore.schemes import QuantizationScheme, SchemeLike, resolve_config
+from qcore.schemes import QuantizationScheme, SchemeLike, require_pt2e_scheme, resolve_config
 
 if TYPE_CHECKING:
     from qcore.lowering import LoweredProgram
@@ -45,7 +45,9 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
     def __init__(self, backend: object, name: str | None = None) -> None:
         super().__init__()
         self._hooks = BackendHooks(backend, name or str(getattr(backend, "name", "backend")))
-        self._schemes = self._hooks.supported_schemes()
+        declared = self._hooks.supported_schemes()
+        self._schemes = tuple(scheme for scheme in declared if scheme.layer is None)
+        self._source_schemes = tuple(scheme for scheme in declared if scheme.layer is not None)
         self._selectors = Selectors()
         self._report: AnnotationReport | None = None
 
@@ -65,8 +67,13 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
 
     @property
     def supported_schemes(self) -> tuple[QuantizationScheme, ...]:
-        """The schemes that the backend executes, the preferred ones first."""
+        """The schemes of the PT2E flow that the backend executes, the preferred ones first."""
         return self._schemes
+
+    @property
+    def source_schemes(self) -> tuple[QuantizationScheme, ...]:
+        """The schemes of ``qcore.quantize_`` that the backend executes; may be empty."""
+        return self._source_schemes
 
     @property
     def report(self) -> AnnotationReport | None:
@@ -114,6 +121,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         return self
 
     def _config(self, wanted: SchemeLike) -> Any:
+        if isinstance(wanted, str):
+            require_pt2e_scheme(wanted, self._schemes, self._source_schemes, self.name)
         return resolve_config(wanted, self._schemes, self.name)
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
