@@ -37,7 +37,7 @@ _LAYERS: Final[frozenset[Any]] = frozenset(
 )
 
 
-class _InputMean(torch.nn.Module):
+class _InputMean(torch.nn.Module):  # type: ignore[misc]
     """Keeps the mean of what passes, by shape: a layer is linear, so means are all it needs."""
 
     def __init__(self, is_linear: bool, spatial_dims: int) -> None:
@@ -121,7 +121,7 @@ def _is_static(graph: GraphModule, node: Node) -> bool:
 
 
 def _weight(graph: GraphModule, node: Node) -> torch.Tensor:
-    source = node.args[1].args[0]  # type: ignore[union-attr]
+    source = node.args[1].args[0]
     assert isinstance(source, Node)
     return tensor_attribute(graph, source).detach()
 
@@ -134,7 +134,7 @@ def _mean_error(graph: GraphModule, node: Node, recorder: _InputMean) -> torch.T
     lost = weight - _rounded(weight, observed[0])
     total, count = torch.zeros(()), 0
     for inputs, seen in recorder.sums.values():
-        output = node.target(inputs, lost, None, *node.args[3:])  # type: ignore[operator]
+        output = node.target(inputs, lost, None, *node.args[3:])
         channel = output.dim() - 1 if recorder.is_linear else 1
         others = [axis for axis in range(output.dim()) if axis != channel]
         total = total + output.mean(others)
@@ -176,7 +176,7 @@ def _set_bias(graph: GraphModule, node: Node, correction: torch.Tensor) -> None:
         fake_mode = node.meta["val"].fake_mode
         attribute.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
     if isinstance(holder, Node) and holder is not bias_node:
-        holder.replace_input_with(bias_node, attribute)  # type: ignore[arg-type]
+        holder.replace_input_with(bias_node, attribute)
     else:
         args[2] = attribute
         node.args = tuple(args)

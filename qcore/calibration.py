@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any
+from typing import Any, Final
 
 import torch
 from attrs import frozen
@@ -14,7 +15,11 @@ from tqdm import tqdm
 from qcore.capture import Sample
 from qcore.errors import CalibrationError
 
-__all__ = ["CalibrationData", "calibrate", "check_sample"]
+__all__ = ["CalibrationData", "calibrate", "check_arguments", "check_sample"]
+
+_ONLY_INPUTS: Final = (
+    "Yield only the model's inputs, for example ((images,) for images, labels in loader)."
+)
 
 
 @frozen
@@ -97,6 +102,36 @@ def calibrate(prepared: GraphModule, data: CalibrationData, *, progress: bool | 
     return count
 
 
+def check_arguments(sample: Sample, model: torch.nn.Module) -> None:
+    """Raise unless a module can be called with a sample.
+
+    Args:
+        sample: The inputs.
+        model: The module that will be captured with them.
+
+    Raises:
+        CalibrationError: An input is no tensor, or ``forward`` takes other arguments.
+    """
+    arrays = [v for v in sample.flat() if hasattr(v, "__array__") and not torch.is_tensor(v)]
+    if arrays:
+        raise CalibrationError(
+            f"Calibration sample 0 holds a {type(arrays[0]).__name__}, and models take tensors. "
+            "Convert it: torch.as_tensor(x)."
+        )
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return  # Written in C or scripted: torch.export will judge.
+    try:
+        signature.bind(*sample.args, **sample.kwargs)
+    except TypeError as error:
+        takes = ", ".join(signature.parameters) or "no inputs"
+        raise CalibrationError(
+            f"Calibration sample 0 does not fit {type(model).__name__}.forward({takes}): {error}. "
+            f"{_ONLY_INPUTS}"
+        ) from None
+
+
 def check_sample(sample: Sample, placeholders: list[Node], what: str) -> None:
     """Raise unless a sample fits the inputs of a captured model.
 
@@ -114,8 +149,7 @@ def check_sample(sample: Sample, placeholders: list[Node], what: str) -> None:
     if len(values) != len(placeholders):
         raise CalibrationError(
             f"{what} has {len(values)} inputs, and the model takes {len(names)}: "
-            f"{', '.join(names)}. Yield only the model's inputs, for example "
-            "((images,) for images, labels in loader)."
+            f"{', '.join(names)}. {_ONLY_INPUTS}"
         )
     for value, node in zip(values, placeholders, strict=True):
         expected = node.meta.get("val")
@@ -141,6 +175,11 @@ def _check_tensor(value: torch.Tensor, expected: torch.Tensor, where: str) -> No
             f"{where} has shape {tuple(value.shape)}, and the model was captured with ({shown}). "
             "Give all samples one shape (a loader's last batch may be smaller: drop_last=True), or "
             "pass dynamic_shapes."
+        )
+    if not value.numel():
+        raise CalibrationError(
+            f"{where} is empty: its shape is {tuple(value.shape)}, so there is nothing to measure. "
+            "Leave the sample out."
         )
     if value.is_floating_point() and not torch.isfinite(value).all():
         kind = "NaN" if torch.isnan(value).any() else "infinite values"

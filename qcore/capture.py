@@ -13,16 +13,16 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qcore.errors import CaptureError
-from qcore.graph import PARAMETER_NAME, clone, tensor_attribute
+from qcore.graph import clone
 
 __all__ = [
     "Sample",
     "capture",
     "inline_grad_modes",
     "remove_guards",
-    "sink_parameters",
 ]
 
+_QUANTIZED: Final = ("quantized_decomposed.", "torchao.quantize", "torchao.dequantize")
 _GRAD_MODE: Final = "wrap_with_set_grad_enabled"
 
 
@@ -110,9 +110,20 @@ def capture(
             f"Cannot capture {type(model).__name__}: pass a torch.nn.Module, an ExportedProgram "
             "or the GraphModule of one. A saved program is loaded with torch.export.load(path)."
         )
+    if any(_is_quantized(node) for node in graph.graph.nodes):
+        raise CaptureError(
+            "The model is quantized already: it has quantize operators or observers. Pass the "
+            "float model; set_* rules select its parts."
+        )
     remove_guards(graph)
     inline_grad_modes(graph)
     return graph
+
+
+def _is_quantized(node: Node) -> bool:
+    if node.op == "call_module":
+        return str(node.target).startswith("activation_post_process")
+    return node.op == "call_function" and str(node.target).startswith(_QUANTIZED)
 
 
 def _exported(
@@ -194,36 +205,3 @@ def _inline(model: GraphModule, node: Node) -> None:
     model.graph.erase_node(node)
     model.graph.erase_node(body_attribute)
     model.delete_submodule(str(body_attribute.target))
-
-
-def sink_parameters(model: GraphModule, call: Node, body: GraphModule) -> None:
-    """Let a control-flow body read its parameters itself instead of as operands.
-
-    Export passes a body everything that it closes over. As operands, weights cannot be quantized
-    ahead of time; as attributes of the body they can. The operands stay, unused.
-
-    Args:
-        model: The graph that calls the body.
-        call: The ``cond`` or ``while_loop`` operator.
-        body: One of its bodies; changed in place.
-    """
-    groups = [a for a in call.args if isinstance(a, (tuple, list))]
-    carried = len(groups[0]) if len(groups) > 1 else 0  # A loop replaces what it carries.
-    operands = [operand for group in groups for operand in group]
-    placeholders = [n for n in body.graph.nodes if n.op == "placeholder"]
-    pairs = list(zip(operands, placeholders, strict=True))[carried:]
-    for operand, placeholder in pairs:
-        if not isinstance(operand, Node) or operand.op != "get_attr" or not placeholder.users:
-            continue
-        name = f"_sunk_{str(operand.target).replace('.', '_')}"
-        tensor = tensor_attribute(model, operand)
-        if isinstance(tensor, torch.nn.Parameter):
-            body.register_parameter(name, tensor)
-        else:
-            body.register_buffer(name, tensor)
-        with body.graph.inserting_after(placeholders[-1]):
-            attribute = body.graph.get_attr(name)
-        attribute.meta.update(placeholder.meta)
-        attribute.meta[PARAMETER_NAME] = operand.meta.get(PARAMETER_NAME, str(operand.target))
-        placeholder.replace_all_uses_with(attribute)
-    body.recompile()

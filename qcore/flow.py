@@ -7,18 +7,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from attrs import field, frozen
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
 
 from qcore.bias_correction import BiasCorrection
-from qcore.calibration import CalibrationData, calibrate, check_sample
+from qcore.calibration import CalibrationData, calibrate, check_arguments, check_sample
 from qcore.capture import capture
+from qcore.errors import QcoreError
 from qcore.pt2e import REPORT, PreparedModel
 from qcore.quantizer import Quantizer
 from qcore.report import AnnotationReport
 
-__all__ = ["QuantizedModel", "quantize", "run_flow"]
+__all__ = ["QuantizedModel", "quantize"]
 
 
 @frozen
@@ -41,6 +43,7 @@ def quantize(
     quantizer: Quantizer,
     calibration_data: Iterable[Any],
     *,
+    is_qat: bool = False,
     bias_correction: bool = True,
     dynamic_shapes: Any = None,
     progress: bool | None = None,
@@ -54,6 +57,8 @@ def quantize(
         calibration_data: Samples: tensors, tuples of positional inputs, or mappings of keyword
             inputs, float32 where the model is, finite and of one shape. A module is captured with
             the first. With dynamic schemes alone, one sample is enough.
+        is_qat: Insert fake quantization instead of observers, and run the samples through it; to
+            train in between, use ``prepare_qat_pt2e``.
         bias_correction: Let the bias of each layer with static activations absorb the mean error
             of its rounded weights, measured on the samples; see :mod:`qcore.bias_correction`.
         dynamic_shapes: As for ``torch.export.export``, where sizes vary; only for a module.
@@ -68,28 +73,14 @@ def quantize(
         PartialQuantizationError: The backend cannot leave in float what would stay so.
         CalibrationError: The samples are missing or do not fit.
     """
-    return run_flow(
-        model,
-        quantizer,
-        calibration_data,
-        bias_correction=bias_correction,
-        dynamic_shapes=dynamic_shapes,
-        progress=progress,
-    )
-
-
-def run_flow(
-    model: Any,
-    quantizer: Quantizer,
-    samples: Iterable[Any],
-    *,
-    is_qat: bool = False,
-    bias_correction: bool = True,
-    dynamic_shapes: Any = None,
-    progress: bool | None = None,
-) -> QuantizedModel:
-    """Do the work of :func:`quantize` and of ``Quantizer.quantize_with_submodules``."""
-    data = CalibrationData.of(samples)
+    if not isinstance(quantizer, Quantizer):
+        raise QcoreError(
+            f"quantize takes a quantizer, got {quantizer!r}. Build one: "
+            "qcore.get_quantizer('xnnpack').set_global('8a8w')."
+        )
+    data = CalibrationData.of(calibration_data)
+    if isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule):
+        check_arguments(data.first, model)
     seconds: dict[str, float] = {}
     with _timed(seconds, "capture"):
         graph = capture(model, data.first, dynamic_shapes=dynamic_shapes, is_qat=is_qat)

@@ -33,6 +33,10 @@ __all__ = [
 _STRUCTURAL_NAMES: Final = re.compile(
     r"^(aten::(sym_\w+|_assert\w*|alias|detach\w*|lift_fresh\w*)|prim::device)\b"
 )
+_DROPOUTS: Final[tuple[Any, ...]] = (
+    torch.ops.aten.dropout.default,
+    torch.ops.aten.dropout_.default,
+)
 # Their bodies are quantized and reported instead.
 _CONTROL_FLOW: Final = frozenset({"cond", "while_loop"})
 _STRICT_PREFIX: Final = re.compile(r"^L\[(['\"])self\1\]\.?")
@@ -118,10 +122,14 @@ def is_compute_node(node: Node) -> bool:
         return False
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
-        return not _STRUCTURAL_NAMES.match(target.name())
+        return not _STRUCTURAL_NAMES.match(target.name()) and not _is_idle_dropout(node)
     if not isinstance(target, torch._ops.HigherOrderOperator):
         return False
     return target.name() not in _CONTROL_FLOW
+
+
+def _is_idle_dropout(node: Node) -> bool:
+    return node.target in _DROPOUTS and len(node.args) > 2 and node.args[2] is False
 
 
 def tensor_value(node: object) -> torch.Tensor | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
-from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
@@ -17,7 +15,7 @@ from torchao.quantization.pt2e.quantize_pt2e import (
 )
 from torchao.quantization.pt2e.quantizer import Quantizer
 
-from qcore.capture import sink_parameters
+from qcore.control_flow import direct_bodies, raise_constants, replace_body, sink_parameters
 from qcore.errors import QcoreWarning
 from qcore.graph import clone, control_flow_bodies
 from qcore.report import AnnotationReport
@@ -76,16 +74,16 @@ class PreparedModel:
             The prepared model.
         """
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
-        for _, call, body in _direct_bodies(model):
+        for _, call, body in direct_bodies(model):
             sink_parameters(model, call, body)
-        originals = {name: clone(body) for name, _, body in _direct_bodies(model)}
+        originals = {name: clone(body) for name, _, body in direct_bodies(model)}
         prepared = prepare(model, quantizer)
         result = cls(prepared)
-        for name, call, body in list(_direct_bodies(prepared)):
+        for name, call, body in direct_bodies(prepared):
             # prepare_pt2e has done the bodies of while_loop itself; it does not do their inside.
             done = _has_observers(body)
             inner = cls(body) if done else cls.prepare(body, quantizer, is_qat)
-            _replace(prepared, name, inner.model)
+            replace_body(prepared, name, inner.model)
             kind = getattr(call.target, "__name__", str(call.target))
             record = Body(name, kind, originals[name], inner.model.meta[REPORT])
             inner.model.register_forward_pre_hook(record.count_call)
@@ -109,7 +107,7 @@ class PreparedModel:
                 QcoreWarning,
                 stacklevel=5,
             )
-            _replace(self.model, body.path, body.in_float)
+            replace_body(self.model, body.path, body.in_float)
             for inside in self.bodies:
                 if inside is body or inside.path.startswith(f"{body.path}."):
                     inside.report = _all_float(inside.report)
@@ -135,6 +133,7 @@ class PreparedModel:
             The converted model.
         """
         converted = _converted(self.model)
+        raise_constants(converted)
         _stop_gradients(converted)
         return converted
 
@@ -155,16 +154,16 @@ def _all_float(report: AnnotationReport) -> AnnotationReport:
 
 def _converted(model: GraphModule) -> GraphModule:
     bodies: dict[str, GraphModule] = {}
-    for name, call, body in list(_direct_bodies(model)):
+    for name, call, body in direct_bodies(model):
         body._forward_pre_hooks.clear()
         if getattr(call.target, "__name__", "") == "while_loop" and call.args[1].target == name:
             continue  # convert_pt2e does the bodies of while_loop itself.
         bodies[name] = _converted(body) if _has_observers(body) else body
         # Passes over the parent delete the submodules of bodies; they get a stand-in instead.
-        _replace(model, name, _stand_in())
+        replace_body(model, name, _stand_in())
     converted = convert_pt2e(model)
     for name, body in bodies.items():
-        _replace(converted, name, body)
+        replace_body(converted, name, body)
     return converted
 
 
@@ -189,20 +188,8 @@ def _stop_gradients(model: GraphModule) -> None:
             setattr(module, name, detached[key])
 
 
-def _direct_bodies(model: GraphModule) -> Iterator[tuple[str, Any, GraphModule]]:
-    for path, call, body in control_flow_bodies(model):
-        if "." not in path:
-            yield path, call, body
-
-
 def _has_observers(model: GraphModule) -> bool:
     return any(
         node.op == "call_module" and str(node.target).startswith("activation_post_process")
         for node in model.graph.nodes
     )
-
-
-def _replace(model: GraphModule, path: str, body: GraphModule) -> None:
-    parent, _, name = path.rpartition(".")
-    owner = operator.attrgetter(parent)(model) if parent else model
-    setattr(owner, name, body)

@@ -234,9 +234,9 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             CalibrationError: The samples are missing or do not fit.
             SelectionError: A rule matches nothing.
         """
-        from qcore.flow import run_flow
+        from qcore.flow import quantize
 
-        return run_flow(model, self, calibration_samples, is_qat=is_qat).model
+        return quantize(model, self, calibration_samples, is_qat=is_qat).model
 
     def lower(self, model: GraphModule, example_inputs: Any, **options: Any) -> LoweredProgram:
         """Turn a converted model into a program for the device.

@@ -196,6 +196,11 @@ def load_backend(name: str, options: dict[str, Any]) -> object:
         UnknownBackendError: No backend has that name.
         BackendLoadError: It cannot be imported or does not take the options.
     """
+    if not isinstance(name, str):
+        raise UnknownBackendError(
+            f"A backend is chosen by its name, got {name!r}. Installed: "
+            f"{', '.join(backends()) or 'none'}."
+        )
     known = backends()
     if name not in known:
         raise UnknownBackendError(_unknown(name, known))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import asdict, frozen
 
-__all__ = ["AnnotationReport", "Decision", "Diagnostic", "Severity"]
+__all__ = ["AnnotationReport", "Decision", "Diagnostic", "Severity", "grouped"]
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 class Severity(Enum):
@@ -132,16 +134,35 @@ class AnnotationReport:
         return "\n".join(lines)
 
 
-def _float_lines(decisions: Iterable[Decision], most_names: int = 4) -> list[str]:
-    grouped: dict[tuple[str, str, str], list[str]] = {}
-    for decision in decisions:
-        key = (decision.operator, decision.reason, decision.advice)
-        where = f"{decision.module}/{decision.node}" if decision.module else decision.node
-        grouped.setdefault(key, []).append(where)
+def _float_lines(decisions: Iterable[Decision]) -> list[str]:
+    keyed = (((d.operator, d.reason, d.advice), _place(d.module, d.node)) for d in decisions)
     lines = []
-    for (operator, reason, advice), names in grouped.items():
-        shown = ", ".join(names[:most_names]) + (", ..." if len(names) > most_names else "")
-        lines.append(f"  {len(names):4d} x {operator} in float: {reason} [{shown}]")
+    for (operator, reason, advice), count, names in grouped(keyed):
+        lines.append(f"  {count:4d} x {operator} in float: {reason} [{names}]")
         if advice:
             lines.append(f"         {advice}")
     return lines
+
+
+def _place(module: str, node: str) -> str:
+    return f"{module}/{node}" if module else node
+
+
+def grouped(
+    keyed: Iterable[tuple[_Key, str]], most_names: int = 4
+) -> Iterator[tuple[_Key, int, str]]:
+    """Group names by what is said of them, for reports that stay readable on large models.
+
+    Args:
+        keyed: What is said, and the name it is said of.
+        most_names: How many names of a group are shown.
+
+    Yields:
+        What is said, of how many names, and the first of these names.
+    """
+    groups: dict[_Key, list[str]] = {}
+    for key, name in keyed:
+        groups.setdefault(key, []).append(name)
+    for key, names in groups.items():
+        more = ", ..." if len(names) > most_names else ""
+        yield key, len(names), ", ".join(names[:most_names]) + more

@@ -84,6 +84,26 @@ def test_labels_among_the_inputs_are_pointed_out(toy: Build) -> None:
         qcore.quantize(program, toy().set_global("8a8w"), [(X, torch.tensor([1]))])
 
 
+def test_labels_are_pointed_out_before_a_module_is_captured(toy: Build) -> None:
+    with pytest.raises(CalibrationError, match=r"Linear.forward\(input\): too many .*for images"):
+        run(toy, [(X, torch.tensor([1]))])
+
+
+def test_an_array_is_named_with_the_conversion(toy: Build) -> None:
+    with pytest.raises(CalibrationError, match=r"holds a ndarray.*torch.as_tensor"):
+        run(toy, [X.numpy()])
+
+
+def test_an_empty_sample_is_named(toy: Build) -> None:
+    with pytest.raises(CalibrationError, match=r"is empty: its shape is \(0, 8\)"):
+        run(toy, [X[:0]])
+
+
+def test_a_name_in_place_of_a_quantizer_says_how_to_build_one() -> None:
+    with pytest.raises(qcore.QcoreError, match=r"got 'toy'. Build one: qcore.get_quantizer"):
+        qcore.quantize(nn.Linear(8, 4), "toy", [X])  # type: ignore[arg-type]
+
+
 def test_quantizing_nothing_is_an_error_with_every_reason(toy: Build) -> None:
     quantizer = toy().set_global("8a8w")
     with pytest.raises(

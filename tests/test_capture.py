@@ -141,6 +141,11 @@ def test_a_model_that_does_not_export_says_why_and_what_to_do(toy: Build) -> Non
         quantized(Branching(), toy)
 
 
+def test_a_model_that_is_quantized_already_is_refused(toy: Build) -> None:
+    with pytest.raises(CaptureError, match="quantized already.*Pass the float model"):
+        quantized(quantized(model(), toy).model, toy)
+
+
 def test_something_that_is_no_model_is_refused(toy: Build) -> None:
     with pytest.raises(CaptureError, match=r"Cannot capture str: pass a torch.nn.Module"):
         quantized("model.pt2", toy)

@@ -74,6 +74,11 @@ def test_an_unknown_name_lists_what_is_installed_and_a_near_miss(good: Callable[
         qcore.get_quantizer("god")
 
 
+def test_a_name_that_is_no_string_is_an_error() -> None:
+    with pytest.raises(UnknownBackendError, match="chosen by its name, got None"):
+        qcore.get_quantizer(None)  # type: ignore[arg-type]
+
+
 def test_without_any_backend_the_error_says_how_to_get_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

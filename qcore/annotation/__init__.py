@@ -1,10 +1,16 @@
 """Toolkit for backend authors: patterns, rules that place qspecs, and the walk over a graph."""
 
 from qcore.annotation.annotate import annotate_graph
-from qcore.annotation.checks import Check, Rejection
-from qcore.annotation.patterns import CLAMPS, OperatorMatch, OperatorPattern, SupportTable
-from qcore.annotation.rules import (
+from qcore.annotation.patterns import (
+    CLAMPS,
     AnnotationRule,
+    Check,
+    OperatorMatch,
+    OperatorPattern,
+    Rejection,
+    SupportTable,
+)
+from qcore.annotation.rules import (
     ConcatRule,
     ElementwiseRule,
     GemmRule,

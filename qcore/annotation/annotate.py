@@ -6,8 +6,7 @@ from typing import Final
 
 from torch.fx import GraphModule, Node
 
-from qcore.annotation.checks import Rejection
-from qcore.annotation.patterns import OperatorMatch, SupportTable
+from qcore.annotation.patterns import OperatorMatch, Rejection, SupportTable
 from qcore.annotation.rules import (
     annotation_of,
     is_quantized_value,

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from attrs import frozen
 from torch.fx import GraphModule, Node
 
-from qcore.annotation.patterns import OperatorMatch
+from qcore.annotation.patterns import OperatorMatch, Rejection
 from qcore.graph import is_float_tensor, tensor_attribute, tensor_value
 from qcore.schemes import QuantizationConfig
 
 __all__ = [
-    "Check",
-    "Rejection",
     "constants_fit_histogram",
     "float_inputs",
     "no_alpha",
     "static_weight",
 ]
 
-
-@frozen
-class Rejection:
-    """Why a match stays in float, and what to try."""
-
-    reason: str
-    advice: str = ""
-
-
-Check = Callable[[OperatorMatch, QuantizationConfig, GraphModule], Rejection | None]
 
 # torch.histc overflows on values above this (float32 max * 1e-23); found in ExecuTorch's XNNPACK
 # quantizer, which skips such constants for the same reason.

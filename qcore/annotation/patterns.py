@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Protocol, TypeAlias
 
 import torch
 from attrs import field, frozen
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from qcore.graph import operator_name
 from qcore.plan import QuantizationPlan
 from qcore.schemes import QuantizationConfig
 
-if TYPE_CHECKING:
-    from qcore.annotation.checks import Check
-    from qcore.annotation.rules import AnnotationRule
-
-__all__ = ["BATCH_NORMS", "CLAMPS", "OperatorMatch", "OperatorPattern", "SupportTable"]
+__all__ = [
+    "BATCH_NORMS",
+    "CLAMPS",
+    "AnnotationRule",
+    "Check",
+    "OperatorMatch",
+    "OperatorPattern",
+    "Rejection",
+    "SupportTable",
+]
 
 aten = torch.ops.aten
 
@@ -34,6 +39,25 @@ CLAMPS: Final[tuple[Any, ...]] = (
 
 #: What torch.export leaves of a batch norm; in QAT torchao folds it into the convolution before it.
 BATCH_NORMS: Final[tuple[Any, ...]] = (aten.batch_norm.default,)
+
+
+@frozen
+class Rejection:
+    """Why a match stays in float, and what to try."""
+
+    reason: str
+    advice: str = ""
+
+
+Check: TypeAlias = "Callable[[OperatorMatch, QuantizationConfig, GraphModule], Rejection | None]"
+
+
+class AnnotationRule(Protocol):
+    """Places the qspecs of a configuration on a match, or says why it cannot."""
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate the nodes of ``match``; returns a rejection where nothing was annotated."""
+        ...
 
 
 @frozen

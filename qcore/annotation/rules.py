@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
 
 from attrs import frozen
 from torch.fx import Node
@@ -15,13 +14,11 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY, QuantizationSpecBase
 
-from qcore.annotation.checks import Rejection
-from qcore.annotation.patterns import OperatorMatch
+from qcore.annotation.patterns import OperatorMatch, Rejection
 from qcore.graph import is_float_tensor
 from qcore.schemes import QuantizationConfig
 
 __all__ = [
-    "AnnotationRule",
     "ConcatRule",
     "ElementwiseRule",
     "GemmRule",
@@ -31,14 +28,6 @@ __all__ = [
     "is_quantized_value",
     "write_annotation",
 ]
-
-
-class AnnotationRule(Protocol):
-    """Places the qspecs of a configuration on a match, or says why it cannot."""
-
-    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
-        """Annotate the nodes of ``match``; returns a rejection where nothing was annotated."""
-        ...
 
 
 def annotation_of(node: Node) -> QuantizationAnnotation | None:

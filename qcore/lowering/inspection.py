@@ -125,4 +125,6 @@ def _quantizes(node: Node) -> bool:
 
 def _name_of(node: Node) -> str:
     target: Any = getattr(node.target, "_op", node.target)
-    return str(target)
+    # Operators are named by str(); Python's and torch's own functions are not.
+    name = str(target)
+    return (getattr(target, "__name__", "") or node.name) if name.startswith("<") else name

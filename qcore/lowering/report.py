@@ -9,9 +9,11 @@ from typing import Any
 
 import attrs
 
+from qcore.report import grouped
+
 __all__ = ["PORTABLE", "LoweringReport", "NodeRecord", "StrayNode"]
 
-PORTABLE = "portable kernel: no partitioner took this operator"
+PORTABLE = "no partitioner takes this operator"
 """The reason of an undelegated node for which no partitioner stated one."""
 
 
@@ -30,6 +32,11 @@ class NodeRecord:
     operator: str
     module: str = ""
     reason: str = ""
+
+    @property
+    def place(self) -> str:
+        """The name with the path of the module."""
+        return f"{self.module}/{self.name}" if self.module else self.name
 
     def __str__(self) -> str:
         where = f" in {self.module}" if self.module else ""
@@ -150,7 +157,11 @@ class LoweringReport:
             lines.append(f"  delegated: {ops}")
         if self.undelegated:
             lines.append(f"  on portable kernels ({len(self.undelegated)}), they still run:")
-            lines.extend(f"    {node}" for node in self.undelegated)
+            keyed = (((node.operator, node.reason), node.place) for node in self.undelegated)
+            lines.extend(
+                f"  {count:4d} x {operator}: {reason} [{names}]"
+                for (operator, reason), count, names in grouped(keyed)
+            )
         if self.stray:
             lines.append(f"  quantize/dequantize outside the delegates ({len(self.stray)}):")
             lines.extend(f"    {node}" for node in self.stray)
