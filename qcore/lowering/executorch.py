@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from qcore.errors import LoweringError, QcoreError, RuntimeUnavailableError
+from qcore.lowering.embeddings import fuse_embeddings
 from qcore.lowering.export import bounds_of, export_for_lowering, user_input_names
 from qcore.lowering.inspection import inspect_lowered, stated_reasons
 from qcore.lowering.program import LoweredProgram
@@ -101,8 +102,9 @@ def lower_with_partitioner(
             _require_bounds(inputs, backend)
         with clock.stage("partition"), stated_reasons() as reasons:
             edge = _partition(exir, exported, partitioners, compile_config)
-        found = inspect_lowered(edge.exported_program().graph_module, reasons)
-        if found.stray:
+            fused = fuse_embeddings(edge)
+        found = inspect_lowered(edge.exported_program().graph_module, {**reasons, **fused})
+        if found.stray or fused:
             # They have kernels on both sides, which are registered on request only.
             import_executorch(QUANTIZED_KERNELS)
             runner = _with_module(runner, QUANTIZED_KERNELS)

@@ -132,5 +132,5 @@ def model_bytes(model: nn.Module) -> int:
     found: dict[int, int] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         data = tensor.qdata if isinstance(tensor, IntxUnpackedToInt8Tensor) else tensor
-        found[id(data)] = stored_bytes(tensor)
+        found[data.data_ptr() or id(data)] = stored_bytes(tensor)
     return sum(found.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from attrs import frozen
 
 from qcore.errors import (
@@ -30,12 +31,14 @@ class LayerPlan:
         scheme: Its scheme with its group size; ``None`` where it stays as it is.
         rule: The rule that selected it.
         reason: Why it stays as it is, or why its group size is not what was asked for.
+        scale_dtype: The type that the backend keeps the scales in.
     """
 
     layer: ModelLayer
     scheme: SourceScheme | None
     rule: SourceRule | None = None
     reason: str = ""
+    scale_dtype: torch.dtype = torch.float32
 
 
 @frozen
@@ -158,23 +161,31 @@ class Planner:
             raise
         first = self._misfit(layer, asked)
         if not first:
-            return LayerPlan(layer, asked, rule), ""
+            return LayerPlan(layer, asked, rule, "", self._scale_dtype(layer, asked)), ""
         tried = [first]
         for size in self.fallback:
             other = asked.with_group_size(size)
             problem = self._misfit(layer, other)
             if not problem:
-                return LayerPlan(layer, other, rule, f"fallback, because {first}"), ""
+                reason = f"fallback, because {first}"
+                return LayerPlan(layer, other, rule, reason, self._scale_dtype(layer, other)), ""
             tried.append(problem)
         return LayerPlan(layer, None, rule), f"  {layer.name}: {'; '.join(tried)}"
+
+    def _declared(self, layer: ModelLayer, scheme: SourceScheme) -> QuantizationScheme | None:
+        assert layer.kind is not None
+        wanted = scheme.for_layer(layer.kind)
+        return next((s for s in self.supported if s.covers(wanted)), None)
+
+    def _scale_dtype(self, layer: ModelLayer, scheme: SourceScheme) -> torch.dtype:
+        declared = self._declared(layer, scheme)
+        return torch.float32 if declared is None else declared.scale_dtype
 
     def _misfit(self, layer: ModelLayer, scheme: SourceScheme) -> str:
         """Say why a scheme does not fit a layer; empty if it does."""
         weight = stored_weight(layer.module)
         assert weight is not None
-        assert layer.kind is not None
-        wanted, inputs = scheme.for_layer(layer.kind), int(weight.shape[-1])
-        declared = next((s for s in self.supported if s.covers(wanted)), None)
+        declared, inputs = self._declared(layer, scheme), int(weight.shape[-1])
         if declared is None:
             return f"{self.backend} has no {scheme}"
         multiple = declared.group_multiple

@@ -56,11 +56,11 @@ def quantize_layers(group: Sequence[LayerPlan]) -> dict[str, str]:
         assert weight is not None
         config = plan.scheme.torchao_config()
         first = next(
-            ((p, t) for p, t in results if p.scheme and _format(p.scheme) == _format(plan.scheme)),
+            ((p, t) for p, t in results if _format(p) == _format(plan)),
             None,
         )
         if first is None:
-            quantized = _quantized(weight, config, plan.scheme)
+            quantized = _quantized(weight, config, plan.scale_dtype)
         else:
             quantized = _with_activation(first[1], plan.scheme)
             shared[plan.layer.name] = first[0].layer.name
@@ -72,14 +72,15 @@ def quantize_layers(group: Sequence[LayerPlan]) -> dict[str, str]:
     return shared
 
 
-def _format(scheme: SourceScheme) -> tuple[Any, ...]:
-    config = scheme.torchao_config()
+def _format(plan: LayerPlan) -> tuple[Any, ...]:
+    assert plan.scheme is not None
+    config = plan.scheme.torchao_config()
     details = {
         key.removeprefix("weight_"): str(value)
         for key, value in vars(config).items()
         if key != "act_mapping_type"
     }
-    return tuple(sorted(details.items()))
+    return plan.scale_dtype, *sorted(details.items())
 
 
 def _with_activation(weight: Any, scheme: SourceScheme) -> Any:
@@ -94,26 +95,23 @@ def _with_activation(weight: Any, scheme: SourceScheme) -> Any:
     )
 
 
-def _quantized(weight: torch.Tensor, config: Any, scheme: SourceScheme) -> Any:
+def _quantized(weight: torch.Tensor, config: Any, scale_dtype: torch.dtype) -> Any:
     rows, columns = weight.shape
     step = max(1, _AT_ONCE // columns)
     if step >= rows or not _rows_are_independent(config):
-        return _by_torchao(weight, config)
+        return _by_torchao(weight, config, scale_dtype)
     whole: list[torch.Tensor] = []
     part: Any = None
     for start in range(0, rows, step):
-        part = _by_torchao(weight[start : start + step], config)
+        part = _by_torchao(weight[start : start + step], config, scale_dtype)
         pieces = (part.qdata, part.scale, part.zero_point)
         if not whole:
             whole = [piece.new_empty((rows, *piece.shape[1:])) for piece in pieces]
         for target, piece in zip(whole, pieces, strict=True):
             target[start : start + step] = piece
-    block = part.block_size
-    result = IntxUnpackedToInt8Tensor(
-        *whole, part.target_dtype, block, part.dtype, part.activation_quantization
+    return IntxUnpackedToInt8Tensor(
+        *whole, part.target_dtype, part.block_size, part.dtype, part.activation_quantization
     )
-    assert scheme.is_dynamic == (result.activation_quantization is not None)
-    return result
 
 
 def _rows_are_independent(config: Any) -> bool:
@@ -121,9 +119,21 @@ def _rows_are_independent(config: Any) -> bool:
     return bool(config.intx_choose_qparams_algorithm == "affine")
 
 
-def _by_torchao(weight: torch.Tensor, config: Any) -> Any:
+def _by_torchao(weight: torch.Tensor, config: Any, scale_dtype: torch.dtype) -> Any:
     rows, columns = weight.shape
     layer = nn.Linear(columns, rows, bias=False, device="meta")
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     torchao_quantize_(nn.Sequential(layer), config)
-    return layer.weight.data if type(layer.weight) is nn.Parameter else layer.weight
+    quantized: Any = layer.weight
+    if scale_dtype.itemsize >= quantized.scale.dtype.itemsize:
+        return quantized
+    # torchao can quantize with narrower scales, but also divides in their precision.
+    return IntxUnpackedToInt8Tensor.from_hp(
+        weight,
+        quantized.block_size,
+        quantized.target_dtype,
+        activation_quantization=quantized.activation_quantization,
+        intx_choose_qparams_algorithm=None,
+        custom_scale=quantized.scale.to(scale_dtype).to(quantized.scale.dtype),
+        custom_zero_point=quantized.zero_point,
+    )

@@ -37,15 +37,23 @@ __all__ = ["SCALAR_OPERATORS", "SCHEMES", "TABLE"]
 aten = torch.ops.aten
 
 # What XNNPACK takes of models that qcore.quantize_ has treated, by running each: of linear layers,
-# 4-bit weights in blocks of a multiple of 32 (a row is one block where scales are per channel,
-# ``backends/xnnpack/operators/node_visitor.py``) and 8-bit weights per channel. Embeddings are not
-# delegated; ExecuTorch's own kernels unpack 4 and 2 bits from whole bytes.
+# 4-bit weights in blocks of a multiple of 32 with bfloat16 scales (a row is one block where scales
+# are per channel; ``backends/xnnpack/operators/node_visitor.py``) and 8-bit weights per channel.
+# Embeddings are not delegated; ExecuTorch's own kernels unpack 4 and 2 bits from whole bytes.
 _LINEARS: Final = tuple(
-    QuantizationScheme(bits, 8, granularity, True, layer="linear", group_multiple=multiple)
-    for bits, granularity, multiple in (
-        (4, "per_group", 32),
-        (4, "per_channel", 32),
-        (8, "per_channel", 1),
+    QuantizationScheme(
+        bits,
+        8,
+        granularity,
+        is_dynamic=True,
+        layer="linear",
+        group_multiple=multiple,
+        scale_dtype=scales,
+    )
+    for bits, granularity, multiple, scales in (
+        (4, "per_group", 32, torch.bfloat16),
+        (4, "per_channel", 32, torch.bfloat16),
+        (8, "per_channel", 1, torch.float32),
     )
 )
 _EMBEDDINGS: Final = tuple(
