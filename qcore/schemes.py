@@ -76,6 +76,7 @@ class QuantizationScheme:
             a scheme of the PT2E flow, in which the backend's annotation finds the operators.
         group_multiple: With ``layer``: a group size, and per channel the number of inputs of a
             channel, must be a multiple of this.
+        output_multiple: With ``layer``: the number of output channels must be a multiple of this.
         scale_dtype: With ``layer``: the type that the backend keeps the scales of weights in.
             Weights are rounded with scales of that precision, so that the quantized model computes
             what the backend does.
@@ -89,6 +90,7 @@ class QuantizationScheme:
     symmetric_weights: bool = True
     layer: Layer | None = None
     group_multiple: int = 1
+    output_multiple: int = 1
     scale_dtype: torch.dtype = torch.float32
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -66,6 +66,7 @@ def lower_with_partitioner(
     dynamic_shapes: Any = None,
     compile_config: Any = None,
     executorch_config: Any = None,
+    on_partitioned: Callable[[ExportedProgram], None] | None = None,
 ) -> LoweredProgram:
     """Lower a model with ExecuTorch, delegating what the partitioners take.
 
@@ -84,6 +85,8 @@ def lower_with_partitioner(
             that the graph was captured with. An ``ExportedProgram`` brings its own.
         compile_config: ExecuTorch's ``EdgeCompileConfig``; None takes its defaults.
         executorch_config: ExecuTorch's ``ExecutorchBackendConfig``; None takes its defaults.
+        on_partitioned: Gets the partitioned program, with its delegates, before it is emitted; for
+            backends that check it later.
 
     Returns:
         The program with its report.
@@ -103,6 +106,8 @@ def lower_with_partitioner(
         with clock.stage("partition"), stated_reasons() as reasons:
             edge = _partition(exir, exported, partitioners, compile_config)
             fused = fuse_embeddings(edge)
+        if on_partitioned is not None:
+            on_partitioned(edge.exported_program())
         found = inspect_lowered(edge.exported_program().graph_module, {**reasons, **fused})
         if found.stray or fused:
             # They have kernels on both sides, which are registered on request only.

@@ -188,7 +188,12 @@ class Planner:
         declared, inputs = self._declared(layer, scheme), int(weight.shape[-1])
         if declared is None:
             return f"{self.backend} has no {scheme}"
-        multiple = declared.group_multiple
+        multiple, outputs = declared.group_multiple, int(weight.shape[0])
+        if outputs % declared.output_multiple:
+            return (
+                f"{outputs} output channels, and {self.backend} takes multiples of "
+                f"{declared.output_multiple}"
+            )
         if scheme.group_size == "axis":
             if inputs % multiple:
                 return f"{inputs} weights a row, and {self.backend} takes multiples of {multiple}"
