@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
 __all__ = ["fuse_embeddings"]
 
@@ -28,20 +29,35 @@ def fuse_embeddings(edge: Any) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for name in list(edge.methods):
         program = edge.exported_program(name)
-        if _has_quantized_embedding(program):
+        found = _quantized_embeddings(program)
+        if found:
+            _simplify(found)
             fused = edge._edge_programs[name] = _fused(program)
             nodes = (node for node in fused.graph.nodes if node.op == "call_function")
             reasons.update({n.name: _REASON for n in nodes if _name(n).startswith(_KERNELS)})
     return reasons
 
 
-def _has_quantized_embedding(program: ExportedProgram) -> bool:
-    return any(
-        node.op == "call_function"
-        and _name(node) == "torchao.dequantize_affine.default"
-        and any("aten.embedding" in _name(user) for user in node.users)
+def _quantized_embeddings(program: ExportedProgram) -> list[Node]:
+    return [
+        node
         for node in program.graph.nodes
-    )
+        if node.op == "call_function"
+        and _name(node) == "aten.embedding.default"
+        and _name(node.args[0]) == "torchao.dequantize_affine.default"
+    ]
+
+
+def _simplify(embeddings: list[Node]) -> None:
+    """Bring embeddings into the one form that ExecuTorch's fusion knows."""
+    for node in embeddings:
+        weight = node.args[0]
+        # The index of padding matters to gradients only.
+        node.args, node.kwargs = (weight, node.args[1]), {}
+        if len(weight.users) > 1:
+            with node.graph.inserting_before(node):
+                own = node.graph.node_copy(weight)
+            node.replace_input_with(weight, own)
 
 
 def _name(node: Any) -> str:

@@ -101,6 +101,22 @@ def test_the_program_computes_what_the_quantized_model_does(mixed, length):
     assert sqnr(head, ran_head) > 40
 
 
+def test_padding_and_tables_that_are_read_twice():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(16, 32, padding_idx=0)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.table(tokens) + self.table(tokens.flip(1))
+
+    model, tokens = Twice().eval(), torch.arange(8).reshape(1, 8)
+    qcore.quantize_(model, "xnnpack", rules={"table": "8w"})
+    program = qcore.get_quantizer("xnnpack").lower(model, (tokens,))
+    assert program.report.undelegated_ops["quantized_decomposed.embedding_byte.default"] == 2
+    assert sqnr(model(tokens), program.run(tokens)) > 100
+
+
 def test_the_program_is_as_small_as_the_report_says(mixed):
     _, report, _ = mixed
     model = nn.Sequential(nn.Linear(512, 512, bias=False))
