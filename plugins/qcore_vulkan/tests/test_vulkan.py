@@ -105,6 +105,14 @@ class TestSchemes:
             qcore.quantize_(nn.Sequential(nn.Linear(32, 30)), "vulkan", "4w")
 
 
+def test_a_sequential_lowers_though_its_layers_have_numbers_for_names():
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32)).eval()
+    qcore.quantize_(model, "vulkan", "8da4w", group_size=32)
+    program = qcore.get_quantizer("vulkan").lower(model, (X,))
+    assert program.verify(X).ok
+    assert sorted(model.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+
+
 class TestRun:
     def test_refuses_with_the_reason(self, dynamic):
         with pytest.raises(RuntimeUnavailableError, match="no Vulkan runtime"):

@@ -93,6 +93,7 @@ def lower_to_vulkan(program: ExportedProgram, **options: Any) -> VulkanProgram:
     package = "executorch.backends.vulkan.partitioner.vulkan_partitioner"
     partitioner = import_executorch(package).VulkanPartitioner(options.get("compile_options"))
     kept: list[Any] = []
+    _name_parameters(program)
     # Packing the weights of a delegate replaces them in the program that is lowered.
     original = copy.copy(program)
     original._state_dict = dict(program.state_dict)
@@ -106,3 +107,24 @@ def lower_to_vulkan(program: ExportedProgram, **options: Any) -> VulkanProgram:
     )
     fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
     return VulkanProgram(**fields, quantized=original, partitioned=kept[0])
+
+
+def _name_parameters(program: ExportedProgram) -> None:
+    """Rename parameters whose names begin with a digit, as those of a ``torch.nn.Sequential`` do.
+
+    ExecuTorch names the sums of a weight's groups after the weight, and does not find them again
+    where the name is no identifier.
+
+    Args:
+        program: The program, a copy of the caller's; changed in place.
+    """
+    program._state_dict = dict(program.state_dict)
+    program._constants = dict(program.constants)
+    for spec in program.graph_signature.input_specs:
+        if spec.target is None or not spec.target[0].isdigit():
+            continue
+        name = f"layer_{spec.target}"
+        for tensors in (program.state_dict, program.constants):
+            if spec.target in tensors:
+                tensors[name] = tensors.pop(spec.target)
+        spec.target = name
