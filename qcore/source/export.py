@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import nn
 from torch.export import ExportedProgram
 from torchao.utils import unwrap_tensor_subclass
@@ -33,7 +34,11 @@ def check_layers(model: nn.Module, supported: Sequence[QuantizationScheme], back
     """
     problems = []
     for layer in quantized_layers(model):
-        declared = next((s for s in supported if s.covers(layer.scheme)), None)
+        # A group as long as the row is one scale a row: either form of the scheme is the layer's.
+        forms = [layer.scheme]
+        if layer.scheme.granularity == "per_channel":
+            forms.append(evolve(layer.scheme, granularity="per_group"))
+        declared = next((s for form in forms for s in supported if s.covers(form)), None)
         if declared is None:
             problems.append(f"  {layer.name}: {layer.scheme}")
         elif layer.group_size % declared.group_multiple:
