@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         QuantizationScheme,
         get_symmetric_quantization_config,
     )
+    from qcore.source import SourceReport, SourceScheme, quantize_
 
 __all__ = [
     "API_VERSION",
@@ -34,11 +35,14 @@ __all__ = [
     "QuantizationScheme",
     "QuantizedModel",
     "Quantizer",
+    "SourceReport",
+    "SourceScheme",
     "backends",
     "get_quantizer",
     "get_symmetric_quantization_config",
     "hookimpl",
     "quantize",
+    "quantize_",
     "register_backend",
 ]
 
@@ -50,9 +54,12 @@ _HOMES = {
     "QuantizationScheme": "qcore.schemes",
     "QuantizedModel": "qcore.flow",
     "Quantizer": "qcore.quantizer",
+    "SourceReport": "qcore.source",
+    "SourceScheme": "qcore.source",
     "get_symmetric_quantization_config": "qcore.schemes",
     "hookimpl": "qcore.hookspecs",
     "quantize": "qcore.flow",
+    "quantize_": "qcore.source",
 }
 
 hush()

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "AlreadyQuantizedError",
     "ApiVersionError",
     "BackendConflictError",
     "BackendHookError",
     "BackendLoadError",
     "CalibrationError",
     "CaptureError",
+    "GroupSizeError",
     "LoweringError",
     "PartialQuantizationError",
     "QcoreError",
@@ -62,6 +64,14 @@ class UnsupportedSchemeError(QcoreError):
 
 class SelectionError(QcoreError):
     """A ``set_*`` rule is malformed or matches nothing in the model."""
+
+
+class GroupSizeError(UnsupportedSchemeError):
+    """A group size does not fit a layer, or not the backend."""
+
+
+class AlreadyQuantizedError(SelectionError):
+    """What a rule selects is quantized already."""
 
 
 class CaptureError(QcoreError):

@@ -8,8 +8,6 @@ calls does not matter, except that a later rule with the same key replaces the e
 from __future__ import annotations
 
 import inspect
-import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from typing import Any, Final
@@ -18,20 +16,19 @@ import torch
 from attrs import define, evolve, field, frozen
 from torch.fx import GraphModule, Node
 
-from qcore.errors import SelectionError, near_misses
+from qcore.errors import SelectionError
 from qcore.graph import (
     ORIGINAL_TARGET,
     control_flow_bodies,
     is_compute_node,
     module_frames,
 )
+from qcore.names import PathRules, compile_glob, nothing_selected, type_name, type_names
 from qcore.schemes import QuantizationConfig
 
 __all__ = ["FilterFunction", "QuantizationPlan", "Rule", "RuleKind", "Selection", "Selectors"]
 
 FilterFunction = Callable[[Node], bool]
-
-_GLOB: Final = re.compile(r"[*?\[]")
 
 
 class RuleKind(IntEnum):
@@ -140,7 +137,7 @@ class Selectors:
             SelectionError: It is neither.
         """
         if inspect.isclass(module_type):
-            key = f"{module_type.__module__}.{module_type.__qualname__}"
+            key = type_name(module_type)
         elif isinstance(module_type, str):
             key = module_type
         else:
@@ -227,14 +224,10 @@ class QuantizationPlan:
     """
 
     selectors: Selectors
-    _patterns: tuple[tuple[re.Pattern[str], Rule], ...] = field(init=False, repr=False)
-    _by_path: dict[str, Rule | None] = field(factory=dict, init=False, repr=False)
+    _by_path: PathRules[Rule] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        globs = [(k, r) for k, r in self.selectors.module_names.items() if _GLOB.search(k)]
-        # Of two globs that match one path, the one with more literal text is the more specific.
-        globs.sort(key=lambda item: (-len(_GLOB.sub("", item[0])), item[0]))
-        self._patterns = tuple((_translate(key), rule) for key, rule in globs)
+        self._by_path = PathRules(self.selectors.module_names)
 
     def config_for(self, node: Node) -> QuantizationConfig | None:
         """Return the configuration of a node, or ``None`` where it stays in float."""
@@ -266,7 +259,7 @@ class QuantizationPlan:
         if chosen.module_names or chosen.module_types:
             frames = module_frames(node)
             for frame in reversed(frames):
-                named = self._rule_for_path(frame.path)
+                named = self._by_path.get(frame.path)
                 if named is not None:
                     return named
             for frame in reversed(frames):
@@ -276,18 +269,10 @@ class QuantizationPlan:
         operator_rule = self._rule_for_operator(node)
         return operator_rule or chosen.global_
 
-    def _rule_for_path(self, path: str) -> Rule | None:
-        if path not in self._by_path:
-            rule = self.selectors.module_names.get(path)
-            if rule is None:
-                rule = next((r for p, r in self._patterns if p.fullmatch(path)), None)
-            self._by_path[path] = rule
-        return self._by_path[path]
-
-    def _rule_for_type(self, type_name: str) -> Rule | None:
+    def _rule_for_type(self, frame_type: str) -> Rule | None:
         if not self.selectors.module_types:
             return None
-        for name in _type_names(type_name):
+        for name in type_names(frame_type):
             if name in self.selectors.module_types:
                 return self.selectors.module_types[name]
         return None
@@ -319,7 +304,7 @@ class QuantizationPlan:
         if rule.kind is RuleKind.NODE_NAME:
             return _missing(rule, {rule.key} & seen.nodes, seen.nodes, "node")
         if rule.kind is RuleKind.MODULE_NAME:
-            pattern = _translate(rule.key)
+            pattern = compile_glob(rule.key)
             found = {path for path in seen.paths if path and pattern.fullmatch(path)}
             if not found and rule.key in seen.folded:
                 return (
@@ -329,7 +314,7 @@ class QuantizationPlan:
                 )
             return _missing(rule, found, seen.paths, "module")
         if rule.kind is RuleKind.MODULE_TYPE:
-            found = {t for t in seen.types if rule.key in _type_names(t)}
+            found = {t for t in seen.types if rule.key in type_names(t)}
             return _missing(rule, found, seen.types, "module type")
         found = {key for key in seen.operators if str(key) == rule.key}
         return _missing(rule, found, map(str, seen.operators), "operator")
@@ -376,48 +361,7 @@ class _Seen:
 def _missing(rule: Rule, found: Iterable[str], known: Iterable[str], what: str) -> str | None:
     if any(True for _ in found):
         return None
-    names = sorted(filter(None, known))
-    close = near_misses(rule.key, names)
-    if close:
-        hint = f"Did you mean {' or '.join(map(repr, close))}?"
-    elif names:
-        hint = f"There are: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}."
-    else:
-        hint = f"The captured graph names no {what}."
-    return f"{rule} selects nothing: the model has no {what} {rule.key!r}. {hint}"
-
-
-def _translate(glob: str) -> re.Pattern[str]:
-    """Compile a glob over dotted names in which ``*`` stays within one component."""
-    out: list[str] = []
-    position = 0
-    while position < len(glob):
-        if glob.startswith("**", position):
-            out.append(".*")
-            position += 2
-            continue
-        char = glob[position]
-        if char == "[" and (end := glob.find("]", position + 2)) > 0:
-            body = glob[position + 1 : end].replace("\\", r"\\")
-            out.append(f"[{'^' + body[1:] if body.startswith('!') else body}]")
-            position = end + 1
-            continue
-        out.append({"*": r"[^.]*", "?": r"[^.]"}.get(char) or re.escape(char))
-        position += 1
-    return re.compile("".join(out))
-
-
-def _type_names(type_name: str) -> tuple[str, ...]:
-    """Return the qualified names of a class and of its bases, most derived first."""
-    module, _, qualname = type_name.rpartition(".")
-    cls = getattr(sys.modules.get(module), qualname, None)
-    if not inspect.isclass(cls):
-        return (type_name,)
-    return tuple(
-        f"{base.__module__}.{base.__qualname__}"
-        for base in cls.__mro__
-        if base not in (object, torch.nn.Module)
-    )
+    return nothing_selected(rule, rule.key, known, what)
 
 
 # Kept beside the plan because its messages speak of rules.

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
 
@@ -14,8 +15,9 @@ from qcore.capture import inline_grad_modes, remove_guards
 from qcore.errors import PartialQuantizationError, QcoreWarning, SelectionError
 from qcore.graph import control_flow_bodies
 from qcore.plan import FilterFunction, QuantizationPlan, Selectors
+from qcore.quiet import quiet
 from qcore.report import AnnotationReport, Severity
-from qcore.schemes import QuantizationScheme, SchemeLike, resolve_config
+from qcore.schemes import QuantizationScheme, SchemeLike, require_pt2e_scheme, resolve_config
 
 if TYPE_CHECKING:
     from qcore.lowering import LoweredProgram
@@ -45,7 +47,9 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
     def __init__(self, backend: object, name: str | None = None) -> None:
         super().__init__()
         self._hooks = BackendHooks(backend, name or str(getattr(backend, "name", "backend")))
-        self._schemes = self._hooks.supported_schemes()
+        declared = self._hooks.supported_schemes()
+        self._schemes = tuple(scheme for scheme in declared if scheme.layer is None)
+        self._source_schemes = tuple(scheme for scheme in declared if scheme.layer is not None)
         self._selectors = Selectors()
         self._report: AnnotationReport | None = None
 
@@ -65,8 +69,13 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
 
     @property
     def supported_schemes(self) -> tuple[QuantizationScheme, ...]:
-        """The schemes that the backend executes, the preferred ones first."""
+        """The schemes of the PT2E flow that the backend executes, the preferred ones first."""
         return self._schemes
+
+    @property
+    def source_schemes(self) -> tuple[QuantizationScheme, ...]:
+        """The schemes of ``qcore.quantize_`` that the backend executes; may be empty."""
+        return self._source_schemes
 
     @property
     def report(self) -> AnnotationReport | None:
@@ -114,6 +123,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         return self
 
     def _config(self, wanted: SchemeLike) -> Any:
+        if isinstance(wanted, str):
+            require_pt2e_scheme(wanted, self._schemes, self._source_schemes, self.name)
         return resolve_config(wanted, self._schemes, self.name)
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
@@ -229,22 +240,45 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
 
         return quantize(model, self, calibration_samples, is_qat=is_qat).model
 
-    def lower(self, model: GraphModule, example_inputs: Any, **options: Any) -> LoweredProgram:
-        """Turn a converted model into a program for the device.
+    def lower(
+        self, model: Any, example_inputs: Any, *, dynamic_shapes: Any = None, **options: Any
+    ) -> LoweredProgram:
+        """Turn a quantized model into a program for the device.
 
         Args:
-            model: What ``convert_pt2e`` or ``qcore.quantize`` returned.
-            example_inputs: Inputs as the model takes them; dynamic sizes stay dynamic.
+            model: What ``convert_pt2e`` or ``qcore.quantize`` returned, or a module that
+                ``qcore.quantize_``, torchao's ``quantize_`` or its
+                ``Int8DynActInt4WeightQuantizer`` has treated. Never changed.
+            example_inputs: Inputs as the model takes them; sizes that a graph was captured with as
+                dynamic stay dynamic.
+            dynamic_shapes: As ``torch.export.export`` takes it, for sizes that vary.
             **options: Options of the backend's ``lower``.
 
         Returns:
             The program, with a report of what was delegated.
 
         Raises:
-            LoweringError: ``model`` is no graph module, ``example_inputs`` do not fit, or the model
-                cannot be lowered.
+            LoweringError: ``model`` is no quantized model, ``example_inputs`` do not fit, or the
+                model cannot be lowered.
+            UnsupportedSchemeError: The backend does not execute a layer that ``quantize_`` left.
+            CaptureError: The module cannot be exported.
         """
         from qcore.lowering import export_for_lowering
 
-        program = export_for_lowering(model, example_inputs)
+        if isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule):
+            exported = self._export_module(model, example_inputs, dynamic_shapes)
+            if exported is not None:
+                with quiet():
+                    program = export_for_lowering(exported, None)
+                return self._hooks.lower(program, options)
+        program = export_for_lowering(model, example_inputs, dynamic_shapes)
         return self._hooks.lower(program, options)
+
+    def _export_module(self, model: torch.nn.Module, inputs: Any, dynamic_shapes: Any) -> Any:
+        from qcore.source.export import check_layers, export_quantized
+        from qcore.source.modules import is_quantized_model
+
+        if not is_quantized_model(model):
+            return None
+        check_layers(model, self._source_schemes, self.name)
+        return export_quantized(model, inputs, dynamic_shapes)

@@ -36,10 +36,13 @@ __all__ = [
     "SchemeLike",
     "check_scheme",
     "get_symmetric_quantization_config",
+    "listed",
+    "require_pt2e_scheme",
     "resolve_config",
 ]
 
 Granularity = Literal["per_tensor", "per_channel", "per_group"]
+Layer = Literal["linear", "embedding"]
 
 SchemeLike: TypeAlias = "QuantizationConfig | QuantizationScheme | str | None"
 
@@ -69,6 +72,14 @@ class QuantizationScheme:
         is_dynamic: Whether activation ranges are measured at run time instead of by calibration.
         is_qat: Whether the configuration trains with fake quantization.
         symmetric_weights: Whether weights have a zero point of 0.
+        layer: The kind of layer whose weights ``qcore.quantize_`` gives this scheme; ``None`` for
+            a scheme of the PT2E flow, in which the backend's annotation finds the operators.
+        group_multiple: With ``layer``: a group size, and per channel the number of inputs of a
+            channel, must be a multiple of this.
+        output_multiple: With ``layer``: the number of output channels must be a multiple of this.
+        scale_dtype: With ``layer``: the type that the backend keeps the scales of weights in.
+            Weights are rounded with scales of that precision, so that the quantized model computes
+            what the backend does.
     """
 
     weight_bits: int | None = 8
@@ -77,6 +88,10 @@ class QuantizationScheme:
     is_dynamic: bool = False
     is_qat: bool = False
     symmetric_weights: bool = True
+    layer: Layer | None = None
+    group_multiple: int = 1
+    output_multiple: int = 1
+    scale_dtype: torch.dtype = torch.float32
 
     @property
     def name(self) -> str:
@@ -96,13 +111,15 @@ class QuantizationScheme:
             words.append("asymmetric weights")
         if self.is_qat:
             words.append("QAT")
+        if self.layer is not None:
+            words.append(f"({self.layer})")
         return " ".join(words)
 
     def covers(self, other: QuantizationScheme) -> bool:
         """Say whether a backend that executes this scheme executes another one, too.
 
         Fewer levels in the same integer type, such as 4-bit weights stored as int8, are values
-        that it can hold.
+        that it can hold. Not so with ``layer``: there every width has a kernel of its own.
 
         Args:
             other: The scheme asked for.
@@ -110,8 +127,11 @@ class QuantizationScheme:
         Returns:
             Whether it is this one, or a narrower one in the same types.
         """
+        if self.layer is not None and self.weight_bits != other.weight_bits:
+            return False
         return (
-            _holds(self.weight_bits, other.weight_bits)
+            self.layer == other.layer
+            and _holds(self.weight_bits, other.weight_bits)
             and _holds(self.activation_bits, other.activation_bits)
             and self.granularity == other.granularity
             and self.is_dynamic == other.is_dynamic
@@ -150,6 +170,12 @@ class QuantizationScheme:
         Raises:
             UnsupportedSchemeError: No PT2E configuration can express the scheme.
         """
+        if self.layer is not None:
+            raise UnsupportedSchemeError(
+                f"{self} is a scheme of qcore.quantize_, which quantizes weights before capture; "
+                "no PT2E configuration expresses it. Call qcore.quantize_(model, backend, "
+                f"{self.name!r})."
+            )
         if self.granularity == "per_group" or not self.symmetric_weights:
             raise UnsupportedSchemeError(
                 f"No PT2E configuration expresses {self}: weights are symmetric, "
@@ -318,6 +344,32 @@ def resolve_config(
     return wanted
 
 
+def require_pt2e_scheme(
+    name: str,
+    supported: Sequence[QuantizationScheme],
+    source: Sequence[QuantizationScheme],
+    backend: str,
+) -> None:
+    """Raise for a scheme's name that only ``qcore.quantize_`` takes on this backend.
+
+    Args:
+        name: What was asked for.
+        supported: The backend's schemes of the PT2E flow.
+        source: Its schemes of source quantization.
+        backend: Its name, for the message.
+
+    Raises:
+        UnsupportedSchemeError: With the call to make instead.
+    """
+    short = name.strip().lower().split(" ")[0]
+    if any(s.name == short for s in source) and not any(s.name == short for s in supported):
+        raise UnsupportedSchemeError(
+            f"{backend} executes {short} for models that qcore.quantize_ has treated, not in the "
+            f"PT2E flow. There it executes: {listed(supported)}.\n"
+            f"Call qcore.quantize_(model, {backend!r}, {short!r}) on the model before capture."
+        )
+
+
 def check_scheme(
     scheme: QuantizationScheme, supported: Iterable[QuantizationScheme], backend: str
 ) -> None:
@@ -353,10 +405,11 @@ def _refusal(
     else:
         what = f"{backend} does not execute {scheme}."
         hint = "Pass one of these names or a configuration with the same bits and granularity."
-    return f"{what}\nIt executes: {_listed(offered)}.\n{hint}"
+    return f"{what}\nIt executes: {listed(offered)}.\n{hint}"
 
 
-def _listed(schemes: Iterable[QuantizationScheme]) -> str:
+def listed(schemes: Iterable[QuantizationScheme]) -> str:
+    """Return schemes as one line for a message, each once."""
     # QAT is a way to train, not another thing to execute.
     return ", ".join(dict.fromkeys(str(evolve(s, is_qat=False)) for s in schemes))
 
@@ -368,7 +421,7 @@ def _scheme_by_name(
     if parsed is None:
         close = near_misses(name, {s.name for s in supported})
         raise UnsupportedSchemeError(
-            f"{name!r} is not a scheme's name. {backend} executes: {_listed(supported)}."
+            f"{name!r} is not a scheme's name. {backend} executes: {listed(supported)}."
             + (f" Did you mean {', '.join(map(repr, close))}?" if close else "")
         )
     act, weight = parsed["act"], int(parsed["weight"])

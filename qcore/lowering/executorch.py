@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from qcore.errors import LoweringError, QcoreError, RuntimeUnavailableError
+from qcore.lowering.embeddings import fuse_embeddings
 from qcore.lowering.export import bounds_of, export_for_lowering, user_input_names
 from qcore.lowering.inspection import inspect_lowered, stated_reasons
 from qcore.lowering.program import LoweredProgram
@@ -65,6 +66,7 @@ def lower_with_partitioner(
     dynamic_shapes: Any = None,
     compile_config: Any = None,
     executorch_config: Any = None,
+    on_partitioned: Callable[[ExportedProgram], None] | None = None,
 ) -> LoweredProgram:
     """Lower a model with ExecuTorch, delegating what the partitioners take.
 
@@ -83,6 +85,8 @@ def lower_with_partitioner(
             that the graph was captured with. An ``ExportedProgram`` brings its own.
         compile_config: ExecuTorch's ``EdgeCompileConfig``; None takes its defaults.
         executorch_config: ExecuTorch's ``ExecutorchBackendConfig``; None takes its defaults.
+        on_partitioned: Gets the partitioned program, with its delegates, before it is emitted; for
+            backends that check it later.
 
     Returns:
         The program with its report.
@@ -101,8 +105,11 @@ def lower_with_partitioner(
             _require_bounds(inputs, backend)
         with clock.stage("partition"), stated_reasons() as reasons:
             edge = _partition(exir, exported, partitioners, compile_config)
-        found = inspect_lowered(edge.exported_program().graph_module, reasons)
-        if found.stray:
+            fused = fuse_embeddings(edge)
+        if on_partitioned is not None:
+            on_partitioned(edge.exported_program())
+        found = inspect_lowered(edge.exported_program().graph_module, {**reasons, **fused})
+        if found.stray or fused:
             # They have kernels on both sides, which are registered on request only.
             import_executorch(QUANTIZED_KERNELS)
             runner = _with_module(runner, QUANTIZED_KERNELS)

@@ -25,11 +25,15 @@ class Run:
     program_output: torch.Tensor
 
     @property
+    def last_scale(self) -> float:
+        """The step of the last quantization."""
+        target = torch.ops.quantized_decomposed.quantize_per_tensor.default
+        return [n.args[1] for n in self.result.model.graph.nodes if n.target is target][-1]
+
+    @property
     def steps(self) -> torch.Tensor:
         """Differences between program and converted model, in steps of the last quantization."""
-        target = torch.ops.quantized_decomposed.quantize_per_tensor.default
-        scales = [n.args[1] for n in self.result.model.graph.nodes if n.target is target]
-        return (self.program_output - self.converted_output).abs() / scales[-1]
+        return (self.program_output - self.converted_output).abs() / self.last_scale
 
 
 @pytest.fixture

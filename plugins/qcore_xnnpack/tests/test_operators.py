@@ -95,7 +95,8 @@ def test_it_is_quantized_and_runs_in_one_delegate(through: Callable[..., Any], c
     assert run.steps.max() <= 2.01
     assert (run.steps > 0.5).sum() <= max(2, 0.02 * run.steps.numel())
     signal = run.float_output.pow(2).mean()
-    assert (run.program_output - run.float_output).pow(2).mean() < 2e-3 * signal
+    noise = (run.program_output - run.float_output).pow(2).mean()
+    assert noise < max(2e-3 * signal, run.last_scale**2)
 
 
 def test_every_row_of_the_table_has_a_case() -> None:

@@ -33,7 +33,7 @@ class XnnpackBackend:
 
     @qcore.hookimpl
     def supported_schemes(self) -> Sequence[QuantizationScheme]:
-        """8a8w, static and dynamic, per channel and per tensor, PTQ and QAT."""
+        """8a8w in the PT2E flow; 8da4w, 8da8w and embeddings by ``qcore.quantize_``."""
         return SCHEMES
 
     @qcore.hookimpl

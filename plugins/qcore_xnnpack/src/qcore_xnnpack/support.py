@@ -36,12 +36,40 @@ __all__ = ["SCALAR_OPERATORS", "SCHEMES", "TABLE"]
 
 aten = torch.ops.aten
 
-SCHEMES: Final = tuple(
+# What XNNPACK takes of models that qcore.quantize_ has treated, by running each: of linear layers,
+# 4-bit weights in blocks of a multiple of 32 with bfloat16 scales (a row is one block where scales
+# are per channel; ``backends/xnnpack/operators/node_visitor.py``) and 8-bit weights per channel.
+# Embeddings are not delegated; ExecuTorch's own kernels unpack 4 and 2 bits from whole bytes.
+_LINEARS: Final = tuple(
+    QuantizationScheme(
+        bits,
+        8,
+        granularity,
+        is_dynamic=True,
+        layer="linear",
+        group_multiple=multiple,
+        scale_dtype=scales,
+    )
+    for bits, granularity, multiple, scales in (
+        (4, "per_group", 32, torch.bfloat16),
+        (4, "per_channel", 32, torch.bfloat16),
+        (8, "per_channel", 1, torch.float32),
+    )
+)
+_EMBEDDINGS: Final = tuple(
+    QuantizationScheme(bits, None, granularity, layer="embedding", group_multiple=multiple)
+    for granularity in ("per_channel", "per_group")
+    for bits, multiple in ((8, 1), (4, 2), (2, 4))
+)
+
+_PT2E: Final = tuple(
     QuantizationScheme(8, 8, granularity, is_dynamic, is_qat)
     for is_qat in (False, True)
     for is_dynamic in (False, True)
     for granularity in ("per_channel", "per_tensor")
 )
+
+SCHEMES: Final = (*_PT2E, *_LINEARS, *_EMBEDDINGS)
 
 #: Operators whose scalar operands become tensors, because XNNPACK takes two tensors.
 SCALAR_OPERATORS: Final[tuple[Any, ...]] = (

@@ -1,0 +1,130 @@
+"""Lowering to ExecuTorch's Vulkan delegate."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from qcore.errors import LoweringError, RuntimeUnavailableError
+from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from qcore_vulkan.verify import Verification
+
+__all__ = ["VulkanProgram", "lower_to_vulkan"]
+
+_NO_RUNTIME = (
+    "ExecuTorch's Python package has no Vulkan runtime, so no program for 'vulkan' runs on this "
+    "machine. Check what was delegated with program.verify(*inputs), and save the program to run "
+    "it on the device."
+)
+
+
+class _NoRuntime:
+    """Refuses to load a program, and says why."""
+
+    def session(self, buffer: bytes) -> Any:
+        """Raise."""
+        del buffer
+        raise RuntimeUnavailableError(_NO_RUNTIME)
+
+
+@attrs.frozen(eq=False)
+class VulkanProgram(LoweredProgram):
+    """A model compiled for Vulkan, which can be checked here and run on a device.
+
+    Attributes:
+        quantized: The quantized model that was lowered.
+        partitioned: The same after partitioning, with the nodes that no delegate took.
+    """
+
+    quantized: Any = attrs.field(default=None, repr=False)
+    partitioned: Any = attrs.field(default=None, repr=False)
+
+    def verify(self, *inputs: Any) -> Verification:
+        """Check what was delegated against the quantized model.
+
+        The Vulkan graphs inside the ``.pte`` are decoded, their weights are unpacked and compared,
+        and they are executed with reference implementations of their operators. No shader runs.
+
+        Args:
+            *inputs: The model's positional arguments.
+
+        Returns:
+            What was compared, and how far the outputs differ.
+
+        Raises:
+            LoweringError: The program was read from a file, or holds what cannot be decoded.
+        """
+        from qcore_vulkan.verify import verify
+
+        if self.partitioned is None:
+            raise LoweringError(
+                "A program read from a file does not hold the quantized model to compare with. "
+                "Verify the program that lower() returned."
+            )
+        return verify(self, inputs)
+
+
+def lower_to_vulkan(program: ExportedProgram, **options: Any) -> VulkanProgram:
+    """Delegate to Vulkan what it takes; the rest runs on portable kernels.
+
+    Args:
+        program: The quantized model, exported.
+        **options: ``compile_options``, as ExecuTorch's ``VulkanPartitioner`` takes them.
+
+    Returns:
+        The program.
+
+    Raises:
+        LoweringError: An option is unknown, or ExecuTorch cannot lower the model.
+        RuntimeUnavailableError: ExecuTorch is not installed.
+    """
+    unknown = [option for option in options if option != "compile_options"]
+    if unknown:
+        raise LoweringError(
+            f"vulkan's lower has no option {', '.join(map(repr, unknown))}. "
+            "Its options: compile_options."
+        )
+    package = "executorch.backends.vulkan.partitioner.vulkan_partitioner"
+    partitioner = import_executorch(package).VulkanPartitioner(options.get("compile_options"))
+    kept: list[Any] = []
+    _name_parameters(program)
+    # Packing the weights of a delegate replaces them in the program that is lowered.
+    original = copy.copy(program)
+    original._state_dict = dict(program.state_dict)
+    lowered = lower_with_partitioner(
+        program,
+        None,
+        backend="vulkan",
+        partitioners=[partitioner],
+        runner=_NoRuntime(),
+        on_partitioned=kept.append,
+    )
+    fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
+    return VulkanProgram(**fields, quantized=original, partitioned=kept[0])
+
+
+def _name_parameters(program: ExportedProgram) -> None:
+    """Rename parameters whose names begin with a digit, as those of a ``torch.nn.Sequential`` do.
+
+    ExecuTorch names the sums of a weight's groups after the weight, and does not find them again
+    where the name is no identifier.
+
+    Args:
+        program: The program, a copy of the caller's; changed in place.
+    """
+    program._state_dict = dict(program.state_dict)
+    program._constants = dict(program.constants)
+    for spec in program.graph_signature.input_specs:
+        if spec.target is None or not spec.target[0].isdigit():
+            continue
+        name = f"layer_{spec.target}"
+        for tensors in (program.state_dict, program.constants):
+            if spec.target in tensors:
+                tensors[name] = tensors.pop(spec.target)
+        spec.target = name

@@ -1,0 +1,221 @@
+"""Checking a Vulkan program without a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from attrs import asdict, field, frozen
+from torch.fx import Interpreter, Node
+from torch.utils._pytree import tree_leaves
+
+from qcore.errors import LoweringError
+from qcore.quiet import quiet
+from qcore_vulkan.graph import DelegateGraph, decode
+from qcore_vulkan.reference import unpack_even_high, unpack_even_low
+
+if TYPE_CHECKING:
+    from qcore_vulkan.lowering import VulkanProgram
+
+__all__ = ["Verification", "WeightCheck", "verify"]
+
+# Quantized operator -> where its weight and scales are, how it packs them, and its group size.
+_WEIGHTS: Final = {
+    "et_vk.linear_q4gsw.default": (1, 2, 3),
+    "et_vk.linear_dq8ca_q4gsw.default": (3, 5, 6),
+    "et_vk.linear_qcs4w.default": (1, 2, None),
+    "aten._weight_int8pack_mm.default": (1, 2, None),
+}
+
+# Floating-point sums in another order, on values near 1, differ by less.
+_SQNR_DB: Final = 80.0
+
+
+@frozen
+class WeightCheck:
+    """One quantized weight inside the program.
+
+    Attributes:
+        operator: The operator that reads it.
+        shape: Its rows and columns, unpacked.
+        bits: Bits of a stored weight.
+        matches: Whether a layer of the quantized model has exactly these values and scales.
+    """
+
+    operator: str
+    shape: tuple[int, int]
+    bits: int
+    matches: bool
+
+
+@frozen
+class Verification:
+    """What was compared.
+
+    Attributes:
+        weights: The quantized weights inside the delegates.
+        expected_weights: How many quantized weights the model has.
+        operators: The operators of the Vulkan graphs, with how often each is called.
+        sqnr_db: Output of the program against the quantized model, in decibels, the worst output.
+        max_abs_error: The largest difference of any output.
+    """
+
+    weights: tuple[WeightCheck, ...]
+    expected_weights: int
+    operators: dict[str, int] = field(converter=dict)
+    sqnr_db: float
+    max_abs_error: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether all weights are there, exactly, and the outputs agree."""
+        exact = all(weight.matches for weight in self.weights)
+        return exact and len(self.weights) == self.expected_weights and self.sqnr_db >= _SQNR_DB
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return the result as JSON."""
+        return json.dumps({**asdict(self), "ok": self.ok}, indent=indent)
+
+    def __str__(self) -> str:
+        good = sum(weight.matches for weight in self.weights)
+        calls = ", ".join(f"{name} x{count}" for name, count in self.operators.items())
+        return (
+            f"vulkan: {'verified' if self.ok else 'NOT verified'}\n"
+            f"  {good} of {self.expected_weights} quantized weights are in the program, exactly\n"
+            f"  outputs against the quantized model: {self.sqnr_db:.1f} dB, "
+            f"largest difference {self.max_abs_error:.2g}\n  graph: {calls}\n"
+            "  computed with reference implementations; no shader and no driver ran"
+        )
+
+
+def verify(program: VulkanProgram, inputs: tuple[Any, ...]) -> Verification:
+    """Compare a program with the quantized model that it was lowered from.
+
+    Args:
+        program: What ``lower`` returned.
+        inputs: The model's positional arguments.
+
+    Returns:
+        The comparison.
+    """
+    with quiet(), torch.no_grad():
+        graphs = decode(program.buffer)
+        expected = tree_leaves(program.quantized.module(check_guards=False)(*inputs))
+        actual = _Runner(program.partitioned, graphs).outputs(inputs)
+        stored = _model_weights(program.quantized)
+        weights = tuple(check for graph in graphs for check in _checks(graph, stored))
+    differences = [(a.double(), b.double()) for a, b in zip(expected, actual, strict=True)]
+    return Verification(
+        weights,
+        len(stored),
+        Counter(name for graph in graphs for name in graph.operators),
+        min(_sqnr(a, b) for a, b in differences),
+        max(float((a - b).abs().max()) for a, b in differences),
+    )
+
+
+def _sqnr(reference: torch.Tensor, output: torch.Tensor) -> float:
+    noise = (reference - output).pow(2).sum().clamp(min=1e-30)
+    return float(10 * torch.log10(reference.pow(2).sum().clamp(min=1e-30) / noise))
+
+
+class _Runner(Interpreter):
+    """Runs a partitioned program: delegates from the ``.pte``, the rest as PyTorch computes it."""
+
+    def __init__(self, program: Any, graphs: list[DelegateGraph]) -> None:
+        super().__init__(program.graph_module)
+        self._program = program
+        self._graphs = {graph.payload: graph for graph in graphs}
+
+    def outputs(self, inputs: tuple[Any, ...]) -> list[Any]:
+        signature = self._program.graph_signature
+        tensors = {**self._program.state_dict, **self._program.constants}
+        held = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        given = iter(tree_leaves(inputs))
+        arguments = [
+            tensors[held[node.name]] if node.name in held else next(given)
+            for node in self._program.graph.nodes
+            if node.op == "placeholder"
+        ]
+        return list(self.run(*arguments))
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if str(target) == "executorch_call_delegate":
+            lowered, *operands = args
+            payload = bytes(lowered.processed_bytes)
+            graph = next((g for p, g in self._graphs.items() if p[: len(payload)] == payload), None)
+            if graph is None:
+                raise LoweringError("The .pte does not hold a delegate of the partitioned program.")
+            return graph.run(operands)
+        return super().call_function(getattr(target, "_op", target), args, kwargs)
+
+
+def _model_weights(program: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the quantized weights of a model, each with its scales."""
+    held = {
+        **program.graph_signature.inputs_to_parameters,
+        **program.graph_signature.inputs_to_buffers,
+        **program.graph_signature.inputs_to_lifted_tensor_constants,
+    }
+    tensors = {**program.state_dict, **program.constants}
+    found = []
+    for node in program.graph.nodes:
+        name = str(node.target)
+        if node.op != "call_function" or "dequantize" not in name or "per_tensor" in name:
+            continue
+        source, scales = node.args[0], node.args[2 if "affine" in name else 1]
+        if all(isinstance(n, Node) and n.name in held for n in (source, scales)):
+            found.append((tensors[held[source.name]], tensors[held[scales.name]]))
+    return found
+
+
+def _checks(
+    graph: DelegateGraph, stored: list[tuple[torch.Tensor, torch.Tensor]]
+) -> list[WeightCheck]:
+    found = []
+    prepacked = {
+        call.args[-1]: call.args[0]
+        for call in graph.graph.chain
+        if call.name == "et_vk.prepack.default"
+    }
+    for call in graph.graph.chain:
+        if call.name not in _WEIGHTS:
+            continue
+        weight_at, scales_at, group_at = _WEIGHTS[call.name]
+        packed, scales = (
+            graph.constants[prepacked.get(call.args[at], call.args[at])]
+            for at in (weight_at, scales_at)
+        )
+        if group_at is not None:
+            group = graph.graph.values[call.args[group_at]].value.int_val
+            weight, scales = unpack_even_low(packed, group * scales.shape[0]), scales.T
+        elif packed.dtype == torch.uint8:
+            weight = unpack_even_high(packed)
+        else:
+            weight = packed
+        found.append(
+            WeightCheck(
+                call.name,
+                (weight.shape[0], weight.shape[1]),
+                8 if packed.dtype == torch.int8 else 4,
+                any(_same(weight, scales, *other) for other in stored),
+            )
+        )
+    return found
+
+
+def _same(
+    weight: torch.Tensor, scales: torch.Tensor, other: torch.Tensor, other_scales: torch.Tensor
+) -> bool:
+    rows = other_scales.shape[0]
+    return (
+        weight.shape == other.shape
+        and torch.equal(weight, other)
+        and torch.equal(scales[:rows].reshape(other_scales.shape).float(), other_scales.float())
+    )

@@ -1,0 +1,177 @@
+"""``qcore.quantize_``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import evolve
+from torch import nn
+from torch.fx import GraphModule
+
+from qcore import registry
+from qcore.backend import BackendHooks
+from qcore.errors import SelectionError
+from qcore.schemes import QuantizationScheme
+from qcore.source.modules import model_bytes, stored_bytes, stored_weight
+from qcore.source.planning import LayerPlan, Planner
+from qcore.source.report import LayerRecord, SourceReport
+from qcore.source.rules import FilterFunction, Layers, Rules, RuleSet
+from qcore.source.scheme import GroupSize, SourceSchemeLike, check_group_size, read_scheme
+from qcore.source.weights import quantize_layers, tied_layers
+
+__all__ = ["quantize_"]
+
+
+def quantize_(
+    model: nn.Module,
+    backend: Any,
+    scheme: SourceSchemeLike = None,
+    *,
+    group_size: GroupSize | None = None,
+    rules: Rules | None = None,
+    filter_fn: FilterFunction | None = None,
+    fallback: GroupSize | Sequence[GroupSize] | None = None,
+) -> SourceReport:
+    """Quantize the weights of linear layers and embeddings in place, as a backend executes them.
+
+    Nothing changes if anything asked for is impossible: all checks come first. The most specific
+    rule wins: module name (the deepest match), module type (the innermost), ``scheme``.
+
+    Args:
+        model: The float model; changed in place. Weights are quantized one layer after the other,
+            so that at no time both the float and the quantized model are in memory.
+        backend: A backend's name, or a quantizer from ``qcore.get_quantizer``.
+        scheme: For every linear layer that no rule selects: ``8da4w`` (activations int8 at run
+            time, weights 4 bit), ``8da8w``, ``4w``, ``8w``, each also with ``per-axis`` or
+            ``per-group 32`` after it; a :class:`qcore.SourceScheme`; or torchao's
+            ``IntxWeightOnlyConfig`` or ``Int8DynamicActivationIntxWeightConfig``. ``None`` leaves
+            them as they are.
+        group_size: How many weights of a row share a scale in ``scheme``; ``"axis"`` for one scale
+            a row. ``None`` takes what the scheme says, else what the backend prefers.
+        rules: Scheme by module name (``*`` and ``?`` within a component, ``**`` across) or by
+            module class, such as ``{nn.Embedding: "8w", "lm_head": "8da8w", "head.*": None}``.
+            A name selects everything in the module. Weight-only schemes also fit embeddings.
+        filter_fn: From a layer and its name to whether it may be quantized, as torchao has it.
+        fallback: The group size, or several in the order to try, for layers whose rows the group
+            size asked for does not divide; ``"axis"`` for one scale a row. ``None``: an error.
+
+    Returns:
+        What became of every layer, and the sizes before and after.
+
+    Raises:
+        SelectionError: A rule matches nothing, or nothing would be quantized.
+        AlreadyQuantizedError: A selected layer is quantized already.
+        UnsupportedSchemeError: The backend does not execute the scheme for such a layer.
+        GroupSizeError: A group size does not fit a layer, and no fallback does.
+        UnknownBackendError: No backend has that name.
+    """
+    _check_model(model)
+    name, supported = _backend(backend)
+    default = read_scheme(scheme, supported, name)
+    if default is not None and group_size is not None:
+        check_group_size(group_size, "group_size")
+        default = evolve(default, group_size=group_size)
+    if default is None and not rules:
+        raise SelectionError(
+            "Nothing is quantized: neither scheme nor rules were given. Say what to quantize: "
+            f"qcore.quantize_(model, {name!r}, '{supported[0].name if supported else '8da4w'}')."
+        )
+    planner = Planner(
+        name,
+        supported,
+        RuleSet(default, rules or {}, supported, name),
+        filter_fn,
+        _fallback(fallback),
+    )
+    layers = Layers(model)
+    return _apply(model, name, planner.plan(layers))
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, nn.Module) and not isinstance(model, GraphModule):
+        return
+    raise SelectionError(
+        f"quantize_ takes a torch.nn.Module before capture, got {type(model).__name__}. "
+        "Call it on the model itself, and export or lower the model afterwards."
+    )
+
+
+def _backend(backend: Any) -> tuple[str, tuple[QuantizationScheme, ...]]:
+    if isinstance(backend, str):
+        hooks = BackendHooks(registry.load_backend(backend, {}), backend)
+        return backend, tuple(s for s in hooks.supported_schemes() if s.layer is not None)
+    from qcore.quantizer import Quantizer
+
+    if isinstance(backend, Quantizer):
+        return backend.name, backend.source_schemes
+    raise SelectionError(
+        f"quantize_ takes a backend's name or a quantizer, got {backend!r}. "
+        f"Installed: {', '.join(registry.backends()) or 'none'}."
+    )
+
+
+def _fallback(given: GroupSize | Sequence[GroupSize] | None) -> tuple[GroupSize, ...]:
+    sizes = () if given is None else (given,) if isinstance(given, (int, str)) else tuple(given)
+    for size in sizes:
+        check_group_size(size, "fallback")
+    return sizes
+
+
+def _apply(model: nn.Module, backend: str, plans: Sequence[LayerPlan]) -> SourceReport:
+    before = model_bytes(model)
+    sizes = {plan.layer.name: _weight_bytes(plan) for plan in plans}
+    untied: list[str] = []
+    shared: dict[str, str] = {}
+    for group in tied_layers(plans):
+        if not any(plan.scheme for plan in group):
+            continue
+        owners = _other_owners(model, group)
+        shared.update(quantize_layers(group))
+        untied.extend(_untied(group, shared, owners))
+    records = [
+        LayerRecord(
+            name=plan.layer.name,
+            kind=type(plan.layer.module).__name__,
+            weights=sizes[plan.layer.name][0],
+            bytes_before=sizes[plan.layer.name][1],
+            bytes_after=0 if plan.layer.name in shared else _weight_bytes(plan)[1],
+            scheme=None if plan.scheme is None else str(plan.scheme),
+            rule="" if plan.rule is None else str(plan.rule),
+            reason=plan.reason,
+            tied_with=shared.get(plan.layer.name, ""),
+        )
+        for plan in plans
+    ]
+    return SourceReport(backend, tuple(records), before, model_bytes(model), tuple(untied))
+
+
+def _weight_bytes(plan: LayerPlan) -> tuple[int, int]:
+    weight = stored_weight(plan.layer.module)
+    return (0, 0) if weight is None else (weight.numel(), stored_bytes(weight))
+
+
+def _other_owners(model: nn.Module, group: Sequence[LayerPlan]) -> list[str]:
+    """Name the parameters that are the weight of these layers and no layer's own."""
+    weight: torch.Tensor | None = stored_weight(group[0].layer.module)
+    own = {f"{name}.weight".lstrip(".") for plan in group for name in plan.layer.names}
+    return [
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter is weight and name not in own
+    ]
+
+
+def _untied(group: Sequence[LayerPlan], shared: dict[str, str], owners: Sequence[str]) -> list[str]:
+    parts: list[str] = []
+    for plan in group:
+        if plan.layer.name not in shared:
+            parts.append(f"{plan.layer.name} ({plan.scheme or 'float'})")
+    parts += [f"{name} (float)" for name in owners]
+    if len(parts) < 2:
+        return []
+    return [
+        f"{' and '.join(parts)} shared one weight and no longer do: their schemes differ. "
+        "Give them the same bits and group size to keep one copy."
+    ]

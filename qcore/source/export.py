@@ -1,0 +1,94 @@
+"""From a model that ``quantize_`` has treated to an exported program."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import evolve
+from torch import nn
+from torch.export import ExportedProgram
+from torchao.utils import unwrap_tensor_subclass
+
+from qcore.capture import Sample
+from qcore.errors import CaptureError, UnsupportedSchemeError
+from qcore.quiet import quiet
+from qcore.schemes import QuantizationScheme, listed
+from qcore.source.modules import quantized_layers
+
+__all__ = ["check_layers", "export_quantized"]
+
+
+def check_layers(model: nn.Module, supported: Sequence[QuantizationScheme], backend: str) -> None:
+    """Raise for layers that the backend cannot execute, as torchao's own ``quantize_`` leaves them.
+
+    Args:
+        model: A model with quantized layers.
+        supported: The backend's schemes of source quantization.
+        backend: Its name, for the message.
+
+    Raises:
+        UnsupportedSchemeError: Naming every such layer and what the backend executes.
+    """
+    problems = []
+    for layer in quantized_layers(model):
+        # A group as long as the row is one scale a row: either form of the scheme is the layer's.
+        forms = [layer.scheme]
+        if layer.scheme.granularity == "per_channel":
+            forms.append(evolve(layer.scheme, granularity="per_group"))
+        declared = next((s for form in forms for s in supported if s.covers(form)), None)
+        if declared is None:
+            problems.append(f"  {layer.name}: {layer.scheme}")
+        elif layer.group_size % declared.group_multiple:
+            problems.append(
+                f"  {layer.name}: {layer.scheme} with group size {layer.group_size}, and "
+                f"{backend} takes multiples of {declared.group_multiple}"
+            )
+    if problems:
+        raise UnsupportedSchemeError(
+            f"{backend} does not execute {len(problems)} layers of this model:\n"
+            + "\n".join(problems)
+            + f"\nIt executes: {listed(supported) or 'no source-quantized layer'}.\n"
+            f"Quantize the float model with qcore.quantize_(model, {backend!r}, ...), which checks "
+            "this first."
+        )
+
+
+def export_quantized(
+    model: nn.Module, example_inputs: Any, dynamic_shapes: Any = None
+) -> ExportedProgram:
+    """Export a model with quantized weights, as plain tensors and dequantize operators.
+
+    Args:
+        model: The model; left as it is.
+        example_inputs: Its inputs: a tensor, a tuple of positional ones or a mapping of keywords.
+        dynamic_shapes: As ``torch.export.export`` takes it; ``None`` fixes every size.
+
+    Returns:
+        The program, in evaluation mode, without gradient modes in its graph.
+
+    Raises:
+        CaptureError: The model cannot be exported.
+    """
+    sample = Sample.of(example_inputs)
+    tensors = [*model.parameters(), *model.buffers()]
+    # Unwrapping replaces parameters: it gets modules of its own, and the same tensors.
+    with quiet():
+        own = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
+        unwrap_tensor_subclass(own)
+    try:
+        # Without gradients there are no torch.no_grad() bodies, which the operators of older
+        # torchao modules would otherwise be wrapped in.
+        with quiet(), torch.no_grad():
+            return torch.export.export(
+                own, sample.args, sample.kwargs or None, dynamic_shapes=dynamic_shapes
+            )
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(
+            f"torch.export.export cannot capture {type(model).__name__}: {first_line}\n"
+            "The cause is above. A model from transformers needs use_cache=False and a forward "
+            "that returns tensors; a size that varies needs dynamic_shapes."
+        ) from error

@@ -1,0 +1,136 @@
+"""Facts about modules whose weights are quantized, or may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import nn
+from torch.nn.utils import parametrize
+from torchao.quantization import IntxUnpackedToInt8Tensor
+from torchao.quantization.linear_quant_modules import Int8DynActInt4WeightLinear
+from torchao.utils import TorchAOBaseTensor, UnwrapTensorSubclass
+
+from qcore.schemes import QuantizationScheme
+
+__all__ = [
+    "QuantizedLayer",
+    "has_weight",
+    "is_quantized",
+    "is_quantized_model",
+    "model_bytes",
+    "quantized_layers",
+    "stored_bytes",
+    "stored_weight",
+]
+
+
+@frozen
+class QuantizedLayer:
+    """A layer that source quantization has treated.
+
+    Attributes:
+        name: Its name in the model.
+        scheme: The scheme, as a backend declares it.
+        group_size: How many weights of a row share a scale; all of them with per-channel scales.
+    """
+
+    name: str
+    scheme: QuantizationScheme
+    group_size: int
+
+
+def stored_weight(module: nn.Module) -> torch.Tensor | None:
+    """Return the weight that a module holds; ``None`` for one that it computes, or has not."""
+    weight = module._parameters.get("weight")
+    return module._buffers.get("weight") if weight is None else weight
+
+
+def has_weight(module: nn.Module) -> bool:
+    """Say whether a module has a weight of two dimensions or more; a bias or a norm has one."""
+    if isinstance(module, (nn.Linear, nn.Embedding, Int8DynActInt4WeightLinear)):
+        return True
+    weight = stored_weight(module)
+    return weight is not None and weight.dim() >= 2
+
+
+def _unwraps(module: nn.Module) -> bool:
+    if not parametrize.is_parametrized(module, "weight"):
+        return False
+    applied: Any = module.parametrizations
+    return any(isinstance(step, UnwrapTensorSubclass) for step in applied["weight"])
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Say whether torchao has quantized a module's weight, in any of its ways."""
+    if isinstance(module, Int8DynActInt4WeightLinear) or _unwraps(module):
+        return True
+    return isinstance(stored_weight(module), TorchAOBaseTensor)
+
+
+def is_quantized_model(model: nn.Module) -> bool:
+    """Say whether any layer of a model is quantized."""
+    return any(map(is_quantized, model.modules()))
+
+
+def quantized_layers(model: nn.Module) -> Iterator[QuantizedLayer]:
+    """Read the schemes off a model that ``quantize_`` has treated, qcore's or torchao's.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Every layer that holds quantized weights in a form that can be exported.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Int8DynActInt4WeightLinear):
+            scheme = QuantizationScheme(4, 8, "per_group", True, layer="linear")
+            yield QuantizedLayer(name, scheme, int(module.groupsize))
+            continue
+        weight = stored_weight(module)
+        if not isinstance(weight, IntxUnpackedToInt8Tensor) or weight.dim() != 2:
+            continue
+        group, inputs = int(weight.block_size[-1]), int(weight.shape[-1])
+        dynamic = weight.activation_quantization is not None
+        yield QuantizedLayer(
+            name,
+            QuantizationScheme(
+                weight_bits=_bits(weight),
+                activation_bits=8 if dynamic else None,
+                granularity="per_channel" if group == inputs else "per_group",
+                is_dynamic=dynamic,
+                symmetric_weights=not bool(weight.zero_point.any()),
+                layer="embedding" if isinstance(module, nn.Embedding) else "linear",
+            ),
+            group,
+        )
+
+
+def _bits(weight: Any) -> int:
+    return int(str(weight.target_dtype).removeprefix("torch.int"))
+
+
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Return the size of a tensor on a device in bytes.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        Of a quantized weight: its bits packed, its scales, and its zero points unless all are 0.
+    """
+    if not isinstance(tensor, IntxUnpackedToInt8Tensor):
+        return int(tensor.numel() * tensor.element_size())
+    size = (tensor.numel() * _bits(tensor) + 7) // 8 + stored_bytes(tensor.scale)
+    return int(size) + (stored_bytes(tensor.zero_point) if tensor.zero_point.any() else 0)
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Return the size of a model's parameters and buffers in bytes, shared ones once."""
+    found: dict[int, int] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        data = tensor.qdata if isinstance(tensor, IntxUnpackedToInt8Tensor) else tensor
+        found[data.data_ptr() or id(data)] = stored_bytes(tensor)
+    return sum(found.values())

@@ -1,0 +1,234 @@
+"""Every check of source quantization, before a weight is touched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from attrs import frozen
+
+from qcore.errors import (
+    AlreadyQuantizedError,
+    GroupSizeError,
+    SelectionError,
+    UnsupportedSchemeError,
+)
+from qcore.schemes import QuantizationScheme, check_scheme
+from qcore.source.modules import is_quantized, stored_weight
+from qcore.source.rules import Choice, FilterFunction, Layers, ModelLayer, RuleSet, SourceRule
+from qcore.source.scheme import GroupSize, SourceScheme
+
+__all__ = ["LayerPlan", "Planner"]
+
+
+@frozen(eq=False)
+class LayerPlan:
+    """What will become of one layer.
+
+    Attributes:
+        layer: The layer.
+        scheme: Its scheme with its group size; ``None`` where it stays as it is.
+        rule: The rule that selected it.
+        reason: Why it stays as it is, or why its group size is not what was asked for.
+        scale_dtype: The type that the backend keeps the scales in.
+    """
+
+    layer: ModelLayer
+    scheme: SourceScheme | None
+    rule: SourceRule | None = None
+    reason: str = ""
+    scale_dtype: torch.dtype = torch.float32
+
+
+@frozen
+class Planner:
+    """Decides about every layer, and raises for what the backend cannot execute.
+
+    Attributes:
+        backend: The backend's name, for messages.
+        supported: Its schemes of source quantization, the preferred ones first.
+        rules: What the user asked for.
+        filter_fn: Leaves a layer as it is where it returns false.
+        fallback: Group sizes to try, in this order, where the one asked for does not fit.
+    """
+
+    backend: str
+    supported: Sequence[QuantizationScheme]
+    rules: RuleSet
+    filter_fn: FilterFunction | None = None
+    fallback: Sequence[GroupSize] = ()
+
+    def plan(self, layers: Layers) -> list[LayerPlan]:
+        """Decide about the layers of a model.
+
+        Args:
+            layers: The layers.
+
+        Returns:
+            A plan for each, in their order.
+
+        Raises:
+            SelectionError: A rule matches nothing, or nothing would be quantized.
+            AlreadyQuantizedError: A selected layer is quantized already.
+            UnsupportedSchemeError: The backend has no such scheme for a selected layer.
+            GroupSizeError: A group size does not fit a layer, and no fallback does.
+        """
+        self.rules.check_matches(layers)
+        chosen = [(layer, self._choice(layer)) for layer in layers.all]
+        self._refuse_quantized(chosen)
+        self._refuse_other_layers(chosen)
+        plans, unfit = [], []
+        for layer, choice in chosen:
+            if not isinstance(choice, Choice):
+                plans.append(LayerPlan(layer, None, reason=choice))
+                continue
+            plan, problem = self._sized(layer, choice.rule)
+            plans.append(plan)
+            if problem:
+                unfit.append(problem)
+        if unfit:
+            raise GroupSizeError(self._unfit(unfit))
+        if not any(plan.scheme for plan in plans):
+            raise SelectionError(self._nothing(plans))
+        return plans
+
+    def _choice(self, layer: ModelLayer) -> Choice | str:
+        """Return the rule that quantizes a layer, or the reason why none does."""
+        choice = self.rules.choose(layer)
+        if choice is None:
+            return "no rule selects it"
+        if choice.rule.scheme is None:
+            return f"{choice.rule} leaves it"
+        if self.filter_fn is not None and not self.filter_fn(layer.module, layer.names[0]):
+            return "the filter function leaves it out"
+        if layer.kind == "embedding" and not choice.rule.key:
+            return f"{choice.rule} is for linear layers; give embeddings a rule of their own"
+        if layer.kind == "embedding" and choice.rule.scheme.is_dynamic and not choice.is_direct:
+            return f"an embedding has no activation to quantize, as {choice.rule} would"
+        if layer.kind is None and not choice.is_direct and not is_quantized(layer.module):
+            return layer.reason
+        return choice
+
+    def _refuse_quantized(self, chosen: Sequence[tuple[ModelLayer, Choice | str]]) -> None:
+        names = [
+            layer.name
+            for layer, choice in chosen
+            if isinstance(choice, Choice) and is_quantized(layer.module)
+        ]
+        if names:
+            raise AlreadyQuantizedError(
+                f"{_names(names)} {'is' if len(names) == 1 else 'are'} quantized already; a weight "
+                "cannot be quantized twice. Start from the float model and give every layer its "
+                "scheme in one call (rules=...), or leave these out with rules={name: None}."
+            )
+
+    def _refuse_other_layers(self, chosen: Sequence[tuple[ModelLayer, Choice | str]]) -> None:
+        good = {
+            choice.rule for layer, choice in chosen if isinstance(choice, Choice) and layer.kind
+        }
+        lines = [
+            f"{choice.rule} selects {layer.name}, which cannot be quantized: {layer.reason}."
+            for layer, choice in chosen
+            if isinstance(choice, Choice) and layer.kind is None and choice.rule not in good
+        ]
+        if lines:
+            raise UnsupportedSchemeError(
+                "\n".join(lines) + "\nqcore.quantize_ treats linear layers and embeddings; "
+                "quantize other layers with qcore.quantize(model, quantizer, samples)."
+            )
+
+    def _sized(self, layer: ModelLayer, rule: SourceRule) -> tuple[LayerPlan, str]:
+        asked = rule.scheme
+        assert asked is not None
+        if layer.kind is None:
+            return LayerPlan(layer, None, rule, layer.reason), ""
+        if layer.kind == "embedding" and asked.is_dynamic:
+            raise UnsupportedSchemeError(
+                f"{rule} asks for {asked} for {layer.name}, an embedding: it has no activation to "
+                "quantize. Use a weight-only scheme: '8w', '4w' or '2w'."
+            )
+        asked = asked.preferred_on(layer.kind, self.supported)
+        try:
+            check_scheme(asked.for_layer(layer.kind), self.supported, self.backend)
+        except UnsupportedSchemeError as error:
+            error.add_note(f"asked for {layer.name} by {rule}")
+            if layer.kind == "embedding" and all(s.layer != "embedding" for s in self.supported):
+                raise UnsupportedSchemeError(
+                    f"{self.backend} has no quantized embedding: {asked} for {layer.name} is not "
+                    f"possible. Leave it in float: drop {rule}, or set it to None."
+                ) from error
+            raise
+        first = self._misfit(layer, asked)
+        if not first:
+            return LayerPlan(layer, asked, rule, "", self._scale_dtype(layer, asked)), ""
+        tried = [first]
+        for size in self.fallback:
+            other = asked.with_group_size(size)
+            problem = self._misfit(layer, other)
+            if not problem:
+                reason = f"fallback, because {first}"
+                return LayerPlan(layer, other, rule, reason, self._scale_dtype(layer, other)), ""
+            tried.append(problem)
+        return LayerPlan(layer, None, rule), f"  {layer.name}: {'; '.join(tried)}"
+
+    def _declared(self, layer: ModelLayer, scheme: SourceScheme) -> QuantizationScheme | None:
+        assert layer.kind is not None
+        wanted = scheme.for_layer(layer.kind)
+        return next((s for s in self.supported if s.covers(wanted)), None)
+
+    def _scale_dtype(self, layer: ModelLayer, scheme: SourceScheme) -> torch.dtype:
+        declared = self._declared(layer, scheme)
+        return torch.float32 if declared is None else declared.scale_dtype
+
+    def _misfit(self, layer: ModelLayer, scheme: SourceScheme) -> str:
+        """Say why a scheme does not fit a layer; empty if it does."""
+        weight = stored_weight(layer.module)
+        assert weight is not None
+        declared, inputs = self._declared(layer, scheme), int(weight.shape[-1])
+        if declared is None:
+            return f"{self.backend} has no {scheme}"
+        multiple, outputs = declared.group_multiple, int(weight.shape[0])
+        if outputs % declared.output_multiple:
+            return (
+                f"{outputs} output channels, and {self.backend} takes multiples of "
+                f"{declared.output_multiple}"
+            )
+        if scheme.group_size == "axis":
+            if inputs % multiple:
+                return f"{inputs} weights a row, and {self.backend} takes multiples of {multiple}"
+            return ""
+        group = scheme.group_size
+        assert isinstance(group, int)
+        if group % multiple:
+            return f"group size {group}, and {self.backend} takes multiples of {multiple}"
+        if inputs % group:
+            return f"{inputs} weights a row, not divisible by {group}"
+        return ""
+
+    def _unfit(self, problems: Sequence[str]) -> str:
+        tried = ", ".join(map(str, self.fallback))
+        advice = (
+            f"None of fallback=({tried}) fits, either. " if self.fallback else "Pass fallback: "
+        ) + "another group size or 'axis' for one scale a row, or leave these layers out with None."
+        return f"The group size does not fit {len(problems)} layers:\n" + "\n".join(
+            [*problems, advice]
+        )
+
+    def _nothing(self, plans: Sequence[LayerPlan]) -> str:
+        if not plans:
+            return (
+                "Nothing is quantized: the model has no layer with a weight. qcore.quantize_ "
+                "treats torch.nn.Linear and torch.nn.Embedding."
+            )
+        counts = Counter((type(plan.layer.module).__name__, plan.reason) for plan in plans)
+        lines = [f"  {count} x {kind}: {reason}" for (kind, reason), count in counts.items()]
+        return (
+            "Nothing is quantized.\n" + "\n".join(lines) + "\nqcore.quantize_ treats linear layers "
+            "with scheme=..., and embeddings with rules={torch.nn.Embedding: '8w'}; other layers "
+            "are quantized with qcore.quantize(model, quantizer, samples)."
+        )
+
+
+def _names(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")

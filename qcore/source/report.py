@@ -1,0 +1,125 @@
+"""What source quantization did to a model."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from attrs import asdict, frozen
+
+__all__ = ["LayerRecord", "SourceReport"]
+
+
+@frozen
+class LayerRecord:
+    """What became of one layer.
+
+    Attributes:
+        name: Its name in the model.
+        kind: Its class.
+        weights: How many weights it has.
+        bytes_before: Size of its weight in bytes.
+        bytes_after: Size in bytes of the quantized weight as a device stores it, scales included:
+            a 4-bit weight takes half a byte. Equal to ``bytes_before`` where it stays as it is, and
+            0 where it shares what another layer has.
+        scheme: The scheme, with its group size; ``None`` where the layer stays as it is.
+        rule: The rule that selected it.
+        reason: Why it stays as it is, or why its scheme is another one than asked for.
+        tied_with: The layer whose quantized weight it shares.
+    """
+
+    name: str
+    kind: str
+    weights: int
+    bytes_before: int
+    bytes_after: int
+    scheme: str | None = None
+    rule: str = ""
+    reason: str = ""
+    tied_with: str = ""
+
+
+@frozen
+class SourceReport:
+    """What ``qcore.quantize_`` did, layer by layer.
+
+    Attributes:
+        backend: The backend the model was quantized for.
+        layers: Every layer with a weight of two dimensions or more, in the model's order.
+        bytes_before: Size of all parameters and buffers before, in bytes; shared ones once.
+        bytes_after: The same after, quantized weights as a device stores them.
+        untied: Layers that shared one weight and no longer do, with the reason.
+    """
+
+    backend: str
+    layers: tuple[LayerRecord, ...]
+    bytes_before: int
+    bytes_after: int
+    untied: tuple[str, ...] = ()
+
+    @property
+    def quantized(self) -> tuple[LayerRecord, ...]:
+        """The layers that were quantized."""
+        return tuple(layer for layer in self.layers if layer.scheme is not None)
+
+    @property
+    def unchanged(self) -> tuple[LayerRecord, ...]:
+        """The layers that stayed as they were."""
+        return tuple(layer for layer in self.layers if layer.scheme is None)
+
+    @property
+    def by_scheme(self) -> dict[str, int]:
+        """How many layers have each scheme, the most frequent first."""
+        return dict(Counter(str(layer.scheme) for layer in self.quantized).most_common())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight of the quantized layers takes, scales included."""
+        stored = [layer for layer in self.quantized if not layer.tied_with]
+        weights = sum(layer.weights for layer in stored)
+        return 8 * sum(layer.bytes_after for layer in stored) / weights if weights else 0.0
+
+    def __getitem__(self, name: str) -> LayerRecord:
+        """Return the record of a layer, by its name."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return {
+            "backend": self.backend,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "bits_per_weight": self.bits_per_weight,
+            "by_scheme": self.by_scheme,
+            "untied": list(self.untied),
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return the report as JSON.
+
+        Args:
+            indent: Spaces per level; ``None`` puts everything on one line.
+        """
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.backend}: {len(self.quantized)} of {len(self.layers)} layers quantized, "
+            f"{self.bytes_before / 1e6:.2f} MB -> {self.bytes_after / 1e6:.2f} MB, "
+            f"{self.bits_per_weight:.2f} bits per quantized weight"
+        ]
+        lines += [f"  {count:4d} x {scheme}" for scheme, count in self.by_scheme.items()]
+        for layer in self.layers:
+            if layer.scheme is None:
+                lines.append(f"  {layer.name} ({layer.kind}) stays as it is: {layer.reason}")
+            elif layer.reason:
+                lines.append(f"  {layer.name} ({layer.kind}) is {layer.scheme}: {layer.reason}")
+            if layer.tied_with:
+                lines.append(f"  {layer.name} shares the weight of {layer.tied_with}")
+        lines += [f"  {text}" for text in self.untied]
+        return "\n".join(lines)

@@ -1,0 +1,246 @@
+"""What a user asks source quantization for: a name, a scheme, or a torchao configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, Final, Literal, TypeAlias
+
+import torch
+from attrs import evolve, field, frozen
+from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
+from torchao.quantization.granularity import PerAxis, PerGroup
+from torchao.quantization.quant_primitives import MappingType
+
+from qcore.errors import UnsupportedSchemeError, near_misses
+from qcore.schemes import Layer, QuantizationScheme, listed
+
+__all__ = [
+    "NAMES",
+    "GroupSize",
+    "SourceScheme",
+    "SourceSchemeLike",
+    "check_group_size",
+    "read_scheme",
+]
+
+GroupSize: TypeAlias = int | Literal["axis"]
+SourceSchemeLike: TypeAlias = (
+    "SourceScheme | str | IntxWeightOnlyConfig | Int8DynamicActivationIntxWeightConfig | None"
+)
+
+#: The schemes that have a name.
+NAMES: Final = ("8da4w", "8da8w", "2w", "4w", "8w")
+
+# The group size of a name that leaves it open, on a backend that prefers groups: what torchao's
+# Int8DynamicActivationIntxWeightConfig and ExecuTorch's language-model recipes use.
+_GROUP: Final = 32
+
+_NAME: Final = re.compile(
+    r"(?P<name>(?:8da)?[248]w)"
+    r"(?:[ -]per[-_](?:(?P<axis>axis|channel)|group(?:[ -](?P<group>\d+))?))?"
+)
+_CONFIGS: Final = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
+
+
+@frozen
+class SourceScheme:
+    """How the weights of a layer are quantized before capture.
+
+    Attributes:
+        name: ``8da4w``, ``8da8w``, ``2w``, ``4w`` or ``8w``: bits of the activations, if they are
+            quantized (at run time, a range for each token), and bits of the weights.
+        group_size: How many weights of a row share a scale; ``"axis"`` for one scale a row, and
+            ``None`` for what the backend prefers.
+        config: A torchao configuration to use as it is, group size aside.
+    """
+
+    name: str
+    group_size: GroupSize | None = None
+    config: Any = field(default=None, repr=False, eq=str)
+
+    def __attrs_post_init__(self) -> None:
+        if _NAME.fullmatch(self.name) is None or (self.config is None and self.name not in NAMES):
+            raise UnsupportedSchemeError(_unknown_name(self.name))
+        if self.group_size is not None:
+            check_group_size(self.group_size, "group_size")
+
+    def __str__(self) -> str:
+        if self.group_size is None:
+            return self.name
+        if self.group_size == "axis":
+            return f"{self.name} per-axis"
+        return f"{self.name} per-group {self.group_size}"
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a weight."""
+        return int(self.name[-2])
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether activations are quantized at run time."""
+        return self.name.startswith("8da")
+
+    def with_group_size(self, group_size: GroupSize | None) -> SourceScheme:
+        """Return the scheme with another group size."""
+        return evolve(self, group_size=group_size)
+
+    def for_layer(self, layer: Layer) -> QuantizationScheme:
+        """Return the scheme as a backend declares it.
+
+        Args:
+            layer: The kind of layer.
+
+        Returns:
+            Per group, where the group size is open.
+        """
+        return QuantizationScheme(
+            weight_bits=self.weight_bits,
+            activation_bits=8 if self.is_dynamic else None,
+            granularity="per_channel" if self.group_size == "axis" else "per_group",
+            is_dynamic=self.is_dynamic,
+            symmetric_weights=_mapping(self.config) is not MappingType.ASYMMETRIC,
+            layer=layer,
+        )
+
+    def preferred_on(self, layer: Layer, supported: Sequence[QuantizationScheme]) -> SourceScheme:
+        """Fill in an open group size.
+
+        Args:
+            layer: The kind of layer.
+            supported: The backend's schemes, the preferred ones first.
+
+        Returns:
+            The scheme with the granularity of the first declared scheme of this name.
+        """
+        if self.group_size is not None:
+            return self
+        for scheme in supported:
+            if scheme.layer == layer and scheme.name == self.name:
+                if scheme.granularity == "per_channel":
+                    return self.with_group_size("axis")
+                return self.with_group_size(max(_GROUP, scheme.group_multiple))
+        return self
+
+    def torchao_config(self) -> Any:
+        """Return the torchao configuration; the group size must be set."""
+        granularity = (
+            PerAxis(0) if not isinstance(self.group_size, int) else PerGroup(self.group_size)
+        )
+        key = "weight_granularity" if self.is_dynamic else "granularity"
+        if self.config is not None:
+            return dataclasses.replace(self.config, **{key: granularity})
+        cls = Int8DynamicActivationIntxWeightConfig if self.is_dynamic else IntxWeightOnlyConfig
+        return cls(weight_dtype=getattr(torch, f"int{self.weight_bits}"), **{key: granularity})
+
+
+def check_group_size(value: object, argument: str) -> None:
+    """Raise unless a value is a group size.
+
+    Args:
+        value: What was given.
+        argument: The name of the argument, for the message.
+
+    Raises:
+        UnsupportedSchemeError: It is neither a positive integer nor ``"axis"``.
+    """
+    if value == "axis" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return
+    raise UnsupportedSchemeError(
+        f"{argument}={value!r} is no group size. Pass how many weights share a scale, such as 32, "
+        "or 'axis' for one scale a row."
+    )
+
+
+def read_scheme(
+    wanted: SourceSchemeLike, supported: Sequence[QuantizationScheme], backend: str
+) -> SourceScheme | None:
+    """Read what a user passed as a scheme.
+
+    Args:
+        wanted: A name such as ``"8da4w"``, ``"8w per-axis"`` or ``"4w per-group 64"``, a
+            :class:`SourceScheme`, a torchao configuration, or ``None``.
+        supported: The backend's schemes of source quantization.
+        backend: The backend's name, for messages.
+
+    Returns:
+        The scheme; ``None`` for ``None``, which leaves layers as they are.
+
+    Raises:
+        UnsupportedSchemeError: It is none of these, or the backend executes no scheme of that name.
+    """
+    if wanted is None:
+        return None
+    scheme = wanted if isinstance(wanted, SourceScheme) else _parsed(wanted)
+    if not any(declared.name == scheme.name for declared in supported):
+        raise UnsupportedSchemeError(_refusal(scheme, supported, backend))
+    return scheme
+
+
+def _parsed(wanted: object) -> SourceScheme:
+    if isinstance(wanted, str):
+        match = _NAME.fullmatch(wanted.strip().lower())
+        if match is None or match["name"] not in NAMES:
+            raise UnsupportedSchemeError(_unknown_name(wanted))
+        if match["axis"]:
+            return SourceScheme(match["name"], "axis")
+        return SourceScheme(match["name"], int(match["group"]) if match["group"] else None)
+    if isinstance(wanted, _CONFIGS):
+        return _from_config(wanted)
+    raise UnsupportedSchemeError(
+        f"Expected a scheme for quantize_, got {type(wanted).__name__} ({wanted!r}). Pass a name "
+        f"({', '.join(NAMES)}), a qcore.SourceScheme, or one of torchao's "
+        f"{' and '.join(config.__name__ for config in _CONFIGS)}."
+    )
+
+
+def _from_config(config: Any) -> SourceScheme:
+    dynamic = isinstance(config, Int8DynamicActivationIntxWeightConfig)
+    packing = getattr(config.intx_packing_format, "value", config.intx_packing_format)
+    if packing != "unpacked_to_int8":
+        raise UnsupportedSchemeError(
+            f"{type(config).__name__} asks for intx_packing_format={packing!r}, which runs in "
+            "eager mode only. For export leave it at 'unpacked_to_int8'."
+        )
+    if dynamic and config.act_mapping_type is not MappingType.ASYMMETRIC:
+        raise UnsupportedSchemeError(
+            f"{type(config).__name__} asks for symmetric activations, which torchao does not "
+            "implement. Leave act_mapping_type at MappingType.ASYMMETRIC."
+        )
+    bits = int(str(config.weight_dtype).removeprefix("torch.int"))
+    name = f"{'8da' if dynamic else ''}{bits}w"
+    if name not in NAMES:
+        raise UnsupportedSchemeError(
+            f"{type(config).__name__} asks for {bits}-bit weights, which no backend executes. "
+            f"The schemes that exist: {', '.join(NAMES)}."
+        )
+    granularity = config.weight_granularity if dynamic else config.granularity
+    group: GroupSize = granularity.group_size if isinstance(granularity, PerGroup) else "axis"
+    return SourceScheme(name, group, config)
+
+
+def _mapping(config: Any) -> Any:
+    return getattr(config, "weight_mapping_type", getattr(config, "mapping_type", None))
+
+
+def _unknown_name(name: str) -> str:
+    close = near_misses(name, NAMES)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"{name!r} is no scheme of quantize_.{hint} It takes {', '.join(NAMES)}, each also with "
+        "'per-axis' or 'per-group 32' after it."
+    )
+
+
+def _refusal(scheme: SourceScheme, supported: Sequence[QuantizationScheme], backend: str) -> str:
+    if not supported:
+        return (
+            f"{backend} executes no model that quantize_ has treated: {scheme} is not possible. "
+            "Quantize it with qcore.quantize(model, quantizer, samples) instead."
+        )
+    return (
+        f"{backend} does not execute {scheme}.\nIt executes: {listed(supported)}.\n"
+        "Pass one of these names."
+    )

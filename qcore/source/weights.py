@@ -1,0 +1,139 @@
+"""Quantizing the weights themselves, a slice at a time, and keeping tied ones tied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torchao.quantization import IntxUnpackedToInt8Tensor
+from torchao.quantization import quantize_ as torchao_quantize_
+
+from qcore.source.modules import stored_weight
+from qcore.source.planning import LayerPlan
+from qcore.source.scheme import SourceScheme
+
+__all__ = ["quantize_layers", "tied_layers"]
+
+# Weights quantized at once. torchao holds several float copies of what it quantizes: 2**20 weights
+# are 4 MiB in float32, which keeps the peak near the size of the model.
+_AT_ONCE: Final = 2**20
+
+
+def tied_layers(plans: Sequence[LayerPlan]) -> list[list[LayerPlan]]:
+    """Sort layers by the tensor that is their weight.
+
+    Args:
+        plans: The plans of a model's layers.
+
+    Returns:
+        Groups of layers with one weight, in the order of the first of each.
+    """
+    groups: dict[int, list[LayerPlan]] = {}
+    for plan in plans:
+        weight = stored_weight(plan.layer.module)
+        groups.setdefault(id(plan if weight is None else weight), []).append(plan)
+    return list(groups.values())
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def quantize_layers(group: Sequence[LayerPlan]) -> dict[str, str]:
+    """Quantize the layers that share one weight, and let those of one format share the result.
+
+    Args:
+        group: The layers' plans; the float weight is freed when all of them are quantized.
+
+    Returns:
+        Layer -> the layer whose quantized weight it shares.
+    """
+    results: list[tuple[LayerPlan, Any]] = []
+    shared: dict[str, str] = {}
+    for plan in group:
+        if plan.scheme is None:
+            continue
+        weight = stored_weight(plan.layer.module)
+        assert weight is not None
+        config = plan.scheme.torchao_config()
+        first = next(
+            ((p, t) for p, t in results if _format(p) == _format(plan)),
+            None,
+        )
+        if first is None:
+            quantized = _quantized(weight, config, plan.scale_dtype)
+        else:
+            quantized = _with_activation(first[1], plan.scheme)
+            shared[plan.layer.name] = first[0].layer.name
+        results.append((plan, quantized))
+    for plan, quantized in results:
+        # The class may keep a weight as a buffer, under the same name.
+        plan.layer.module._buffers.pop("weight", None)
+        plan.layer.module.weight = nn.Parameter(quantized, requires_grad=False)
+    return shared
+
+
+def _format(plan: LayerPlan) -> tuple[Any, ...]:
+    assert plan.scheme is not None
+    config = plan.scheme.torchao_config()
+    details = {
+        key.removeprefix("weight_"): str(value)
+        for key, value in vars(config).items()
+        if key != "act_mapping_type"
+    }
+    return plan.scale_dtype, *sorted(details.items())
+
+
+def _with_activation(weight: Any, scheme: SourceScheme) -> Any:
+    return IntxUnpackedToInt8Tensor(
+        weight.qdata,
+        weight.scale,
+        weight.zero_point,
+        weight.target_dtype,
+        weight.block_size,
+        weight.dtype,
+        "int8_asym_per_token" if scheme.is_dynamic else None,
+    )
+
+
+def _quantized(weight: torch.Tensor, config: Any, scale_dtype: torch.dtype) -> Any:
+    rows, columns = weight.shape
+    step = max(1, _AT_ONCE // columns)
+    if step >= rows or not _rows_are_independent(config):
+        return _by_torchao(weight, config, scale_dtype)
+    whole: list[torch.Tensor] = []
+    part: Any = None
+    for start in range(0, rows, step):
+        part = _by_torchao(weight[start : start + step], config, scale_dtype)
+        pieces = (part.qdata, part.scale, part.zero_point)
+        if not whole:
+            whole = [piece.new_empty((rows, *piece.shape[1:])) for piece in pieces]
+        for target, piece in zip(whole, pieces, strict=True):
+            target[start : start + step] = piece
+    return IntxUnpackedToInt8Tensor(
+        *whole, part.target_dtype, part.block_size, part.dtype, part.activation_quantization
+    )
+
+
+def _rows_are_independent(config: Any) -> bool:
+    # The other algorithm stops when the mean error over the whole weight no longer falls.
+    return bool(config.intx_choose_qparams_algorithm == "affine")
+
+
+def _by_torchao(weight: torch.Tensor, config: Any, scale_dtype: torch.dtype) -> Any:
+    rows, columns = weight.shape
+    layer = nn.Linear(columns, rows, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    torchao_quantize_(nn.Sequential(layer), config)
+    quantized: Any = layer.weight
+    if scale_dtype.itemsize >= quantized.scale.dtype.itemsize:
+        return quantized
+    # torchao can quantize with narrower scales, but also divides in their precision.
+    return IntxUnpackedToInt8Tensor.from_hp(
+        weight,
+        quantized.block_size,
+        quantized.target_dtype,
+        activation_quantization=quantized.activation_quantization,
+        intx_choose_qparams_algorithm=None,
+        custom_scale=quantized.scale.to(scale_dtype).to(quantized.scale.dtype),
+        custom_zero_point=quantized.zero_point,
+    )
