@@ -90,6 +90,7 @@ def measure(program: LoweredProgram, inputs: Any, expected: list[torch.Tensor]) 
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=["float", "8da8w", "8da4w", "8a8w"])
     parser.add_argument("--json", type=Path, help="write the numbers to this file")

@@ -21,11 +21,14 @@ example_inputs = (torch.randn(1, 3, 32, 32),)
 samples = [torch.randn(1, 3, 32, 32) for _ in range(4)]
 """
 
+# torchao's own messages are not qcore's where a page imports it first.
+QCORE_FIRST = "import qcore\n"
+
 PAGES = {
     "README.md": "",
     "docs/xnnpack.md": PRELUDE,
-    "docs/vulkan.md": "",
-    "docs/language-models.md": "",
+    "docs/vulkan.md": QCORE_FIRST,
+    "docs/language-models.md": QCORE_FIRST,
 }
 
 
