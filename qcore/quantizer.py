@@ -268,10 +268,9 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         if isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule):
             exported = self._export_module(model, example_inputs, dynamic_shapes)
             if exported is not None:
-                with quiet():
-                    program = export_for_lowering(exported, None)
-                return self._hooks.lower(program, options)
-        program = export_for_lowering(model, example_inputs, dynamic_shapes)
+                model, example_inputs, dynamic_shapes = exported, None, None
+        with quiet():
+            program = export_for_lowering(model, example_inputs, dynamic_shapes)
         return self._hooks.lower(program, options)
 
     def _export_module(self, model: torch.nn.Module, inputs: Any, dynamic_shapes: Any) -> Any:

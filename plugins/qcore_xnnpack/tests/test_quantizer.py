@@ -145,6 +145,26 @@ def test_channels_last_inputs_neither_crash_nor_change_the_result() -> None:
     assert torch.equal(program.run(image), program.run(X))
 
 
+def test_rewritten_operators_keep_the_names_that_rules_and_reports_use() -> None:
+    class Moves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = self.conv(x).chunk(2, 1)
+            return (first + second).mean((2, 3)).unsqueeze(0)
+
+    graph = torch.export.export(Moves().eval(), (X,)).module()
+    names = [n.name for n in graph.graph.nodes if n.op == "call_function"]
+    quantizer = XNNPACKQuantizer().set_global("8a8w").set_node_name("unsqueeze", None)
+    prepare_pt2e(graph, quantizer)
+    assert quantizer.report is not None
+    decided = {d.node: d for d in quantizer.report.decisions}
+    assert {"conv2d", "add", "mean", "unsqueeze"} <= set(decided) & set(names)
+    assert decided["unsqueeze"].reason == "set_node_name('unsqueeze', None) leaves it in float"
+
+
 def test_an_unknown_option_of_lower_names_the_options() -> None:
     quantizer = XNNPACKQuantizer().set_global("8a8w")
     result = qcore.quantize(nn.Linear(8, 4), quantizer, [X])

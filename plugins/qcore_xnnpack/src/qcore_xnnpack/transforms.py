@@ -43,12 +43,20 @@ def to_xnnpack_operators(model: GraphModule, plan: QuantizationPlan) -> GraphMod
             continue  # Training may switch it on again.
         replacement = rewrite(node)
         if replacement is not None:
-            node.replace_all_uses_with(replacement, propagate_meta=False)
-            model.graph.erase_node(node)
+            _take_over(node, replacement)
             changed = True
     if changed:
         model.recompile()
     return model
+
+
+def _take_over(node: Node, replacement: Node) -> None:
+    """Put a new node in place of an old one, under its name: rules and reports go by names."""
+    is_new = replacement not in node.all_input_nodes
+    node.replace_all_uses_with(replacement, propagate_meta=False)
+    node.graph.erase_node(node)
+    if is_new:
+        replacement.name = node.name
 
 
 def _insert(node: Node, target: Any, args: tuple[Any, ...]) -> Node:
@@ -115,8 +123,7 @@ def _as_slices(node: Node) -> Node | None:
         first, end = bounds[index]
         piece = _insert(node, aten.slice.Tensor, (source, axis, first, end))
         piece.meta["val"] = user.meta["val"]
-        user.replace_all_uses_with(piece, propagate_meta=False)
-        node.graph.erase_node(user)
+        _take_over(user, piece)
     return source  # type: ignore[no-any-return]
 
 
