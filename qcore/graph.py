@@ -15,12 +15,14 @@ from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
 __all__ = [
+    "ORIGINAL_NAME",
     "ORIGINAL_TARGET",
     "PARAMETER_NAME",
     "ModuleFrame",
     "clone",
     "control_flow_bodies",
     "is_compute_node",
+    "is_constant",
     "is_float_tensor",
     "module_frames",
     "module_path",
@@ -48,6 +50,9 @@ PARAMETER_NAME: Final = "qcore_parameter"
 
 #: Key in ``node.meta`` of the operator that the user's model had, where a rewrite changed it.
 ORIGINAL_TARGET: Final = "qcore_original_target"
+
+#: Key in ``node.meta`` of the name that a node had in the user's model, where a rewrite changed it.
+ORIGINAL_NAME: Final = "qcore_original_name"
 
 
 @frozen
@@ -130,6 +135,20 @@ def is_compute_node(node: Node) -> bool:
 
 def _is_idle_dropout(node: Node) -> bool:
     return node.target in _DROPOUTS and len(node.args) > 2 and node.args[2] is False
+
+
+def is_constant(node: Node) -> bool:
+    """Say whether a value is computed from parameters and buffers alone."""
+    pending, seen = [node], set()
+    while pending:
+        current = pending.pop()
+        if current in seen or current.op == "get_attr":
+            continue
+        seen.add(current)
+        if current.op != "call_function":
+            return False
+        pending.extend(current.all_input_nodes)
+    return True
 
 
 def tensor_value(node: object) -> torch.Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Final
+from typing import Any
 
 import torch
 from attrs import define, evolve, field
@@ -18,12 +18,9 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 from qcore.control_flow import direct_bodies, raise_constants, replace_body, sink_parameters
 from qcore.errors import QcoreWarning
 from qcore.graph import clone, control_flow_bodies
-from qcore.report import AnnotationReport
+from qcore.report import REPORT, AnnotationReport
 
-__all__ = ["REPORT", "Body", "PreparedModel"]
-
-#: Key in ``GraphModule.meta`` under which a quantizer leaves its decisions.
-REPORT: Final = "qcore_report"
+__all__ = ["Body", "PreparedModel"]
 
 
 @define(eq=False)
@@ -126,13 +123,16 @@ class PreparedModel:
         bodies = (body for _, _, body in control_flow_bodies(self.model))
         return (self.model, *(body for body in bodies if _has_observers(body)))
 
-    def convert(self) -> GraphModule:
+    def convert(self, *, fold_quantize: bool = True) -> GraphModule:
         """Replace the observers by quantize and dequantize operators.
+
+        Args:
+            fold_quantize: Store weights as integers instead of quantizing them at run time.
 
         Returns:
             The converted model.
         """
-        converted = _converted(self.model)
+        converted = _converted(self.model, fold_quantize)
         raise_constants(converted)
         _stop_gradients(converted)
         return converted
@@ -152,16 +152,16 @@ def _all_float(report: AnnotationReport) -> AnnotationReport:
     return evolve(report, decisions=tuple(decisions))
 
 
-def _converted(model: GraphModule) -> GraphModule:
+def _converted(model: GraphModule, fold_quantize: bool) -> GraphModule:
     bodies: dict[str, GraphModule] = {}
     for name, call, body in direct_bodies(model):
         body._forward_pre_hooks.clear()
         if getattr(call.target, "__name__", "") == "while_loop" and call.args[1].target == name:
             continue  # convert_pt2e does the bodies of while_loop itself.
-        bodies[name] = _converted(body) if _has_observers(body) else body
+        bodies[name] = _converted(body, fold_quantize) if _has_observers(body) else body
         # Passes over the parent delete the submodules of bodies; they get a stand-in instead.
         replace_body(model, name, _stand_in())
-    converted = convert_pt2e(model)
+    converted = convert_pt2e(model, fold_quantize=fold_quantize)
     for name, body in bodies.items():
         replace_body(converted, name, body)
     return converted

@@ -42,13 +42,14 @@ __all__ = [
 ]
 
 Granularity = Literal["per_tensor", "per_channel", "per_group"]
-Layer = Literal["linear", "embedding"]
+Layer = Literal["linear", "embedding", "io"]
 
 SchemeLike: TypeAlias = "QuantizationConfig | QuantizationScheme | str | None"
 
-# Smallest scale an observer may return. XNNPACK's and QNNPACK's requantization lose precision
-# below it; the value is the one that ExecuTorch's quantizers use for both.
-_EPS: Final = 2**-12
+# The smallest scale an observer may return, unless a backend says otherwise. XNNPACK's and
+# QNNPACK's requantization lose precision below it; the value is the one that ExecuTorch's
+# quantizers use for both.
+_SMALLEST_SCALE: Final = 2**-12
 
 _PER_CHANNEL: Final = (torch.per_channel_symmetric, torch.per_channel_affine)
 _SYMMETRIC: Final = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
@@ -73,13 +74,15 @@ class QuantizationScheme:
         is_qat: Whether the configuration trains with fake quantization.
         symmetric_weights: Whether weights have a zero point of 0.
         layer: The kind of layer whose weights ``qcore.quantize_`` gives this scheme; ``None`` for
-            a scheme of the PT2E flow, in which the backend's annotation finds the operators.
+            a scheme of the PT2E flow, in which the backend's annotation finds the operators;
+            ``"io"`` for what only ``set_io`` takes, such as uint8 inputs.
         group_multiple: With ``layer``: a group size, and per channel the number of inputs of a
             channel, must be a multiple of this.
         output_multiple: With ``layer``: the number of output channels must be a multiple of this.
         scale_dtype: With ``layer``: the type that the backend keeps the scales of weights in.
             Weights are rounded with scales of that precision, so that the quantized model computes
             what the backend does.
+        smallest_scale: The smallest scale that observers may return.
     """
 
     weight_bits: int | None = 8
@@ -92,6 +95,12 @@ class QuantizationScheme:
     group_multiple: int = 1
     output_multiple: int = 1
     scale_dtype: torch.dtype = torch.float32
+    smallest_scale: float = _SMALLEST_SCALE
+
+    @property
+    def is_source(self) -> bool:
+        """Whether this is a scheme of ``qcore.quantize_``."""
+        return self.layer in ("linear", "embedding")
 
     @property
     def name(self) -> str:
@@ -99,7 +108,7 @@ class QuantizationScheme:
         activation = ""
         if self.activation_bits is not None:
             activation = f"{self.activation_bits}{'d' if self.is_dynamic else ''}a"
-        return f"{activation}{self.weight_bits}w"
+        return f"{activation}{self.weight_bits}w" if self.weight_bits else activation
 
     def __str__(self) -> str:
         if self.activation_bits is None:
@@ -188,6 +197,7 @@ class QuantizationScheme:
             is_dynamic=self.is_dynamic,
             weight_qmin=-weight_limit,
             weight_qmax=weight_limit,
+            eps=self.smallest_scale,
             **_activation_range(self.activation_bits),
         )
         if self.activation_bits is None:
@@ -213,7 +223,7 @@ def _activation_range(bits: int | None) -> dict[str, Any]:
     bits = bits or 8
     dtype = torch.int8 if bits <= 8 else torch.int16
     return {
-        "act_qmin": -(2 ** (bits - 1)),
+        "act_qmin": -(2 ** (bits - 1)) + (dtype is torch.int16),
         "act_qmax": 2 ** (bits - 1) - 1,
         "act_dtype": dtype,
     }
@@ -231,6 +241,7 @@ def get_symmetric_quantization_config(
     *,
     act_dtype: torch.dtype = torch.int8,
     act_observer: Callable[..., Any] | None = None,
+    eps: float = _SMALLEST_SCALE,
 ) -> QuantizationConfig:
     """Build a configuration with symmetric integer weights and affine integer activations.
 
@@ -245,8 +256,11 @@ def get_symmetric_quantization_config(
         weight_qmin: Smallest quantized weight.
         weight_qmax: Largest quantized weight; below 127 for narrower weights stored as int8.
         act_dtype: Integer type of activations: ``torch.int8``, ``torch.uint8`` or ``torch.int16``.
+            16-bit activations are symmetric, because integer kernels give them no zero point (TOSA
+            and LiteRT's 16x8 scheme alike): pass act_qmin=-32767, act_qmax=32767.
         act_observer: Observer class for static activations, in place of
             :class:`qcore.observers.HistogramObserver`; takes ``eps`` as a keyword.
+        eps: The smallest scale that observers may return.
 
     Returns:
         A configuration; the same arguments give the same (cached) object.
@@ -260,9 +274,11 @@ def get_symmetric_quantization_config(
         dtype=act_dtype,
         quant_min=act_qmin,
         quant_max=act_qmax,
-        qscheme=torch.per_tensor_affine,
+        qscheme=(
+            torch.per_tensor_symmetric if act_dtype is torch.int16 else torch.per_tensor_affine
+        ),
         is_dynamic=is_dynamic,
-        observer_or_fake_quant_ctr=_activation_observer(is_qat, is_dynamic, act_observer),
+        observer_or_fake_quant_ctr=_activation_observer(is_qat, is_dynamic, act_observer, eps),
     )
     weight = QuantizationSpec(
         dtype=torch.int8,
@@ -271,7 +287,7 @@ def get_symmetric_quantization_config(
         qscheme=torch.per_channel_symmetric if is_per_channel else torch.per_tensor_symmetric,
         ch_axis=0,
         is_dynamic=False,
-        observer_or_fake_quant_ctr=_weight_observer(is_qat, is_per_channel),
+        observer_or_fake_quant_ctr=_weight_observer(is_qat, is_per_channel, eps),
     )
     return QuantizationConfig(activation, None if is_dynamic else activation, weight, None, is_qat)
 
@@ -286,27 +302,27 @@ def _check_range(which: str, qmin: int, qmax: int, dtype: torch.dtype) -> None:
 
 
 def _activation_observer(
-    is_qat: bool, is_dynamic: bool, observer: Callable[..., Any] | None
+    is_qat: bool, is_dynamic: bool, observer: Callable[..., Any] | None, eps: float
 ) -> Any:
     if is_qat and is_dynamic:
         running = MovingAverageMinMaxObserver.with_args(averaging_constant=1)
-        return FakeQuantize.with_args(observer=running, eps=_EPS)
+        return FakeQuantize.with_args(observer=running, eps=eps)
     if is_qat:
-        return FusedMovingAvgObsFakeQuantize.with_args(eps=_EPS)
+        return FusedMovingAvgObsFakeQuantize.with_args(eps=eps)
     if is_dynamic:
-        return PlaceholderObserver.with_args(eps=_EPS)
+        return PlaceholderObserver.with_args(eps=eps)
     chosen: Any = observer or HistogramObserver
-    return chosen.with_args(eps=_EPS)
+    return chosen.with_args(eps=eps)
 
 
-def _weight_observer(is_qat: bool, is_per_channel: bool) -> Any:
+def _weight_observer(is_qat: bool, is_per_channel: bool, eps: float) -> Any:
     if is_qat:
         observer = (
             MovingAveragePerChannelMinMaxObserver if is_per_channel else MovingAverageMinMaxObserver
         )
-        return FusedMovingAvgObsFakeQuantize.with_args(observer=observer, eps=_EPS)
+        return FusedMovingAvgObsFakeQuantize.with_args(observer=observer, eps=eps)
     observer = PerChannelMinMaxObserver if is_per_channel else MinMaxObserver
-    return observer.with_args(eps=_EPS)
+    return observer.with_args(eps=eps)
 
 
 def resolve_config(

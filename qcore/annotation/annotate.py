@@ -6,6 +6,7 @@ from typing import Final
 
 from torch.fx import GraphModule, Node
 
+from qcore.annotation.clusters import Outcome, annotate_clusters
 from qcore.annotation.patterns import OperatorMatch, Rejection, SupportTable
 from qcore.annotation.rules import (
     annotation_of,
@@ -50,11 +51,25 @@ def annotate_graph(
     for node in model.graph.nodes:
         if node.op in ("placeholder", "output"):
             _annotate_io(node, plan)
-        elif is_compute_node(node) and node not in decided:
+        elif is_compute_node(node) and node not in decided and not _waits(node, table):
             for member, decision in _decide(node, model, plan, table, backend).items():
                 decided[member] = member.meta[DECISION] = decision
-    order = [n for n in model.graph.nodes if n in decided]
+    for node, outcome in annotate_clusters(model, plan, table).items():
+        decided[node] = node.meta[DECISION] = _clustered(node, outcome)
+    order = [n for n in model.graph.nodes if n in decided and is_compute_node(n)]
     return AnnotationReport(backend, tuple(decided[node] for node in order))
+
+
+def _waits(node: Node, table: SupportTable) -> bool:
+    pattern = table.pattern_for(node)
+    return pattern is not None and pattern.shares_range and annotation_of(node) is None
+
+
+def _clustered(node: Node, outcome: Outcome) -> Decision:
+    if isinstance(outcome, Rejection):
+        return _float(node, outcome)
+    scheme, pattern = outcome
+    return Decision(node.name, operator_name(node), module_path(node), scheme, pattern)
 
 
 def _annotate_io(node: Node, plan: QuantizationPlan) -> None:
@@ -91,6 +106,7 @@ def _decide(
         return {node: _float(node, _not_in_table(node, table, backend))}
     rejection = _reject(match, selection.config, model, backend)
     if rejection is None:
+        assert match.pattern.rule is not None, f"the pattern {match.pattern.name} has no rule"
         rejection = match.pattern.rule(match, selection.config)
     if rejection is not None:
         return {node: _float(node, rejection)}

@@ -1,0 +1,62 @@
+"""Reasons why a match cannot be quantized for TOSA, beside those of the core's toolkit."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qcore.annotation import OperatorMatch, Rejection
+from qcore.annotation.checks import HISTOGRAM_LIMIT
+from qcore.graph import is_float_tensor, tensor_value
+from qcore.schemes import QuantizationConfig
+
+__all__ = ["INTEGERS_ONLY", "constant_fits", "float_edges", "is_fusable_clamp"]
+
+aten = torch.ops.aten
+
+INTEGERS_ONLY: Final = "it computes integers or booleans: there is nothing to quantize"
+
+
+def float_edges(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject operators that neither read nor give float32."""
+    del config, model
+    nodes = (*match.root.all_input_nodes, match.root)
+    if any(map(is_float_tensor, nodes)):
+        return None
+    others = {v.dtype for n in nodes if (v := tensor_value(n)) is not None}
+    floats = sorted(str(d).removeprefix("torch.") for d in others if d.is_floating_point)
+    if not floats:
+        return Rejection(INTEGERS_ONLY)
+    return Rejection(
+        f"it computes in {', '.join(floats)}, and only float32 is quantized",
+        "Cast the model to float32 first.",
+    )
+
+
+def constant_fits(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject constants that are too large for a histogram."""
+    del config, model
+    value: Any = match.root.args[1] if len(match.root.args) > 1 else 0
+    if not isinstance(value, (int, float)) or abs(value) <= HISTOGRAM_LIMIT:
+        return None
+    return Rejection(f"the constant {value:g} is too large to quantize")
+
+
+def is_fusable_clamp(node: Node, config: QuantizationConfig) -> bool:
+    """Say whether the rounding of a result does what a clamp after it would.
+
+    It does so for clamps from 0 on, if the range's lower end is the zero point: symmetric ranges
+    have theirs in the middle (``backends/arm/_passes/fuse_quantized_activation_pass.py``).
+    """
+    spec = config.output_activation
+    if spec is None or spec.qscheme is torch.per_tensor_symmetric:
+        return False
+    bounded = node.target in (aten.hardtanh.default, aten.hardtanh_.default)
+    low: Any = (node.args[1] if len(node.args) > 1 else -1.0) if bounded else 0
+    return bool(low == 0)
