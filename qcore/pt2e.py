@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,7 +77,8 @@ class PreparedModel:
         for _, call, body in direct_bodies(model):
             sink_parameters(model, call, body)
         originals = {name: clone(body) for name, _, body in direct_bodies(model)}
-        prepared = prepare(model, quantizer)
+        with _counted_names():
+            prepared = prepare(model, quantizer)
         result = cls(prepared)
         for name, call, body in direct_bodies(prepared):
             # prepare_pt2e has done the bodies of while_loop itself; it does not do their inside.
@@ -136,6 +140,38 @@ class PreparedModel:
         raise_constants(converted)
         _stop_gradients(converted)
         return converted
+
+
+@contextmanager
+def _counted_names() -> Iterator[None]:
+    """Name observers by counting on.
+
+    torch tries every number from 0 for each of them, which takes most of the time for large models
+    and grows with the square of their number.
+    """
+    # As an attribute of its package the module is hidden by a function of its name.
+    module = importlib.import_module("torch.ao.quantization.fx.prepare")
+    before = module.get_new_attr_name_with_prefix
+    counts: dict[tuple[int, str], int] = {}
+
+    def with_prefix(prefix: str) -> Callable[[torch.nn.Module], str]:
+        prefix = prefix.replace(".", "_")
+
+        def new_name(owner: torch.nn.Module) -> str:
+            key = (id(owner), prefix)
+            number = counts.get(key, 0)
+            while hasattr(owner, f"{prefix}{number}"):
+                number += 1
+            counts[key] = number
+            return f"{prefix}{number}"
+
+        return new_name
+
+    module.get_new_attr_name_with_prefix = with_prefix
+    try:
+        yield
+    finally:
+        module.get_new_attr_name_with_prefix = before
 
 
 def _located(body: Body) -> AnnotationReport:
