@@ -168,10 +168,10 @@ class ExecuTorchRunner:
             RuntimeExecutionError: The bytes are no complete program, or the runtime refuses it.
             RuntimeCrashError: The child died while it loaded the program.
         """
-        from qcore.lowering.process import ChildProcess
+        from qcore.lowering.process import ProgramProcess
 
         check_pte(buffer, "the program")
-        child = ChildProcess(
+        child = ProgramProcess(
             buffer,
             env=self.env,
             modules=self.modules,
