@@ -1,0 +1,1 @@
+"""What the TOSA backends of qcore share: annotation, lowering and reference execution."""
