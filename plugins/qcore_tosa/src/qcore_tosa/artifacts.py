@@ -30,12 +30,12 @@ class Compilation:
     Attributes:
         tosa: The TOSA graph, a flatbuffer.
         binary: What the compiler made of it.
-        figures: What the compiler said about it, as data; empty where it says nothing.
+        figures: What the compiler said about it, as data; None where it says nothing.
     """
 
     tosa: bytes = attrs.field(repr=False)
     binary: bytes = attrs.field(repr=False)
-    figures: Mapping[str, Any] = attrs.field(factory=dict)
+    figures: Any = None
 
 
 @attrs.frozen(eq=False)
