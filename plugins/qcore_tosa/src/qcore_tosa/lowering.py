@@ -10,6 +10,7 @@ import attrs
 
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
+from qcore.lowering.export import private_copy
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.program import TosaProgram
 
@@ -121,7 +122,8 @@ def lower_by_tosa(
             partitioners=[_partitioner(target.partitioner, compile_spec)],
             runner=runner,
             compile_config=config,
-            on_partitioned=kept.append,
+            # What follows rewrites the graph in place for ExecuTorch's kernels.
+            on_partitioned=lambda partitioned: kept.append(private_copy(partitioned)),
         )
     fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
     delegates = delegates_of(kept[0], compilations)
@@ -178,4 +180,4 @@ class _Level:
 def _quiet_backend() -> _Level:
     # The core sets ExecuTorch's loggers to "debug" to hear of reasons. At "info" the backend dumps
     # tables and makes its compilers verbose.
-    return _Level("executorch.backends.arm", logging.WARNING)
+    return _Level("executorch.backends.arm", logging.ERROR)
