@@ -13,7 +13,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench rounding lint upstream-tests clean
+.PHONY: help demo test bench rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -37,6 +37,9 @@ lint: $(STAMP)  ## Check style and types
 
 upstream-tests: $(STAMP)  ## Run ExecuTorch's own quantizer tests with our quantizer
 	@$(BIN)/python plugins/qcore_xnnpack/tests/upstream/swap_quantizer.py
+
+system-deps:  ## Install the Vulkan driver that VGF programs run on (Debian, Ubuntu)
+	@tools/system-deps
 
 clean:  ## Remove .venv and everything else that was made
 	rm -rf .venv build dist benchmarks/results .pytest_cache .mypy_cache .ruff_cache .hypothesis

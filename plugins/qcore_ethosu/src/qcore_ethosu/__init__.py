@@ -1,0 +1,1 @@
+"""The Ethos-U backend of qcore: Arm's microNPUs, through ExecuTorch and Vela."""

@@ -1,0 +1,183 @@
+"""Lowering by way of TOSA, shared by the backends whose compilers take it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from qcore.errors import LoweringError
+from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
+from qcore.lowering.export import private_copy
+from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
+from qcore_tosa.program import TosaProgram
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from qcore.lowering import Runner
+
+__all__ = ["Target", "check_compile_spec", "check_options", "lower_by_tosa"]
+
+# Below "executorch", where the core collects the reasons that partitioners state.
+_LOGGER = logging.getLogger("executorch.backends.qcore_tosa")
+
+Program = TypeVar("Program", bound=TosaProgram)
+
+
+@attrs.frozen
+class Target:
+    """A backend of ExecuTorch that compiles TOSA.
+
+    Attributes:
+        name: qcore's name of the backend.
+        partitioner: ExecuTorch's partitioner class, as ``module:class``.
+        compiler: The function that compiles a TOSA graph, as ``module:function``, where the
+            backend looks it up.
+        compile: Takes that function and its arguments, and compiles.
+    """
+
+    name: str
+    partitioner: str
+    compiler: str
+    compile: Callable[..., Compilation]
+
+
+def check_options(backend: str, options: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse options that a backend's ``lower`` does not have.
+
+    Args:
+        backend: The backend's name.
+        options: What the user passed.
+        known: The names that exist.
+
+    Raises:
+        LoweringError: Naming the options that do not exist and those that do.
+    """
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise LoweringError(
+            f"{backend}'s lower has no option {', '.join(map(repr, unknown))}. "
+            f"Its options: {', '.join(known)}."
+        )
+
+
+def check_compile_spec(backend: str, compile_spec: Any, expected: type) -> None:
+    """Refuse a compile specification of another backend.
+
+    Args:
+        backend: The backend's name.
+        compile_spec: What the user passed.
+        expected: ExecuTorch's class of that backend's specifications.
+
+    Raises:
+        LoweringError: It is of another class.
+    """
+    if not isinstance(compile_spec, expected):
+        raise LoweringError(
+            f"Lowering for {backend} takes a compile specification of the class "
+            f"{expected.__name__}, got {type(compile_spec).__name__}. "
+            f"Build one: {expected.__module__}.{expected.__name__}(...)."
+        )
+
+
+def lower_by_tosa(
+    program: ExportedProgram,
+    compile_spec: Any,
+    target: Target,
+    program_type: type[Program],
+    runner: Runner | None,
+) -> Program:
+    """Delegate what the compiler takes; the rest runs on portable kernels.
+
+    Args:
+        program: The converted model, exported.
+        compile_spec: ExecuTorch's compile specification of the target.
+        target: The backend.
+        program_type: The class of the program.
+        runner: Executes the program on this machine; None where no host can.
+
+    Returns:
+        The program, with the TOSA graphs of its delegates.
+
+    Raises:
+        LoweringError: ExecuTorch or the compiler cannot lower the model.
+        RuntimeUnavailableError: ExecuTorch is not installed.
+    """
+    _require_fixed_shapes(program, target.name)
+    module, _, function = target.compiler.partition(":")
+    compiler = import_executorch(module)
+    config = import_executorch("executorch.exir").EdgeCompileConfig(_check_ir_validity=False)
+    kept: list[Any] = []
+    with (
+        _quiet_backend(),
+        recorded_compilations(compiler, function, target.compile) as compilations,
+    ):
+        lowered = lower_with_partitioner(
+            program,
+            None,
+            backend=target.name,
+            partitioners=[_partitioner(target.partitioner, compile_spec)],
+            runner=runner,
+            compile_config=config,
+            # What follows rewrites the graph in place for ExecuTorch's kernels.
+            on_partitioned=lambda partitioned: kept.append(private_copy(partitioned)),
+        )
+    fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
+    delegates = delegates_of(kept[0], compilations)
+    return program_type(**fields, partitioned=kept[0], delegates=delegates)
+
+
+def _require_fixed_shapes(program: ExportedProgram, backend: str) -> None:
+    for node in program.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        for index, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
+            if not isinstance(size, int):
+                raise LoweringError(
+                    f"{backend} compiles for fixed shapes: dimension {index} of {node.name!r} is "
+                    "dynamic. Capture the model without dynamic_shapes, once for each size."
+                )
+
+
+def _partitioner(where: str, compile_spec: Any) -> Any:
+    module, _, name = where.partition(":")
+    base = getattr(import_executorch(module), name)
+    why = import_executorch("executorch.exir.backend.utils").WhyNoPartition(_LOGGER)
+
+    class Reporting(base):  # type: ignore[misc]
+        """The partitioner; states its reasons where the core collects them."""
+
+        def _create_operator_support(self, containing_program: Any, reporter: Any) -> Any:
+            self.reporter = reporter
+            return super()._create_operator_support(containing_program, reporter)
+
+        def partition(self, exported_program: Any) -> Any:
+            result = super().partition(exported_program)
+            for node, reason in self.reporter._rejected_nodes.items():
+                why(node, reason)
+            return result
+
+    return Reporting(compile_spec)
+
+
+class _Level:
+    """A logger's level for as long as a context lasts."""
+
+    def __init__(self, name: str, level: int) -> None:
+        self._logger, self._level = logging.getLogger(name), level
+
+    def __enter__(self) -> None:
+        self._before = self._logger.level
+        self._logger.setLevel(self._level)
+
+    def __exit__(self, *error: object) -> None:
+        self._logger.setLevel(self._before)
+
+
+def _quiet_backend() -> _Level:
+    # The core sets ExecuTorch's loggers to "debug" to hear of reasons. At "info" the backend dumps
+    # tables and makes its compilers verbose.
+    return _Level("executorch.backends.arm", logging.ERROR)

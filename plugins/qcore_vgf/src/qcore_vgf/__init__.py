@@ -1,0 +1,1 @@
+"""The VGF backend of qcore: Arm's ML extensions for Vulkan, through ExecuTorch."""
