@@ -94,7 +94,8 @@ def delegates_of(
 
     Args:
         partitioned: The graph after partitioning.
-        compilations: What was compiled meanwhile, by binary.
+        compilations: What was compiled meanwhile, by binary; a delegate that is not among it holds
+            a TOSA graph as it is.
 
     Returns:
         The delegates, those in the bodies of conditionals and loops included.
@@ -102,9 +103,10 @@ def delegates_of(
     from executorch.exir.lowered_backend_module import LoweredBackendModule
 
     return tuple(
-        Delegate(name, module, compilations[module.processed_bytes])
+        Delegate(name, module, compilations.get(held) or Compilation(held, held))
         for name, module in partitioned.graph_module.named_modules()
         if isinstance(module, LoweredBackendModule)
+        for held in (module.processed_bytes,)
     )
 
 

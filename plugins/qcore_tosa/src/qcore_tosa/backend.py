@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from attrs import define, field
+from attrs import define
 from torch.fx import GraphModule
 
 import qcore
 from qcore.annotation import annotate_graph
 from qcore.annotation.annotate import DECISION
+from qcore_tosa.compile_spec import as_compile_spec
 from qcore_tosa.schemes import INT8, INT16
 from qcore_tosa.support import TABLE
 from qcore_tosa.transforms import decompose
@@ -35,13 +36,16 @@ class TosaBackend:
     """The quantizing half of an Arm backend.
 
     Attributes:
-        compile_spec: Any of ExecuTorch's Arm compile specs.
+        compile_spec: Any of ExecuTorch's Arm compile specs, or what stands for one.
     """
 
     name: ClassVar[str] = "tosa"
     api_version: ClassVar[int] = 1
 
-    compile_spec: Any = field()
+    compile_spec: Any
+
+    def __attrs_post_init__(self) -> None:
+        self.compile_spec = as_compile_spec(self.compile_spec)
 
     @qcore.hookimpl
     def supported_schemes(self) -> Sequence[QuantizationScheme]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from qcore.lowering import Runner
 
-__all__ = ["Target", "check_compile_spec", "check_options", "lower_by_tosa"]
+__all__ = ["Target", "check_compile_spec", "check_options", "lower_by_tosa", "lower_to_tosa"]
 
 # Below "executorch", where the core collects the reasons that partitioners state.
 _LOGGER = logging.getLogger("executorch.backends.qcore_tosa")
@@ -35,14 +36,14 @@ class Target:
         name: qcore's name of the backend.
         partitioner: ExecuTorch's partitioner class, as ``module:class``.
         compiler: The function that compiles a TOSA graph, as ``module:function``, where the
-            backend looks it up.
+            backend looks it up; empty where the TOSA graph itself is what is wanted.
         compile: Takes that function and its arguments, and compiles.
     """
 
     name: str
     partitioner: str
-    compiler: str
-    compile: Callable[..., Compilation]
+    compiler: str = ""
+    compile: Callable[..., Compilation] | None = None
 
 
 def check_options(backend: str, options: Mapping[str, Any], known: Collection[str]) -> None:
@@ -107,13 +108,11 @@ def lower_by_tosa(
         RuntimeUnavailableError: ExecuTorch is not installed.
     """
     _require_fixed_shapes(program, target.name)
-    module, _, function = target.compiler.partition(":")
-    compiler = import_executorch(module)
     config = import_executorch("executorch.exir").EdgeCompileConfig(_check_ir_validity=False)
     kept: list[Any] = []
     with (
         _quiet_backend(),
-        recorded_compilations(compiler, function, target.compile) as compilations,
+        _recorded(target) as compilations,
     ):
         lowered = lower_with_partitioner(
             program,
@@ -128,6 +127,38 @@ def lower_by_tosa(
     fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
     delegates = delegates_of(kept[0], compilations)
     return program_type(**fields, partitioned=kept[0], delegates=delegates)
+
+
+def _recorded(target: Target) -> AbstractContextManager[dict[bytes, Compilation]]:
+    if target.compile is None:
+        return nullcontext({})
+    module, _, function = target.compiler.partition(":")
+    return recorded_compilations(import_executorch(module), function, target.compile)
+
+
+def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -> TosaProgram:
+    """Lower a model to TOSA graphs, which the reference model executes and no device does.
+
+    Args:
+        program: The converted model, exported.
+        compile_spec: ExecuTorch's ``TosaCompileSpec``.
+        **options: ``timeout_s``, the seconds that one run of a graph on the reference model may
+            take (default: 600).
+
+    Returns:
+        The program.
+
+    Raises:
+        LoweringError: An option is unknown, the specification is a device's, a shape is dynamic,
+            or ExecuTorch cannot lower the model.
+        RuntimeUnavailableError: ExecuTorch is not installed.
+    """
+    check_options("tosa", options, ("timeout_s",))
+    specs = import_executorch("executorch.backends.arm.tosa.compile_spec")
+    check_compile_spec("tosa", compile_spec, specs.TosaCompileSpec)
+    target = Target("tosa", "executorch.backends.arm.tosa.partitioner:TOSAPartitioner")
+    lowered = lower_by_tosa(program, compile_spec, target, TosaProgram, None)
+    return lowered.on_reference_model(**options)
 
 
 def _require_fixed_shapes(program: ExportedProgram, backend: str) -> None:

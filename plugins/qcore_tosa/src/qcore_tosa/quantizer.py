@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from qcore.errors import QcoreError
-from qcore.lowering import import_executorch
 from qcore.quantizer import Quantizer
 from qcore_tosa.backend import TosaBackend
 
-__all__ = ["TosaQuantizer", "as_compile_spec"]
-
-
-def as_compile_spec(spec: Any) -> Any:
-    """Return a compile spec for what ExecuTorch's quantizers take.
-
-    Args:
-        spec: One of ExecuTorch's Arm compile specs, a ``TosaSpecification`` or its string, such as
-            ``"TOSA-1.0+INT"``.
-
-    Returns:
-        An Arm compile spec.
-
-    Raises:
-        QcoreError: It is none of these.
-    """
-    common = import_executorch("executorch.backends.arm.common.arm_compile_spec")
-    if isinstance(spec, common.ArmCompileSpec):
-        return spec
-    tosa = import_executorch("executorch.backends.arm.tosa")
-    if isinstance(spec, (str, tosa.TosaSpecification)):
-        module = import_executorch("executorch.backends.arm.tosa.compile_spec")
-        return module.TosaCompileSpec(spec)
-    raise QcoreError(
-        f"Expected one of ExecuTorch's Arm compile specs, got {type(spec).__name__} ({spec!r}). "
-        "Pass VgfCompileSpec(), EthosUCompileSpec('ethos-u85-256') or 'TOSA-1.0+INT'."
-    )
+__all__ = ["TosaQuantizer"]
 
 
 class TosaQuantizer(Quantizer):
     """Quantizes for any of ExecuTorch's Arm targets.
 
     Args:
-        compile_spec: An Arm compile spec, a ``TosaSpecification``, or its string.
+        compile_spec: An Arm compile spec; a ``TosaSpecification`` or its string stand for TOSA
+            itself, which the reference model executes.
 
     Raises:
         QcoreError: ``compile_spec`` is none of these.
     """
 
+    #: The backend; a device's quantizer names its own.
+    backend_type: ClassVar[type[TosaBackend]] = TosaBackend
+
     def __init__(self, compile_spec: Any) -> None:
-        super().__init__(TosaBackend(as_compile_spec(compile_spec)))
+        super().__init__(self.backend_type(compile_spec))
 
     @property
     def compile_spec(self) -> Any:
