@@ -15,11 +15,13 @@ from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
 __all__ = [
+    "BODY",
     "ORIGINAL_NAME",
     "ORIGINAL_TARGET",
     "PARAMETER_NAME",
     "ModuleFrame",
     "clone",
+    "computes_floats",
     "control_flow_bodies",
     "is_compute_node",
     "is_constant",
@@ -44,6 +46,9 @@ _CONTROL_FLOW: Final = frozenset({"cond", "while_loop"})
 _STRICT_PREFIX: Final = re.compile(r"^L\[(['\"])self\1\]\.?")
 _INDEX: Final = re.compile(r"\[(['\"]?)(\w+)\1\]")
 _MODULES: Final = "._modules"
+
+#: Key in ``GraphModule.meta`` of the bodies of conditionals and loops of an annotated model.
+BODY: Final = "qcore_body"
 
 #: Key in ``node.meta`` of the name that a parameter has in the model, where its node's differs.
 PARAMETER_NAME: Final = "qcore_parameter"
@@ -155,6 +160,16 @@ def tensor_value(node: object) -> torch.Tensor | None:
     """Return the fake tensor that export recorded for a node, if it has exactly one."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return value if isinstance(value, (FakeTensor, torch.Tensor)) else None
+
+
+def computes_floats(node: Node) -> bool:
+    """Say whether a node's value, or part of it, is of a floating or complex type."""
+    values = torch.utils._pytree.tree_leaves(node.meta.get("val"))
+    return any(
+        isinstance(value, torch.Tensor)
+        and (value.dtype.is_floating_point or value.dtype.is_complex)
+        for value in values
+    )
 
 
 def is_float_tensor(node: object) -> bool:

@@ -18,7 +18,12 @@ from torchao.quantization.pt2e.quantize_pt2e import (
 )
 from torchao.quantization.pt2e.quantizer import Quantizer
 
-from qcore.control_flow import direct_bodies, raise_constants, replace_body, sink_parameters
+from qcore.control_flow import (
+    direct_bodies,
+    raise_constants,
+    replace_body,
+    sink_all_parameters,
+)
 from qcore.errors import QcoreWarning
 from qcore.graph import clone, control_flow_bodies
 from qcore.report import REPORT, AnnotationReport
@@ -74,11 +79,10 @@ class PreparedModel:
             The prepared model.
         """
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
-        for _, call, body in direct_bodies(model):
-            sink_parameters(model, call, body)
-        originals = {name: clone(body) for name, _, body in direct_bodies(model)}
+        recording = _Recording(quantizer)
         with _counted_names():
-            prepared = prepare(model, quantizer)
+            prepared = prepare(model, recording)
+        originals = recording.bodies or {}
         result = cls(prepared)
         for name, call, body in direct_bodies(prepared):
             # prepare_pt2e has done the bodies of while_loop itself; it does not do their inside.
@@ -142,6 +146,27 @@ class PreparedModel:
         return converted
 
 
+class _Recording(Quantizer):  # type: ignore[misc]
+    """Sinks parameters into the bodies of a transformed graph, and keeps these as they then are."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self._quantizer = quantizer
+        self.bodies: dict[str, GraphModule] | None = None
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        return self._quantizer.transform_for_annotation(model)
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        if self.bodies is None:
+            sink_all_parameters(model)
+            self.bodies = {name: clone(body) for name, _, body in direct_bodies(model)}
+        return self._quantizer.annotate(model)
+
+    def validate(self, model: GraphModule) -> None:
+        self._quantizer.validate(model)
+
+
 @contextmanager
 def _counted_names() -> Iterator[None]:
     """Name observers by counting on.
@@ -192,21 +217,26 @@ def _converted(model: GraphModule, fold_quantize: bool) -> GraphModule:
     bodies: dict[str, GraphModule] = {}
     for name, call, body in direct_bodies(model):
         body._forward_pre_hooks.clear()
-        if getattr(call.target, "__name__", "") == "while_loop" and call.args[1].target == name:
-            continue  # convert_pt2e does the bodies of while_loop itself.
-        bodies[name] = _converted(body, fold_quantize) if _has_observers(body) else body
+        observed = _has_observers(body)
+        if observed and getattr(call.target, "__name__", "") == "while_loop":
+            if call.args[1].target == name:
+                continue  # convert_pt2e does the bodies of while_loop itself.
+        bodies[name] = _converted(body, fold_quantize) if observed else body
         # Passes over the parent delete the submodules of bodies; they get a stand-in instead.
-        replace_body(model, name, _stand_in())
+        replace_body(model, name, _stand_in(model))
     converted = convert_pt2e(model, fold_quantize=fold_quantize)
     for name, body in bodies.items():
         replace_body(converted, name, body)
     return converted
 
 
-def _stand_in() -> GraphModule:
+def _stand_in(model: GraphModule) -> GraphModule:
+    """Make an empty graph that convert_pt2e takes for a prepared one, as it does its parent."""
     graph = Graph()
     graph.output(())
-    return GraphModule({}, graph)
+    empty = GraphModule({}, graph)
+    empty.meta.update(model.meta)
+    return empty
 
 
 def _stop_gradients(model: GraphModule) -> None:

@@ -14,7 +14,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
 from qcore.backend import BackendHooks
 from qcore.capture import inline_grad_modes, remove_guards
 from qcore.errors import PartialQuantizationError, QcoreWarning, SelectionError
-from qcore.graph import control_flow_bodies
+from qcore.graph import BODY, control_flow_bodies
 from qcore.plan import FilterFunction, QuantizationPlan, Selectors
 from qcore.quiet import quiet
 from qcore.report import REPORT, AnnotationReport, Severity
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from qcore.lowering import LoweredProgram
 
 __all__ = ["Quantizer"]
-
-# Set on the bodies of a checked model: a rule need not match in every one of them.
-_CHECKED = "qcore_rules_checked"
 
 
 class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
@@ -188,10 +185,10 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
     def annotated(self, model: GraphModule) -> AnnotationReport:
         """Annotate a model and return the decisions; says nothing if nothing is quantized."""
         plan = self._plan()
-        if _CHECKED not in model.meta:
+        if BODY not in model.meta:  # A rule need not match in every body.
             plan.check_matches(model)
             for _, _, body in control_flow_bodies(model):
-                body.meta[_CHECKED] = True
+                body.meta[BODY] = True
         self._report = model.meta[REPORT] = self._hooks.annotate(model, plan)
         return self._report
 

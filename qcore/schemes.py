@@ -30,6 +30,7 @@ from qcore.errors import UnsupportedSchemeError, near_misses
 from qcore.observers.histogram import HistogramObserver
 
 __all__ = [
+    "PER_CHANNEL",
     "QuantizationConfig",
     "QuantizationScheme",
     "QuantizationSpec",
@@ -51,7 +52,7 @@ SchemeLike: TypeAlias = "QuantizationConfig | QuantizationScheme | str | None"
 # quantizers use for both.
 _SMALLEST_SCALE: Final = 2**-12
 
-_PER_CHANNEL: Final = (torch.per_channel_symmetric, torch.per_channel_affine)
+PER_CHANNEL: Final = (torch.per_channel_symmetric, torch.per_channel_affine)
 _SYMMETRIC: Final = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 
 _NAME: Final = re.compile(
@@ -159,7 +160,7 @@ class QuantizationScheme:
             The scheme; two configurations that differ only in observers have the same one.
         """
         weight, activation = config.weight, config.input_activation
-        per_channel = weight is not None and weight.qscheme in _PER_CHANNEL
+        per_channel = weight is not None and weight.qscheme in PER_CHANNEL
         return cls(
             weight_bits=_bits(weight),
             activation_bits=_bits(activation),

@@ -7,7 +7,7 @@ from typing import Final
 from torch.fx import GraphModule, Node
 
 from qcore.annotation.clusters import Outcome, annotate_clusters
-from qcore.annotation.patterns import OperatorMatch, Rejection, SupportTable
+from qcore.annotation.patterns import INTEGERS_ONLY, OperatorMatch, Rejection, SupportTable
 from qcore.annotation.rules import (
     annotation_of,
     is_quantized_value,
@@ -15,11 +15,11 @@ from qcore.annotation.rules import (
     write_annotation,
 )
 from qcore.graph import (
+    computes_floats,
     is_compute_node,
     is_float_tensor,
     module_path,
     operator_name,
-    tensor_value,
 )
 from qcore.plan import QuantizationPlan, Selection, explain
 from qcore.report import AnnotationReport, Decision
@@ -176,8 +176,7 @@ def _reject(
 
 
 def _not_in_table(node: Node, table: SupportTable, backend: str) -> Rejection:
-    value = tensor_value(node)
-    if value is not None and not value.dtype.is_floating_point:
-        return Rejection("it computes integers or booleans: there is nothing to quantize")
+    if not any(map(computes_floats, (*node.all_input_nodes, node))):
+        return INTEGERS_ONLY
     advice = table.advice.get(node.target, "")
     return Rejection(f"{backend} has no quantized {operator_name(node)}", advice)

@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import QuantizationSpecBase
 
-from qcore.annotation.patterns import OperatorMatch, Rejection, SupportTable
+from qcore.annotation.patterns import INTEGERS_ONLY, OperatorMatch, Rejection, SupportTable
 from qcore.annotation.rules import annotation_of, write_annotation
 from qcore.graph import is_float_tensor
 from qcore.plan import QuantizationPlan, explain
@@ -110,8 +110,7 @@ class _Cluster:
         """Write the annotations, and say what became of each node."""
         edges = [(source, node) for node in self.nodes for source in _float_inputs(node)]
         if not edges and not any(is_float_tensor(node) for node in self.nodes):
-            reason = Rejection("it computes integers or booleans: there is nothing to quantize")
-            return iter([(node, reason) for node in self.nodes])
+            return iter([(node, INTEGERS_ONLY) for node in self.nodes])
         spec, scheme = self._range(edges, plan)
         if spec is None or not edges:
             reason = Rejection(

@@ -16,6 +16,7 @@ from qcore.schemes import QuantizationConfig
 __all__ = [
     "BATCH_NORMS",
     "CLAMPS",
+    "INTEGERS_ONLY",
     "AnnotationRule",
     "Check",
     "OperatorMatch",
@@ -48,6 +49,9 @@ class Rejection:
     reason: str
     advice: str = ""
 
+
+#: For operators that neither read nor give a float tensor.
+INTEGERS_ONLY: Final = Rejection("it computes integers or booleans: there is nothing to quantize")
 
 Check: TypeAlias = "Callable[[OperatorMatch, QuantizationConfig, GraphModule], Rejection | None]"
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from attrs import frozen
 from torch.fx import Node
+from torchao.quantization.pt2e import (
+    FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+    MovingAveragePerChannelMinMaxObserver,
+)
 from torchao.quantization.pt2e.quantizer import (
     DerivedQuantizationSpec,
     QuantizationAnnotation,
@@ -19,7 +25,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY, Quan
 
 from qcore.annotation.patterns import OperatorMatch, Rejection
 from qcore.graph import is_constant, is_float_tensor
-from qcore.schemes import QuantizationConfig
+from qcore.schemes import PER_CHANNEL, QuantizationConfig
 
 __all__ = [
     "ConcatRule",
@@ -109,7 +115,7 @@ def product_scale_bias(
     Returns:
         The qspec, derived from the observers of both.
     """
-    per_channel = config.weight is not None and config.weight.ch_axis is not None
+    per_channel = config.weight is not None and config.weight.qscheme in PER_CHANNEL
     limits = torch.iinfo(torch.int32)
     return DerivedQuantizationSpec(
         derived_from=[(activation, root), (weight, root)],
@@ -178,9 +184,16 @@ class GemmRule:
 
 
 def _along_axis(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec | None:
-    if spec is None or spec.ch_axis in (None, axis):
+    if spec is None or spec.qscheme not in PER_CHANNEL or spec.ch_axis == axis:
         return spec
-    return dataclasses.replace(spec, ch_axis=axis)
+    observer = spec.observer_or_fake_quant_ctr
+    made = getattr(getattr(observer, "p", None), "func", observer)
+    if axis != 0 and inspect.isclass(made) and issubclass(made, FusedMovingAvgObsFakeQuantize):
+        # torch's fused kernel takes rows for channels, whatever the axis.
+        observer = FakeQuantize.with_args(
+            **{**observer.p.keywords, "observer": MovingAveragePerChannelMinMaxObserver}
+        )
+    return dataclasses.replace(spec, ch_axis=axis, observer_or_fake_quant_ctr=observer)
 
 
 @frozen

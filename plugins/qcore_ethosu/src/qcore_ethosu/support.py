@@ -12,9 +12,8 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.graph import module_path, operator_name
+from qcore.graph import computes_floats, module_path, operator_name
 from qcore.report import AnnotationReport, Decision, Diagnostic
-from qcore_tosa.checks import INTEGERS_ONLY
 
 __all__ = ["U55_LACKS", "unsupported_nodes"]
 
@@ -72,11 +71,16 @@ def unsupported_nodes(
     Returns:
         An error for each such node.
     """
-    found = [_float_error(d) for d in report.in_float if d.reason != INTEGERS_ONLY]
+    nodes = {node.name: node for node in model.graph.nodes}
+    found = [_float_error(d) for d in report.in_float if _handles_floats(nodes[d.node])]
     if not target.startswith("ethos-u85"):
         known = {diagnostic.node for diagnostic in found}
         found += [d for d in _lacking(model, target) if d.node not in known]
     return found
+
+
+def _handles_floats(node: Node) -> bool:
+    return any(map(computes_floats, (*node.all_input_nodes, node)))
 
 
 def _float_error(decision: Decision) -> Diagnostic:

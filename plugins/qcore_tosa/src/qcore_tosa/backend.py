@@ -11,7 +11,9 @@ from torch.fx import GraphModule
 import qcore
 from qcore.annotation import annotate_graph
 from qcore.annotation.annotate import DECISION
+from qcore.annotation.rules import annotation_of
 from qcore_tosa.compile_spec import as_compile_spec
+from qcore_tosa.control_flow import annotate_control_flow
 from qcore_tosa.schemes import INT8, INT16
 from qcore_tosa.support import TABLE
 from qcore_tosa.transforms import decompose
@@ -61,13 +63,16 @@ class TosaBackend:
     @qcore.hookimpl
     def annotate(self, model: GraphModule, plan: QuantizationPlan) -> AnnotationReport:
         """Apply the support table, and mark for the partitioner what is quantized."""
+        annotate_control_flow(model, plan)
         report = annotate_graph(model, plan, TABLE, self.name)
         for node in model.graph.nodes:
+            if node.op != "call_function":
+                continue
             decision = node.meta.get(DECISION)
-            if decision is not None and node.op == "call_function":
-                custom = dict(node.meta.get("custom", {}))
-                custom[_MARK] = {"quantized": decision.is_quantized}
-                node.meta["custom"] = custom
+            quantized = annotation_of(node) is not None if decision is None else (
+                decision.is_quantized
+            )
+            node.meta["custom"] = {**node.meta.get("custom", {}), _MARK: {"quantized": quantized}}
         return report
 
     @qcore.hookimpl
@@ -76,3 +81,4 @@ class TosaBackend:
         from qcore_tosa.lowering import lower_to_tosa
 
         return lower_to_tosa(program, self.compile_spec, **options)
+

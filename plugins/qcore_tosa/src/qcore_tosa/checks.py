@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.annotation import OperatorMatch, Rejection
+from qcore.annotation import INTEGERS_ONLY, OperatorMatch, Rejection
 from qcore.annotation.checks import HISTOGRAM_LIMIT
 from qcore.graph import is_float_tensor, tensor_value
 from qcore.schemes import QuantizationConfig
 
-__all__ = ["INTEGERS_ONLY", "constant_fits", "float_edges", "is_fusable_clamp"]
+__all__ = ["constant_fits", "float_edges", "is_fusable_clamp"]
 
 aten = torch.ops.aten
-
-INTEGERS_ONLY: Final = "it computes integers or booleans: there is nothing to quantize"
 
 
 def float_edges(
@@ -30,7 +28,7 @@ def float_edges(
     others = {v.dtype for n in nodes if (v := tensor_value(n)) is not None}
     floats = sorted(str(d).removeprefix("torch.") for d in others if d.is_floating_point)
     if not floats:
-        return Rejection(INTEGERS_ONLY)
+        return INTEGERS_ONLY
     return Rejection(
         f"it computes in {', '.join(floats)}, and only float32 is quantized",
         "Cast the model to float32 first.",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
+from torchao.quantization.pt2e import FakeQuantizeBase
+
 from qcore.quantizer import Quantizer
+from qcore.schemes import QuantizationConfig
 from qcore_tosa.backend import TosaBackend
 
 __all__ = ["TosaQuantizer"]
@@ -33,6 +37,33 @@ class TosaQuantizer(Quantizer):
         return self.backend.compile_spec  # type: ignore[attr-defined]
 
     @property
+    def global_config(self) -> QuantizationConfig | None:
+        """The configuration that ``set_global`` was given."""
+        rule = self._selectors.global_
+        return None if rule is None else rule.config
+
+    def _config(self, wanted: Any) -> Any:
+        return super()._config(_from_executorch(wanted))
+
+    @property
     def tosa_spec(self) -> Any:
         """The TOSA specification of the target."""
         return self.compile_spec.tosa_spec
+
+
+def _from_executorch(config: Any) -> Any:
+    """Turn a configuration of ExecuTorch's Arm quantizer into torchao's, which is ours.
+
+    Where a bias is quantized, its qspec follows from the others.
+    """
+    if isinstance(config, QuantizationConfig) or not hasattr(config, "get_weight_qspec"):
+        return config
+    specs = (config.input_activation, config.output_activation, config.weight)
+    makers = [spec.observer_or_fake_quant_ctr for spec in specs if spec is not None]
+    is_qat = any(_makes_fake_quantize(maker) for maker in makers)
+    return QuantizationConfig(*specs, None, is_qat)
+
+
+def _makes_fake_quantize(maker: Any) -> bool:
+    made = getattr(getattr(maker, "p", None), "func", maker)
+    return inspect.isclass(made) and issubclass(made, FakeQuantizeBase)

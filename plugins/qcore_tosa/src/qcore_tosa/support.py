@@ -33,7 +33,6 @@ from qcore_tosa.rules import (
 __all__ = ["ARITHMETIC", "TABLE"]
 
 aten = torch.ops.aten
-higher_order = torch.ops.higher_order
 
 
 def _rows(
@@ -99,7 +98,7 @@ _OWN_RANGES: Final = _rows(
     layer_norm, group_norm, sqrt, var.dim var.correction, linalg_vector_norm, log_softmax.int,
     embedding, cosine_similarity, neg, scaled_dot_product_attention, lstm.input, gru.input,
     rnn_tanh.input rnn_relu.input, einsum, moveaxis.int moveaxis.intlist, movedim.int
-    movedim.intlist""",
+    movedim.intlist, argmax""",
     checks=(float_edges, constants_fit_histogram),
 )
 
@@ -148,9 +147,6 @@ _MOVING: Final = (
         shares_range=True,
     ),
     OperatorPattern("getitem", (operator.getitem,), None, shares_range=True),
-    OperatorPattern(
-        "control flow", (higher_order.cond, higher_order.while_loop), None, shares_range=True
-    ),
 )
 
 TABLE: Final = SupportTable(

@@ -32,6 +32,7 @@ aten = torch.ops.aten
 # ExecuTorch's passes transform a node unless this says not to (``backends/arm/constants.py``).
 _KEEP: Final = "_arm_disallow_tfa"
 
+_FUSING: Final = frozenset(t for row in TABLE if row.fuses for t in row.targets)
 _ORIGIN: Final = (ORIGINAL_NAME, ORIGINAL_TARGET, "nn_module_stack")
 
 _ARITHMETIC: Final = frozenset(target for row in ARITHMETIC for target in row.targets)
@@ -51,19 +52,26 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
     Returns:
         The model, with the same outputs in float.
     """
-    clamps_to_hardtanh(model, plan)
-    graphs = [model, *(body for _, _, body in control_flow_bodies(model))]
-    for graph in graphs:
-        _mark(graph, plan)
+    clamps_to_hardtanh(model, plan, after=_FUSING)
+    _mark(model, plan)
+    for _, _, body in control_flow_bodies(model):
+        _keep(body)
     with quiet():
         transformed = _run_passes(model, spec)
     # prepare_pt2e hands on what the graph that it was given carries.
     transformed.meta = model.meta
     model = transformed
-    for graph in [model, *(body for _, _, body in control_flow_bodies(model))]:
-        _unmark(graph)
-        _add_zero_biases(graph, plan)
+    _unmark(model)
+    for _, _, body in control_flow_bodies(model):
+        _unmark(body)
+    _add_zero_biases(model, plan)
     return model
+
+
+def _keep(body: GraphModule) -> None:
+    """Let the passes leave a body alone; it is transformed by itself, when its turn comes."""
+    for node in body.graph.nodes:
+        node.meta[_KEEP] = True
 
 
 def _mark(model: GraphModule, plan: QuantizationPlan) -> None:

@@ -40,7 +40,6 @@ class TosaQuantizer(qcore_tosa.TosaQuantizer):
         prepared = PreparedModel.prepare(model, self, is_qat)
         for sample in calibration_samples:
             prepared.model(*sample)
-        prepared.leave_unreached_in_float()
         return prepared.convert(fold_quantize=fold_quantize)
 
 
