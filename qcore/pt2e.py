@@ -175,7 +175,7 @@ def _counted_names() -> Iterator[None]:
     and grows with the square of their number.
     """
     # As an attribute of its package the module is hidden by a function of its name.
-    module = importlib.import_module("torch.ao.quantization.fx.prepare")
+    module: Any = importlib.import_module("torch.ao.quantization.fx.prepare")
     before = module.get_new_attr_name_with_prefix
     counts: dict[tuple[int, str], int] = {}
 
@@ -218,9 +218,9 @@ def _converted(model: GraphModule, fold_quantize: bool) -> GraphModule:
     for name, call, body in direct_bodies(model):
         body._forward_pre_hooks.clear()
         observed = _has_observers(body)
-        if observed and getattr(call.target, "__name__", "") == "while_loop":
-            if call.args[1].target == name:
-                continue  # convert_pt2e does the bodies of while_loop itself.
+        is_loop = getattr(call.target, "__name__", "") == "while_loop"
+        if observed and is_loop and call.args[1].target == name:
+            continue  # convert_pt2e does the bodies of while_loop itself.
         bodies[name] = _converted(body, fold_quantize) if observed else body
         # Passes over the parent delete the submodules of bodies; they get a stand-in instead.
         replace_body(model, name, _stand_in(model))

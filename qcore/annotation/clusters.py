@@ -106,7 +106,9 @@ class _Cluster:
                     pending.append(neighbour)
         return cls(sorted(found))
 
-    def annotate(self, plan: QuantizationPlan, table: SupportTable) -> Iterator[tuple[Node, Outcome]]:
+    def annotate(
+        self, plan: QuantizationPlan, table: SupportTable
+    ) -> Iterator[tuple[Node, Outcome]]:
         """Write the annotations, and say what became of each node."""
         edges = [(source, node) for node in self.nodes for source in _float_inputs(node)]
         if not edges and not any(is_float_tensor(node) for node in self.nodes):

@@ -16,8 +16,8 @@ from qcore_tosa import (
 
 __all__ = [
     "EthosUBackend",
-    "EthosUQuantizer",
     "EthosUCompileSpec",
+    "EthosUQuantizer",
     "get_symmetric_a16w8_quantization_config",
     "get_symmetric_quantization_config",
     "get_uint8_io_quantization_config",

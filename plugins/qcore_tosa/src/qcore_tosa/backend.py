@@ -69,8 +69,8 @@ class TosaBackend:
             if node.op != "call_function":
                 continue
             decision = node.meta.get(DECISION)
-            quantized = annotation_of(node) is not None if decision is None else (
-                decision.is_quantized
+            quantized = (
+                annotation_of(node) is not None if decision is None else (decision.is_quantized)
             )
             node.meta["custom"] = {**node.meta.get("custom", {}), _MARK: {"quantized": quantized}}
         return report
@@ -81,4 +81,3 @@ class TosaBackend:
         from qcore_tosa.lowering import lower_to_tosa
 
         return lower_to_tosa(program, self.compile_spec, **options)
-

@@ -28,9 +28,7 @@ _IO: Final = QuantizationScheme(None, 8, "per_tensor", layer="io")
 
 def _schemes(activation_bits: int, eps: float) -> tuple[QuantizationScheme, ...]:
     return tuple(
-        QuantizationScheme(
-            8, activation_bits, granularity, is_qat=is_qat, smallest_scale=eps
-        )
+        QuantizationScheme(8, activation_bits, granularity, is_qat=is_qat, smallest_scale=eps)
         for is_qat in (False, True)
         for granularity in ("per_channel", "per_tensor")
     )
@@ -145,5 +143,3 @@ def get_uint8_io_quantization_config(
     )
     activation: Any = config.input_activation
     return QuantizationConfig(activation, activation, None, None, is_qat)
-
-

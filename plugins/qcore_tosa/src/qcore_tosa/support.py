@@ -35,9 +35,7 @@ __all__ = ["ARITHMETIC", "TABLE"]
 aten = torch.ops.aten
 
 
-def _rows(
-    rule: AnnotationRule | None, targets: str, **options: Any
-) -> tuple[OperatorPattern, ...]:
+def _rows(rule: AnnotationRule | None, targets: str, **options: Any) -> tuple[OperatorPattern, ...]:
     """Make a row of each name: ``relu relu_`` are one row, ``relu, tanh`` two."""
     return tuple(
         OperatorPattern(names.split()[0].split(".")[0], tuple(_operators(names)), rule, **options)

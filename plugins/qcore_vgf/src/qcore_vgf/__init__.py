@@ -6,18 +6,18 @@ those runs with the import line changed.
 
 from typing import Any
 
-from qcore_vgf.backend import VgfBackend
-from qcore_vgf.quantizer import VgfQuantizer
 from qcore_tosa import (
     get_symmetric_a16w8_quantization_config,
     get_symmetric_quantization_config,
     get_uint8_io_quantization_config,
 )
+from qcore_vgf.backend import VgfBackend
+from qcore_vgf.quantizer import VgfQuantizer
 
 __all__ = [
     "VgfBackend",
-    "VgfQuantizer",
     "VgfCompileSpec",
+    "VgfQuantizer",
     "get_symmetric_a16w8_quantization_config",
     "get_symmetric_quantization_config",
     "get_uint8_io_quantization_config",

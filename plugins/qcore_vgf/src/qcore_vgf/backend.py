@@ -48,7 +48,9 @@ class VgfBackend(TosaBackend):
                 "qcore_vgf.VgfCompileSpec(), or leave it out."
             )
         elif self.tosa_spec is not None or self.compiler_flags:
-            raise QcoreError("Pass vgf either a compile_spec or the options to build one, not both.")
+            raise QcoreError(
+                "Pass vgf either a compile_spec or the options to build one, not both."
+            )
 
     @qcore.hookimpl
     def lower(self, program: ExportedProgram, options: Mapping[str, Any]) -> LoweredProgram:
