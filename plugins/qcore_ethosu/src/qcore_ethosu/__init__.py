@@ -1,7 +1,7 @@
 """The Ethos-U backend of qcore: Arm's NPUs, through ExecuTorch and Vela.
 
-``EthosUQuantizer`` and the configurations take the place of ExecuTorch's names: a script written for
-those runs with the import line changed.
+``EthosUQuantizer`` and the configurations take the place of ExecuTorch's names: a script
+written for those runs with the import line changed.
 """
 
 from typing import Any

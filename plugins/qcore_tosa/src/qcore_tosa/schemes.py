@@ -1,4 +1,4 @@
-"""The schemes of the Arm targets, and configurations under the names that ExecuTorch's users know."""
+"""The schemes of the Arm targets, and configurations under ExecuTorch's names."""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def main() -> int:
     """Run the tests and return pytest's exit code."""
     found = importlib.util.find_spec("executorch")
-    assert found is not None and found.submodule_search_locations
+    assert found is not None
+    assert found.submodule_search_locations
     package = Path(next(iter(found.submodule_search_locations)))
     folder = package / TESTS
     os.environ.setdefault("FLATC_EXECUTABLE", str(package / "data" / "bin" / "flatc"))

@@ -1,7 +1,7 @@
 """The VGF backend of qcore: Arm's ML extensions for Vulkan, through ExecuTorch.
 
-``VgfQuantizer`` and the configurations take the place of ExecuTorch's names: a script written for
-those runs with the import line changed.
+``VgfQuantizer`` and the configurations take the place of ExecuTorch's names: a script
+written for those runs with the import line changed.
 """
 
 from typing import Any
