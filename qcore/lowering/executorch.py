@@ -161,14 +161,22 @@ class _Clock:
         except QcoreError:
             raise
         except Exception as error:
-            lines = str(error).strip().splitlines()
+            root = _root_cause(error)
+            lines = str(root).strip().splitlines()
             raise LoweringError(
                 f"Lowering for {self._backend} failed in the stage {name!r}: "
-                f"{type(error).__name__}: {lines[0] if lines else 'no message'}. "
+                f"{type(root).__name__}: {lines[0] if lines else 'no message'}. "
                 f"{self._ADVICE[name]} The cause is chained to this error."
             ) from error
         finally:
             self.seconds[name] = time.perf_counter() - start
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the exception that others were raised from; pass managers list their passes only."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _partition(
