@@ -12,7 +12,12 @@ import attrs
 
 from qcore.errors import LoweringError, QcoreError, RuntimeUnavailableError
 from qcore.lowering.embeddings import fuse_embeddings
-from qcore.lowering.export import bounds_of, export_for_lowering, user_input_names
+from qcore.lowering.export import (
+    bounds_of,
+    export_for_lowering,
+    shared_provenance,
+    user_input_names,
+)
 from qcore.lowering.inspection import inspect_lowered, stated_reasons
 from qcore.lowering.program import LoweredProgram
 from qcore.lowering.report import LoweringReport
@@ -97,7 +102,7 @@ def lower_with_partitioner(
     """
     exir = import_executorch("executorch.exir")
     clock = _Clock(backend)
-    with quiet(), paused_gc():
+    with quiet(), paused_gc(), shared_provenance():
         with clock.stage("export"):
             exported = export_for_lowering(program, example_inputs, dynamic_shapes)
         inputs, outputs = _specs(exported)
