@@ -12,7 +12,12 @@ import attrs
 
 from qcore.errors import LoweringError, QcoreError, RuntimeUnavailableError
 from qcore.lowering.embeddings import fuse_embeddings
-from qcore.lowering.export import bounds_of, export_for_lowering, user_input_names
+from qcore.lowering.export import (
+    bounds_of,
+    export_for_lowering,
+    shared_provenance,
+    user_input_names,
+)
 from qcore.lowering.inspection import inspect_lowered, stated_reasons
 from qcore.lowering.program import LoweredProgram
 from qcore.lowering.report import LoweringReport
@@ -97,7 +102,7 @@ def lower_with_partitioner(
     """
     exir = import_executorch("executorch.exir")
     clock = _Clock(backend)
-    with quiet(), paused_gc():
+    with quiet(), paused_gc(), shared_provenance():
         with clock.stage("export"):
             exported = export_for_lowering(program, example_inputs, dynamic_shapes)
         inputs, outputs = _specs(exported)
@@ -161,14 +166,22 @@ class _Clock:
         except QcoreError:
             raise
         except Exception as error:
-            lines = str(error).strip().splitlines()
+            root = _root_cause(error)
+            lines = str(root).strip().splitlines()
             raise LoweringError(
                 f"Lowering for {self._backend} failed in the stage {name!r}: "
-                f"{type(error).__name__}: {lines[0] if lines else 'no message'}. "
+                f"{type(root).__name__}: {lines[0] if lines else 'no message'}. "
                 f"{self._ADVICE[name]} The cause is chained to this error."
             ) from error
         finally:
             self.seconds[name] = time.perf_counter() - start
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the exception that others were raised from; pass managers list their passes only."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _partition(

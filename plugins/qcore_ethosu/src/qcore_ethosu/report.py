@@ -66,6 +66,11 @@ class EthosUReport(LoweringReport):
         return max((figures.sram_bytes for figures in self.vela), default=0)
 
     @property
+    def dram_bytes(self) -> int:
+        """Use of DRAM in bytes, by weights or tensors, as the memory mode has it."""
+        return sum(figures.memory_bytes.get("dram", 0) for figures in self.vela)
+
+    @property
     def flash_bytes(self) -> int:
         """Use of flash in bytes."""
         return sum(figures.flash_bytes for figures in self.vela)
@@ -86,20 +91,21 @@ class EthosUReport(LoweringReport):
         vela = [attrs.asdict(figures) for figures in self.vela]
         return {**super().to_dict(), **totals, "vela": vela, "execution": self.execution}
 
-    def __str__(self) -> str:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Vela's figures, and how the program is executed here."""
         if not self.vela:
-            return super().__str__()
+            return (self.execution,)
         first = self.vela[0]
-        lines = [
-            super().__str__(),
-            f"  Vela, {first.accelerator}, {first.system_config}, {first.memory_mode}: "
+        used = {"SRAM": self.sram_bytes, "DRAM": self.dram_bytes, "flash": self.flash_bytes}
+        memory = [f"{name} {size / 1024:.1f} KiB" for name, size in used.items() if size]
+        return (
+            f"Vela, {first.accelerator}, {first.system_config}, {first.memory_mode}: "
             f"{self.npu_operators} operators on the NPU, {self.cpu_operators} on the CPU",
-            f"  SRAM {self.sram_bytes / 1024:.1f} KiB, flash {self.flash_bytes / 1024:.1f} KiB, "
-            f"{self.macs / 1e6:.2f} M MACs, {self.total_cycles} cycles, "
+            f"{', '.join(memory)}, {self.macs / 1e6:.2f} M MACs, {self.total_cycles} cycles, "
             f"{self.inferences_per_second:.1f} inferences/s (estimates)",
-            f"  {self.execution}",
-        ]
-        return "\n".join(lines)
+            self.execution,
+        )
 
 
 _TOTALS: Final = (
@@ -109,6 +115,7 @@ _TOTALS: Final = (
     "npu_cycles",
     "total_cycles",
     "sram_bytes",
+    "dram_bytes",
     "flash_bytes",
     "inferences_per_second",
 )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
+import torch
+from torch.fx import GraphModule
 
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
@@ -24,6 +28,9 @@ __all__ = ["Target", "check_compile_spec", "check_options", "lower_by_tosa", "lo
 
 # Below "executorch", where the core collects the reasons that partitioners state.
 _LOGGER = logging.getLogger("executorch.backends.qcore_tosa")
+
+# An operator in a reason, printed with its schema.
+_SCHEMA = re.compile(r"<EdgeOpOverload: ([^>]+)>: schema = .*")
 
 Program = TypeVar("Program", bound=TosaProgram)
 
@@ -108,6 +115,7 @@ def lower_by_tosa(
         RuntimeUnavailableError: ExecuTorch is not installed.
     """
     _require_fixed_shapes(program, target.name)
+    compile_spec = _with_unsigned_io(program, compile_spec)
     config = import_executorch("executorch.exir").EdgeCompileConfig(_check_ir_validity=False)
     kept: list[Any] = []
     with (
@@ -173,6 +181,27 @@ def _require_fixed_shapes(program: ExportedProgram, backend: str) -> None:
                 )
 
 
+def _with_unsigned_io(program: ExportedProgram, compile_spec: Any) -> Any:
+    """Keep the quantizing of uint8 inputs and outputs out of delegates that also compute in float.
+
+    TOSA has no uint8 but at the boundary of a graph: inside one, ExecuTorch's conversion takes
+    the same bits for int8.
+    """
+    spec = compile_spec.tosa_spec
+    if not (spec.support_float() and spec.support_integer() and _has_unsigned(program)):
+        return compile_spec
+    return copy.copy(compile_spec)._set_preserve_io_quantization(True)
+
+
+def _has_unsigned(program: ExportedProgram) -> bool:
+    return any(
+        node.op == "call_function" and torch.uint8 in (*node.args, *node.kwargs.values())
+        for module in program.graph_module.modules()
+        if isinstance(module, GraphModule)
+        for node in module.graph.nodes
+    )
+
+
 def _partitioner(where: str, compile_spec: Any) -> Any:
     module, _, name = where.partition(":")
     base = getattr(import_executorch(module), name)
@@ -188,7 +217,7 @@ def _partitioner(where: str, compile_spec: Any) -> Any:
         def partition(self, exported_program: Any) -> Any:
             result = super().partition(exported_program)
             for node, reason in self.reporter._rejected_nodes.items():
-                why(node, reason)
+                why(node, _SCHEMA.sub(r"\1", reason))
             return result
 
     return Reporting(compile_spec)

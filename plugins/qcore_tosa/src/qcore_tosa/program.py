@@ -30,6 +30,15 @@ class TosaProgram(LoweredProgram):
     partitioned: Any = attrs.field(default=None, repr=False)
     delegates: tuple[Delegate, ...] = attrs.field(default=(), repr=False)
 
+    @property
+    def host(self) -> str:
+        """What executes the program on this machine.
+
+        Raises:
+            RuntimeUnavailableError: Nothing does; the message says what to install.
+        """
+        return str(self.runner)
+
     def save_tosa(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Write the TOSA graphs that the delegates were compiled from.
 

@@ -155,6 +155,9 @@ class ReferenceRunner:
     delegates: tuple[Delegate, ...] = attrs.field(repr=False)
     timeout_s: float = attrs.field(default=600.0, validator=attrs.validators.gt(0))
 
+    def __str__(self) -> str:
+        return "Arm's TOSA reference model"
+
     @contextmanager
     def session(self, buffer: bytes) -> Iterator[_ReferenceSession]:
         """Start a process that executes the graphs.

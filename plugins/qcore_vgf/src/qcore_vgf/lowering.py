@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from qcore.errors import LoweringError
 from qcore.lowering import import_executorch
 from qcore_tosa.artifacts import Compilation
 from qcore_tosa.lowering import Target, check_compile_spec, check_options, lower_by_tosa
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["lower_to_vgf"]
 
 _OPTIONS: Final = ("threads", "timeout_s")
+_ADVICE: Final = (
+    "It has no control flow: where the model has torch.cond or while_loop, use a specification "
+    "without the extension cf. It says:"
+)
 _CONVERTER: Final = "MODEL_CONVERTER_PATH"
 
 
@@ -55,7 +60,14 @@ def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) ->
 
 def _convert(convert: Callable[..., bytes], tosa: bytes, *args: Any, **kwargs: Any) -> Compilation:
     with _converter_on_path():
-        return Compilation(tosa, convert(tosa, *args, **kwargs))
+        try:
+            return Compilation(tosa, convert(tosa, *args, **kwargs))
+        except RuntimeError as error:
+            said = str(error).partition("Stderr:\n")[2].strip() or str(error)
+            lines = "".join(f"\n  | {line}" for line in said.splitlines())
+            raise LoweringError(
+                f"Arm's model converter does not turn the TOSA graph into a VGF. {_ADVICE}{lines}"
+            ) from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import attrs
 
 from qcore.lowering import ExecuTorchRunner, Session
-from qcore_vgf.vulkan import vulkan_environment
+from qcore_vgf.vulkan import find_device, vulkan_environment
 
 __all__ = ["VgfRunner"]
 
@@ -19,6 +19,9 @@ class VgfRunner(ExecuTorchRunner):
 
     The runtime takes Vulkan from its environment as it starts; this process's stays as it is.
     """
+
+    def __str__(self) -> str:
+        return str(find_device())
 
     @contextmanager
     def session(self, buffer: bytes) -> Iterator[Session]:

@@ -66,6 +66,10 @@ class VulkanDevice:
     manifest: Path | None
     emulated: bool
 
+    def __str__(self) -> str:
+        layers = ", under Arm's ML emulation layers for Vulkan" if self.emulated else ""
+        return f"{self.name}, {self.driver}{layers}"
+
 
 @attrs.frozen
 class Emulation:
