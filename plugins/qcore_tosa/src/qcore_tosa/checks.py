@@ -8,11 +8,17 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcore.annotation import INTEGERS_ONLY, OperatorMatch, Rejection
-from qcore.annotation.checks import HISTOGRAM_LIMIT
+from qcore.annotation.checks import HISTOGRAM_LIMIT, weight_shape
 from qcore.graph import is_float_tensor, tensor_value
-from qcore.schemes import QuantizationConfig
+from qcore.schemes import PER_CHANNEL, QuantizationConfig
 
-__all__ = ["constant_fits", "float_edges", "is_fusable_clamp"]
+__all__ = [
+    "constant_fits",
+    "float_edges",
+    "is_fusable_clamp",
+    "one_axis_of_channels",
+    "transposed_groups",
+]
 
 aten = torch.ops.aten
 
@@ -44,6 +50,30 @@ def constant_fits(
     if not isinstance(value, (int, float)) or abs(value) <= HISTOGRAM_LIMIT:
         return None
     return Rejection(f"the constant {value:g} is too large to quantize")
+
+
+def transposed_groups(node: Node) -> int:
+    """Return the groups of a transposed convolution."""
+    groups: Any = node.args[6] if len(node.args) > 6 else 1
+    return int(groups)
+
+
+def one_axis_of_channels(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject per-channel scales for grouped transposed convolutions that are not depthwise.
+
+    Their output channels lie along two dimensions of the weight, and a scale belongs to one.
+    """
+    del model
+    groups, shape = transposed_groups(match.root), weight_shape(match)
+    per_channel = config.weight is not None and config.weight.qscheme in PER_CHANNEL
+    if not per_channel or shape is None or groups in (1, shape[0]):
+        return None
+    return Rejection(
+        f"a transposed convolution with groups={groups} has no dimension of output channels",
+        "Give it a per-tensor configuration, such as '8a8w per-tensor'.",
+    )
 
 
 def is_fusable_clamp(node: Node, config: QuantizationConfig) -> bool:

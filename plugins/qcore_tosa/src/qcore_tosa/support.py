@@ -21,7 +21,13 @@ from qcore.annotation import (
     SupportTable,
 )
 from qcore.annotation.checks import constants_fit_histogram, float_inputs
-from qcore_tosa.checks import constant_fits, float_edges, is_fusable_clamp
+from qcore_tosa.checks import (
+    constant_fits,
+    float_edges,
+    is_fusable_clamp,
+    one_axis_of_channels,
+    transposed_groups,
+)
 from qcore_tosa.rules import (
     CastRule,
     FixedRangeRule,
@@ -53,9 +59,8 @@ def _operators(names: str) -> list[Any]:
 
 
 def _transposed_axis(node: Node) -> int:
-    # (in, out / groups, ...): with groups, the outputs of each lie along the inputs.
-    groups: Any = node.args[6] if len(node.args) > 6 else 1
-    return 1 if groups == 1 else 0
+    # The weight is (inputs, outputs / groups, ...); depthwise, its inputs are its outputs.
+    return 1 if transposed_groups(node) == 1 else 0
 
 
 _RELUS: Final = tuple(_operators("relu relu_ hardtanh hardtanh_"))
@@ -75,7 +80,7 @@ _GEMMS: Final = (
         fuses=_RELUS,
         may_fuse=is_fusable_clamp,
         folds_batch_norm=True,
-        checks=(float_inputs,),
+        checks=(float_inputs, one_axis_of_channels),
     ),
 )
 

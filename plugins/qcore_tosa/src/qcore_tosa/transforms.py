@@ -16,6 +16,7 @@ from qcore.graph import (
     control_flow_bodies,
     is_constant,
     is_float_tensor,
+    tensor_value,
 )
 from qcore.lowering import import_executorch
 from qcore.plan import QuantizationPlan
@@ -54,16 +55,19 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
     """
     clamps_to_hardtanh(model, plan, after=_FUSING)
     _mark(model, plan)
-    for _, _, body in control_flow_bodies(model):
+    before = [model, *(body for _, _, body in control_flow_bodies(model))]
+    shapes = list(map(_output_shapes, before))
+    for body in before[1:]:
         _keep(body)
     with quiet():
         transformed = _run_passes(model, spec)
     # prepare_pt2e hands on what the graph that it was given carries.
     transformed.meta = model.meta
     model = transformed
-    _unmark(model)
-    for _, _, body in control_flow_bodies(model):
-        _unmark(body)
+    after = [model, *(body for _, _, body in control_flow_bodies(model))]
+    for graph, outputs in zip(after, shapes, strict=True):
+        _unmark(graph)
+        _restore_shapes(graph, outputs)
     _add_zero_biases(model, plan)
     return model
 
@@ -115,6 +119,29 @@ def _unmark(model: GraphModule) -> None:
         # The last node of a decomposition computes the value that had the name.
         if node.name != name and name not in taken:
             node.name = name
+
+
+def _output_shapes(model: GraphModule) -> list[torch.Size | None]:
+    values = map(tensor_value, model.graph.output_node().all_input_nodes)
+    return [None if value is None else value.shape for value in values]
+
+
+def _restore_shapes(model: GraphModule, shapes: list[torch.Size | None]) -> None:
+    """Give outputs the rank back that they had.
+
+    The passes make tensors of one element of scalars, and so of what is computed with them; a loop
+    stops where its condition is no scalar.
+    """
+    output = model.graph.output_node()
+    for node, shape in zip(output.all_input_nodes, shapes, strict=True):
+        value = tensor_value(node)
+        if value is None or shape is None or value.dim() == len(shape):
+            continue
+        with model.graph.inserting_before(output):
+            scalar = model.graph.call_function(aten.reshape.default, (node, list(shape)))
+        scalar.meta = {**node.meta, "val": value.reshape(shape)}
+        output.replace_input_with(node, scalar)
+    model.recompile()
 
 
 def _run_passes(model: GraphModule, spec: ArmCompileSpec) -> GraphModule:
