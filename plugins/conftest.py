@@ -49,6 +49,49 @@ def arm_converted(
         return converted, export_for_lowering(converted, samples[0])
 
 
+def bodies_converted(compile_spec: Any, model: nn.Module, samples: Sequence[Any]) -> Converted:
+    """Quantize a model with weights in the bodies of conditionals.
+
+    ExecuTorch's own flow cannot: its observers stop the tracing of the bodies. Its annotation does,
+    in qcore's flow.
+    """
+    from qcore.calibration import CalibrationData
+    from qcore.capture import capture
+    from qcore.lowering import export_for_lowering, import_executorch
+    from qcore.pt2e import REPORT, PreparedModel
+    from qcore.quiet import quiet
+    from qcore.report import AnnotationReport
+
+    arm = import_executorch("executorch.backends.arm.quantizer")
+    base = {"vgf": arm.VgfQuantizer, "vela": arm.EthosUQuantizer}[compile_spec._get_output_format()]
+
+    class Annotation(base):
+        def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+            return model
+
+        def annotate(self, model: GraphModule) -> GraphModule:
+            super().annotate(model)
+            model.meta[REPORT] = AnnotationReport("arm")
+            return model
+
+    with quiet():
+        quantizer = Annotation(compile_spec)
+        quantizer.set_global(arm.get_symmetric_quantization_config())
+        first = CalibrationData.of(samples).first
+        graph = capture(model.eval(), first, dynamic_shapes=None, is_qat=False)
+        prepared = PreparedModel.prepare(graph, quantizer, False)
+        with torch.no_grad():
+            for sample in samples:
+                prepared.model(*sample)
+        converted = prepared.convert()
+        return converted, export_for_lowering(converted, samples[0])
+
+
+@pytest.fixture(scope="session")
+def convert_bodies() -> Callable[..., Converted]:
+    return bodies_converted
+
+
 @pytest.fixture(scope="session")
 def convert() -> Callable[..., Converted]:
     return arm_converted
@@ -79,6 +122,28 @@ class Branches(nn.Module):
         return torch.cond(x.sum() > 0, torch.sigmoid, torch.relu, (x,))
 
 
+class Layers(nn.Module):
+    """Layers before and inside a conditional, and another conditional inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(8, 8)
+        self.outer = nn.Linear(8, 8)
+        self.inner = nn.Linear(8, 8)
+        self.low = nn.Buffer(torch.tensor(0.0))
+        self.high = nn.Buffer(torch.tensor(4.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def positive(value: torch.Tensor) -> torch.Tensor:
+            return torch.cond(torch.sum(value) > self.high, self.inner, torch.relu, (value,))
+
+        def negative(value: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.outer(value))
+
+        return torch.cond(torch.sum(x) > self.low, positive, negative, (self.first(x),))
+
+
 class Interrupted(nn.Module):
     """Two layers with an operator in between that no TOSA backend takes."""
 
@@ -95,6 +160,11 @@ class Interrupted(nn.Module):
 @pytest.fixture(scope="session")
 def branches() -> nn.Module:
     return Branches()
+
+
+@pytest.fixture(scope="session")
+def layers() -> nn.Module:
+    return Layers()
 
 
 @pytest.fixture(scope="session")

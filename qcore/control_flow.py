@@ -10,7 +10,13 @@ from torch.fx import GraphModule, Node
 
 from qcore.graph import PARAMETER_NAME, control_flow_bodies, tensor_attribute
 
-__all__ = ["direct_bodies", "raise_constants", "replace_body", "sink_parameters"]
+__all__ = [
+    "direct_bodies",
+    "drop_unread_operands",
+    "raise_constants",
+    "replace_body",
+    "sink_parameters",
+]
 
 
 def direct_bodies(model: GraphModule) -> list[tuple[str, Node, GraphModule]]:
@@ -85,7 +91,7 @@ def raise_constants(model: GraphModule) -> None:
     for call, bodies in calls.items():
         for name, body in bodies.items():
             _raise_from(model, call, name, body, list(bodies.values()))
-        _drop_unread_operands(call, list(bodies.values()))
+        drop_unread_operands(call, list(bodies.values()))
         for body in bodies.values():
             body.recompile()
     if calls:
@@ -129,7 +135,13 @@ def _append_placeholder(body: GraphModule, name: str, like: Node) -> Node:
     return placeholder
 
 
-def _drop_unread_operands(call: Node, bodies: list[GraphModule]) -> None:
+def drop_unread_operands(call: Node, bodies: list[GraphModule]) -> None:
+    """Drop the operands of a conditional or loop that none of its bodies reads.
+
+    Args:
+        call: The ``cond`` or ``while_loop`` operator; what a loop carries stays.
+        bodies: Its bodies; changed in place.
+    """
     *carried, position = _operand_groups(call)
     offset = sum(len(call.args[p]) for p in carried)
     operands: Any = call.args[position]
