@@ -123,25 +123,19 @@ class Branches(nn.Module):
 
 
 class Layers(nn.Module):
-    """Layers before and inside a conditional, and another conditional inside of it."""
+    """A layer before a conditional and one in each of its bodies."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first = nn.Linear(8, 8)
-        self.outer = nn.Linear(8, 8)
-        self.inner = nn.Linear(8, 8)
-        self.low = nn.Buffer(torch.tensor(0.0))
-        self.high = nn.Buffer(torch.tensor(4.0))
+        self.positive = nn.Linear(8, 8)
+        self.negative = nn.Linear(8, 8)
+        self.zero = nn.Buffer(torch.tensor(0.0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        def positive(value: torch.Tensor) -> torch.Tensor:
-            return torch.cond(torch.sum(value) > self.high, self.inner, torch.relu, (value,))
-
-        def negative(value: torch.Tensor) -> torch.Tensor:
-            return torch.relu(self.outer(value))
-
-        return torch.cond(torch.sum(x) > self.low, positive, negative, (self.first(x),))
+        h = self.first(x)
+        return torch.cond(torch.sum(x) > self.zero, self.positive, self.negative, (h,))
 
 
 class Interrupted(nn.Module):

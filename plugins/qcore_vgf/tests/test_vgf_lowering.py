@@ -112,11 +112,11 @@ def test_both_paths_of_a_conditional_run(convert, branches, row):
 
 
 def test_bodies_with_weights_are_delegates_that_own_them(convert_bodies, layers, row):
-    samples = [(row,), (-row,), (row + 2,)]
+    samples = [(row,), (-row,)]
     model, exported = convert_bodies(vgf_spec(), layers, samples)
     program = lower_to_vgf(exported, vgf_spec())
     assert not program.report.undelegated
-    assert "inner" not in " ".join(program.partitioned.state_dict)
+    assert "frozen" not in " ".join(program.partitioned.state_dict)
     for vulkan, reference, sample in run_both_ways(program, samples):
         torch.testing.assert_close(vulkan, model(*sample), rtol=0, atol=0)
         torch.testing.assert_close(reference, model(*sample), rtol=0, atol=0)
