@@ -49,6 +49,49 @@ def arm_converted(
         return converted, export_for_lowering(converted, samples[0])
 
 
+def bodies_converted(compile_spec: Any, model: nn.Module, samples: Sequence[Any]) -> Converted:
+    """Quantize a model with weights in the bodies of conditionals.
+
+    ExecuTorch's own flow cannot: its observers stop the tracing of the bodies. Its annotation does,
+    in qcore's flow.
+    """
+    from qcore.calibration import CalibrationData
+    from qcore.capture import capture
+    from qcore.lowering import export_for_lowering, import_executorch
+    from qcore.pt2e import REPORT, PreparedModel
+    from qcore.quiet import quiet
+    from qcore.report import AnnotationReport
+
+    arm = import_executorch("executorch.backends.arm.quantizer")
+    base = {"vgf": arm.VgfQuantizer, "vela": arm.EthosUQuantizer}[compile_spec._get_output_format()]
+
+    class Annotation(base):
+        def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+            return model
+
+        def annotate(self, model: GraphModule) -> GraphModule:
+            super().annotate(model)
+            model.meta[REPORT] = AnnotationReport("arm")
+            return model
+
+    with quiet():
+        quantizer = Annotation(compile_spec)
+        quantizer.set_global(arm.get_symmetric_quantization_config())
+        first = CalibrationData.of(samples).first
+        graph = capture(model.eval(), first, dynamic_shapes=None, is_qat=False)
+        prepared = PreparedModel.prepare(graph, quantizer, False)
+        with torch.no_grad():
+            for sample in samples:
+                prepared.model(*sample)
+        converted = prepared.convert()
+        return converted, export_for_lowering(converted, samples[0])
+
+
+@pytest.fixture(scope="session")
+def convert_bodies() -> Callable[..., Converted]:
+    return bodies_converted
+
+
 @pytest.fixture(scope="session")
 def convert() -> Callable[..., Converted]:
     return arm_converted
@@ -79,6 +122,22 @@ class Branches(nn.Module):
         return torch.cond(x.sum() > 0, torch.sigmoid, torch.relu, (x,))
 
 
+class Layers(nn.Module):
+    """A layer before a conditional and one in each of its bodies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(8, 8)
+        self.positive = nn.Linear(8, 8)
+        self.negative = nn.Linear(8, 8)
+        self.zero = nn.Buffer(torch.tensor(0.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        return torch.cond(torch.sum(x) > self.zero, self.positive, self.negative, (h,))
+
+
 class Interrupted(nn.Module):
     """Two layers with an operator in between that no TOSA backend takes."""
 
@@ -95,6 +154,11 @@ class Interrupted(nn.Module):
 @pytest.fixture(scope="session")
 def branches() -> nn.Module:
     return Branches()
+
+
+@pytest.fixture(scope="session")
+def layers() -> nn.Module:
+    return Layers()
 
 
 @pytest.fixture(scope="session")

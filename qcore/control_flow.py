@@ -12,6 +12,7 @@ from qcore.graph import PARAMETER_NAME, control_flow_bodies, tensor_attribute
 
 __all__ = [
     "direct_bodies",
+    "drop_unread_operands",
     "raise_constants",
     "replace_body",
     "sink_all_parameters",
@@ -54,7 +55,7 @@ def sink_all_parameters(model: GraphModule) -> None:
         sink_parameters(model, call, body)
         calls.setdefault(call, []).append(body)
     for call, bodies in calls.items():
-        _drop_unread_operands(call, bodies)
+        drop_unread_operands(call, bodies)
         for body in bodies:
             body.recompile()
     if calls:
@@ -110,7 +111,7 @@ def raise_constants(model: GraphModule) -> None:
     for call, bodies in calls.items():
         for name, body in bodies.items():
             _raise_from(model, call, name, body, list(bodies.values()))
-        _drop_unread_operands(call, list(bodies.values()))
+        drop_unread_operands(call, list(bodies.values()))
         for body in bodies.values():
             body.recompile()
     if calls:
@@ -154,7 +155,13 @@ def _append_placeholder(body: GraphModule, name: str, like: Node) -> Node:
     return placeholder
 
 
-def _drop_unread_operands(call: Node, bodies: list[GraphModule]) -> None:
+def drop_unread_operands(call: Node, bodies: list[GraphModule]) -> None:
+    """Drop the operands of a conditional or loop that none of its bodies reads.
+
+    Args:
+        call: The ``cond`` or ``while_loop`` operator; what a loop carries stays.
+        bodies: Its bodies; changed in place.
+    """
     *carried, position = _operand_groups(call)
     offset = sum(len(call.args[p]) for p in carried)
     operands: Any = call.args[position]

@@ -71,6 +71,7 @@ def lower_with_partitioner(
     dynamic_shapes: Any = None,
     compile_config: Any = None,
     executorch_config: Any = None,
+    partition: Callable[[ExportedProgram], Any] | None = None,
     on_partitioned: Callable[[ExportedProgram], None] | None = None,
 ) -> LoweredProgram:
     """Lower a model with ExecuTorch, delegating what the partitioners take.
@@ -90,6 +91,8 @@ def lower_with_partitioner(
             that the graph was captured with. An ``ExportedProgram`` brings its own.
         compile_config: ExecuTorch's ``EdgeCompileConfig``; None takes its defaults.
         executorch_config: ExecuTorch's ``ExecutorchBackendConfig``; None takes its defaults.
+        partition: Takes the exported model and returns ExecuTorch's ``EdgeProgramManager`` of the
+            partitioned one, in the place of ``partitioners`` and ``compile_config``.
         on_partitioned: Gets the partitioned program, with its delegates, before it is emitted; for
             backends that check it later.
 
@@ -109,7 +112,10 @@ def lower_with_partitioner(
         if executorch_config is None:
             _require_bounds(inputs, backend)
         with clock.stage("partition"), stated_reasons() as reasons:
-            edge = _partition(exir, exported, partitioners, compile_config)
+            if partition is None:
+                edge = _partition(exir, exported, partitioners, compile_config)
+            else:
+                edge = partition(exported)
             fused = fuse_embeddings(edge)
         if on_partitioned is not None:
             on_partitioned(edge.exported_program())

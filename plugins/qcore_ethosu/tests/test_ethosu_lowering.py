@@ -96,6 +96,33 @@ def test_both_paths_of_a_conditional_are_in_one_graph_and_run(convert, branches,
         torch.testing.assert_close(program.run(sample), model(sample), rtol=0, atol=0)
 
 
+def test_bodies_with_weights_are_compiled_apart(convert_bodies, layers, row):
+    samples = [(row,), (-row,)]
+    spec = ethosu_spec("ethos-u85-256")
+    model, exported = convert_bodies(spec, layers, samples)
+    program = lower_to_ethosu(exported, spec)
+    assert program.report.cpu_operators == 0
+    assert program.report.delegates > 1
+    for (sample,) in samples:
+        torch.testing.assert_close(program.run(sample), model(sample), rtol=0, atol=0)
+
+
+def test_a_loop_is_in_one_graph_on_u85(convert):
+    class Loop(torch.nn.Module):
+        def forward(self, x):
+            def small(value):
+                return torch.lt(value.sum(1), torch.full((1,), 30.0)).squeeze()
+
+            return torch.while_loop(small, lambda value: (value + value,), (x,))[0]
+
+    spec = ethosu_spec("ethos-u85-256")
+    samples = [(torch.rand(1, 8),)]
+    model, exported = convert(spec, Loop(), samples)
+    program = lower_to_ethosu(exported, spec)
+    assert program.report.delegates == 1
+    torch.testing.assert_close(program.run(*samples[0]), model(*samples[0]), rtol=0, atol=0)
+
+
 def test_activations_of_16_bits_compile_without_the_cpu(convert, cnn, picture):
     arm = import_executorch("executorch.backends.arm.quantizer")
     spec = ethosu_spec("ethos-u85-256")

@@ -94,20 +94,42 @@ def test_unsigned_inputs_and_outputs_are_computed_right(convert, cnn, picture):
     torch.testing.assert_close(program.run(picture), expected, rtol=0, atol=float(step))
 
 
+def run_both_ways(program, samples):
+    yield from zip(
+        program.run_many(samples), program.run_many(samples, reference=True), samples, strict=True
+    )
+
+
 def test_both_paths_of_a_conditional_run(convert, branches, row):
-    model, exported = convert(vgf_spec(), branches, [(row,), (-row,)])
-    program = lower_to_vgf(exported, vgf_spec())
-    assert program.report.delegates == 3
-    for sample in (row, -row):
-        for result in program.run(sample), program.run(sample, reference=True):
-            torch.testing.assert_close(result, model(sample), rtol=0, atol=0)
-
-
-def test_control_flow_inside_a_vgf_is_refused_with_what_to_do(convert, branches, row):
+    # Arm's model converter has no control flow, whatever the specification says.
     spec = vgf_spec("TOSA-1.0+FP+INT+cf")
-    _, exported = convert(spec, branches, [(row,), (-row,)])
-    with pytest.raises(LoweringError, match="no control flow.* without the extension cf"):
-        lower_to_vgf(exported, spec)
+    model, exported = convert(spec, branches, [(row,), (-row,)])
+    program = lower_to_vgf(exported, spec)
+    assert program.report.delegates == 3
+    for vulkan, reference, sample in run_both_ways(program, [row, -row]):
+        torch.testing.assert_close(vulkan, model(sample), rtol=0, atol=0)
+        torch.testing.assert_close(reference, model(sample), rtol=0, atol=0)
+
+
+def test_bodies_with_weights_are_delegates_that_own_them(convert_bodies, layers, row):
+    samples = [(row,), (-row,)]
+    model, exported = convert_bodies(vgf_spec(), layers, samples)
+    program = lower_to_vgf(exported, vgf_spec())
+    assert not program.report.undelegated
+    assert "frozen" not in " ".join(program.partitioned.state_dict)
+    for vulkan, reference, sample in run_both_ways(program, samples):
+        torch.testing.assert_close(vulkan, model(*sample), rtol=0, atol=0)
+        torch.testing.assert_close(reference, model(*sample), rtol=0, atol=0)
+
+
+def test_loops_are_refused_with_what_to_do():
+    class Loop(torch.nn.Module):
+        def forward(self, x):
+            return torch.while_loop(lambda v: v.sum() < 30, lambda v: (v + v,), (x,))[0]
+
+    program = torch.export.export(Loop(), (torch.ones(4),))
+    with pytest.raises(LoweringError, match="no loops.*Repeat the body"):
+        lower_to_vgf(program, vgf_spec())
 
 
 def test_lowering_needs_no_activated_environment_and_prints_nothing(lowered, tmp_path):

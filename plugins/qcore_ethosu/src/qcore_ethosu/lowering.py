@@ -48,6 +48,7 @@ def lower_to_ethosu(program: ExportedProgram, compile_spec: Any, **options: Any)
         partitioner="executorch.backends.arm.ethosu.partitioner:EthosUPartitioner",
         compiler="executorch.backends.arm.ethosu.backend:vela_compile",
         compile=compile_with_vela,
+        control_flow=True,
     )
     lowered = lower_by_tosa(program, compile_spec, target, EthosUProgram, None)
     if not options.get("allow_cpu", False):

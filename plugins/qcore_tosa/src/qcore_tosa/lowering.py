@@ -17,6 +17,7 @@ from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
 from qcore.lowering.export import private_copy
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
+from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
 from qcore_tosa.program import TosaProgram
 
 if TYPE_CHECKING:
@@ -45,12 +46,20 @@ class Target:
         compiler: The function that compiles a TOSA graph, as ``module:function``, where the
             backend looks it up; empty where the TOSA graph itself is what is wanted.
         compile: Takes that function and its arguments, and compiles.
+        control_flow: Whether the compiler takes conditionals and loops, where the compile
+            specification has TOSA's extension for them.
     """
 
     name: str
     partitioner: str
+<<<<<<< HEAD
     compiler: str = ""
     compile: Callable[..., Compilation] | None = None
+=======
+    compiler: str
+    compile: Callable[..., Compilation]
+    control_flow: bool
+>>>>>>> rt
 
 
 def check_options(backend: str, options: Mapping[str, Any], known: Collection[str]) -> None:
@@ -116,7 +125,12 @@ def lower_by_tosa(
     """
     _require_fixed_shapes(program, target.name)
     compile_spec = _with_unsigned_io(program, compile_spec)
+<<<<<<< HEAD
     config = import_executorch("executorch.exir").EdgeCompileConfig(_check_ir_validity=False)
+=======
+    module, _, function = target.compiler.partition(":")
+    compiler = import_executorch(module)
+>>>>>>> rt
     kept: list[Any] = []
     with (
         _quiet_backend(),
@@ -126,9 +140,9 @@ def lower_by_tosa(
             program,
             None,
             backend=target.name,
-            partitioners=[_partitioner(target.partitioner, compile_spec)],
+            partitioners=[],
             runner=runner,
-            compile_config=config,
+            partition=lambda exported: _partitioned(exported, compile_spec, target),
             # What follows rewrites the graph in place for ExecuTorch's kernels.
             on_partitioned=lambda partitioned: kept.append(private_copy(partitioned)),
         )
@@ -137,6 +151,7 @@ def lower_by_tosa(
     return program_type(**fields, partitioned=kept[0], delegates=delegates)
 
 
+<<<<<<< HEAD
 def _recorded(target: Target) -> AbstractContextManager[dict[bytes, Compilation]]:
     if target.compile is None:
         return nullcontext({})
@@ -167,6 +182,43 @@ def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -
     target = Target("tosa", "executorch.backends.arm.tosa.partitioner:TOSAPartitioner")
     lowered = lower_by_tosa(program, compile_spec, target, TosaProgram, None)
     return lowered.on_reference_model(**options)
+=======
+def _partitioned(exported: ExportedProgram, compile_spec: Any, target: Target) -> Any:
+    """Delegate what the compiler takes, and lower bodies apart where it does not take them."""
+    exir = import_executorch("executorch.exir")
+    whole = target.control_flow and compile_spec.tosa_spec.support_extension("cf")
+    loops = has_loops(exported)
+    if loops and not whole:
+        raise LoweringError(_no_loops(target))
+    apart = has_bodies(exported) and not loops and (not whole or passes_constants(exported))
+    spec = _without_control_flow(compile_spec) if apart else compile_spec
+    edge = exir.to_edge_transform_and_lower(
+        exported,
+        partitioner=[_partitioner(target.partitioner, spec, bodies=not apart)],
+        compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
+    )
+    if loops and has_loops(edge.exported_program()):
+        raise LoweringError(_no_loops(target))
+    if apart:
+        put_back(edge, exported, lambda body: _partitioned(body, compile_spec, target))
+    return edge
+
+
+def _no_loops(target: Target) -> str:
+    return (
+        f"{target.name} cannot execute torch.while_loop here: ExecuTorch's runtime has "
+        "conditionals and no loops. Only the NPU program of an Ethos-U85 can hold one, quantized "
+        "throughout and without weights in its bodies. Repeat the body as often as it runs at "
+        "most, with torch.cond where it may stop."
+    )
+
+
+def _without_control_flow(compile_spec: Any) -> Any:
+    changed = copy.copy(compile_spec)
+    extensions = [part for part in str(compile_spec.tosa_spec).split("+") if part != "cf"]
+    changed.tosa_spec = type(compile_spec.tosa_spec).create_from_string("+".join(extensions))
+    return changed
+>>>>>>> rt
 
 
 def _require_fixed_shapes(program: ExportedProgram, backend: str) -> None:
@@ -202,7 +254,7 @@ def _has_unsigned(program: ExportedProgram) -> bool:
     )
 
 
-def _partitioner(where: str, compile_spec: Any) -> Any:
+def _partitioner(where: str, compile_spec: Any, *, bodies: bool) -> Any:
     module, _, name = where.partition(":")
     base = getattr(import_executorch(module), name)
     why = import_executorch("executorch.exir.backend.utils").WhyNoPartition(_LOGGER)
@@ -213,6 +265,11 @@ def _partitioner(where: str, compile_spec: Any) -> Any:
         def _create_operator_support(self, containing_program: Any, reporter: Any) -> Any:
             self.reporter = reporter
             return super()._create_operator_support(containing_program, reporter)
+
+        def _tag_module(self, module: Any, containing_program: Any, *args: Any) -> Any:
+            if module is not containing_program.graph_module and not bodies:
+                return set()
+            return super()._tag_module(module, containing_program, *args)
 
         def partition(self, exported_program: Any) -> Any:
             result = super().partition(exported_program)

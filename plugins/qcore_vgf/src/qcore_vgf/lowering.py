@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["lower_to_vgf"]
 
 _OPTIONS: Final = ("threads", "timeout_s")
-_ADVICE: Final = (
-    "It has no control flow: where the model has torch.cond or while_loop, use a specification "
-    "without the extension cf. It says:"
-)
 _CONVERTER: Final = "MODEL_CONVERTER_PATH"
 
 
@@ -53,6 +49,7 @@ def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) ->
         partitioner="executorch.backends.arm.vgf.partitioner:VgfPartitioner",
         compiler="executorch.backends.arm.vgf.backend:vgf_compile",
         compile=_convert,
+        control_flow=False,
     )
     runner = VgfRunner(backends=("VgfBackend",), **{"timeout_s": 600.0, **options})
     return lower_by_tosa(program, compile_spec, target, VgfProgram, runner)
@@ -66,7 +63,7 @@ def _convert(convert: Callable[..., bytes], tosa: bytes, *args: Any, **kwargs: A
             said = str(error).partition("Stderr:\n")[2].strip() or str(error)
             lines = "".join(f"\n  | {line}" for line in said.splitlines())
             raise LoweringError(
-                f"Arm's model converter does not turn the TOSA graph into a VGF. {_ADVICE}{lines}"
+                f"Arm's model converter does not turn the TOSA graph into a VGF. It says:{lines}"
             ) from error
 
 
