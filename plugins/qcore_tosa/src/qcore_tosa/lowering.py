@@ -52,14 +52,9 @@ class Target:
 
     name: str
     partitioner: str
-<<<<<<< HEAD
     compiler: str = ""
     compile: Callable[..., Compilation] | None = None
-=======
-    compiler: str
-    compile: Callable[..., Compilation]
-    control_flow: bool
->>>>>>> rt
+    control_flow: bool = True
 
 
 def check_options(backend: str, options: Mapping[str, Any], known: Collection[str]) -> None:
@@ -125,12 +120,6 @@ def lower_by_tosa(
     """
     _require_fixed_shapes(program, target.name)
     compile_spec = _with_unsigned_io(program, compile_spec)
-<<<<<<< HEAD
-    config = import_executorch("executorch.exir").EdgeCompileConfig(_check_ir_validity=False)
-=======
-    module, _, function = target.compiler.partition(":")
-    compiler = import_executorch(module)
->>>>>>> rt
     kept: list[Any] = []
     with (
         _quiet_backend(),
@@ -151,7 +140,6 @@ def lower_by_tosa(
     return program_type(**fields, partitioned=kept[0], delegates=delegates)
 
 
-<<<<<<< HEAD
 def _recorded(target: Target) -> AbstractContextManager[dict[bytes, Compilation]]:
     if target.compile is None:
         return nullcontext({})
@@ -182,7 +170,8 @@ def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -
     target = Target("tosa", "executorch.backends.arm.tosa.partitioner:TOSAPartitioner")
     lowered = lower_by_tosa(program, compile_spec, target, TosaProgram, None)
     return lowered.on_reference_model(**options)
-=======
+
+
 def _partitioned(exported: ExportedProgram, compile_spec: Any, target: Target) -> Any:
     """Delegate what the compiler takes, and lower bodies apart where it does not take them."""
     exir = import_executorch("executorch.exir")
@@ -218,7 +207,6 @@ def _without_control_flow(compile_spec: Any) -> Any:
     extensions = [part for part in str(compile_spec.tosa_spec).split("+") if part != "cf"]
     changed.tosa_spec = type(compile_spec.tosa_spec).create_from_string("+".join(extensions))
     return changed
->>>>>>> rt
 
 
 def _require_fixed_shapes(program: ExportedProgram, backend: str) -> None:
