@@ -22,6 +22,7 @@ __all__ = [
     "control_flow_bodies",
     "is_compute_node",
     "is_float_tensor",
+    "is_observer",
     "module_frames",
     "module_path",
     "operator_name",
@@ -114,6 +115,11 @@ def operator_name(node: Node) -> str:
 
 def _is_overload(target: object) -> bool:
     return isinstance(target, torch._ops.OpOverload)
+
+
+def is_observer(node: Node) -> bool:
+    """Say whether a node is an observer or a fake quantization of torchao's PT2E flow."""
+    return node.op == "call_module" and str(node.target).startswith("activation_post_process")
 
 
 def is_compute_node(node: Node) -> bool:

@@ -17,7 +17,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 
 from qcore.control_flow import direct_bodies, raise_constants, replace_body, sink_parameters
 from qcore.errors import QcoreWarning
-from qcore.graph import clone, control_flow_bodies
+from qcore.graph import clone, control_flow_bodies, is_observer
 from qcore.report import AnnotationReport
 
 __all__ = ["REPORT", "Body", "PreparedModel"]
@@ -189,7 +189,4 @@ def _stop_gradients(model: GraphModule) -> None:
 
 
 def _has_observers(model: GraphModule) -> bool:
-    return any(
-        node.op == "call_module" and str(node.target).startswith("activation_post_process")
-        for node in model.graph.nodes
-    )
+    return any(map(is_observer, model.graph.nodes))
