@@ -43,6 +43,8 @@ _CONTROL_FLOW: Final = frozenset({"cond", "while_loop"})
 _STRICT_PREFIX: Final = re.compile(r"^L\[(['\"])self\1\]\.?")
 _INDEX: Final = re.compile(r"\[(['\"]?)(\w+)\1\]")
 _MODULES: Final = "._modules"
+# What torch.export records for nodes that it adds itself, such as the size of an input.
+_NO_MODULE: Final = "_empty_nn_module_stack_from_metadata_hook"
 
 #: Key in ``node.meta`` of the name that a parameter has in the model, where its node's differs.
 PARAMETER_NAME: Final = "qcore_parameter"
@@ -80,6 +82,7 @@ def module_frames(node: Node) -> tuple[ModuleFrame, ...]:
             _normalized(path), type_name if isinstance(type_name, str) else _full(type_name)
         )
         for path, type_name in stack.values()
+        if path != _NO_MODULE
     )
     if frames:
         return frames

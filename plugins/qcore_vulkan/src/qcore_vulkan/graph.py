@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from attrs import frozen
@@ -13,7 +13,11 @@ from qcore.errors import LoweringError
 from qcore.lowering import import_executorch
 from qcore_vulkan.reference import reference_of
 
-__all__ = ["DelegateGraph", "decode"]
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+__all__ = ["DelegateGraph", "check_outputs", "decode", "delegate_calls"]
 
 _SERIALIZATION: Final = "executorch.backends.vulkan.serialization"
 
@@ -127,6 +131,58 @@ def decode(buffer: bytes) -> list[DelegateGraph]:
         raw = payload[header.bytes_offset : header.bytes_offset + header.bytes_size]
         graphs.append(DelegateGraph(payload, graph, _constants(graph, raw, file.named_data)))
     return graphs
+
+
+def delegate_calls(
+    partitioned: ExportedProgram, graphs: Sequence[DelegateGraph]
+) -> dict[Node, DelegateGraph]:
+    """Find the Vulkan graph of each delegate call.
+
+    Args:
+        partitioned: The program after partitioning.
+        graphs: The decoded graphs of its ``.pte``.
+
+    Returns:
+        Graph by the node that calls it.
+
+    Raises:
+        LoweringError: The ``.pte`` does not hold one of the delegates.
+    """
+    found = {}
+    for node in partitioned.graph.nodes:
+        if str(node.target) != "executorch_call_delegate":
+            continue
+        lowered = getattr(partitioned.graph_module, node.args[0].target)
+        payload = bytes(lowered.processed_bytes)
+        graph = next((g for g in graphs if g.payload.startswith(payload)), None)
+        if graph is None:
+            raise LoweringError("The .pte does not hold a delegate of the partitioned program.")
+        found[node] = graph
+    return found
+
+
+def check_outputs(partitioned: ExportedProgram, graphs: Sequence[DelegateGraph]) -> None:
+    """Raise if a Vulkan graph returns fewer values than the program reads from it.
+
+    ExecuTorch counts the outputs of a delegate before it simplifies the delegate's graph, and
+    serializes outputs that have become one value once.
+
+    Args:
+        partitioned: The program after partitioning.
+        graphs: The decoded graphs of its ``.pte``.
+
+    Raises:
+        LoweringError: With both numbers.
+    """
+    for node, graph in delegate_calls(partitioned, graphs).items():
+        read = 1 + max((u.args[1] for u in node.users if u.target is operator.getitem), default=-1)
+        returned = len(graph.graph.output_ids)
+        if read > returned:
+            raise LoweringError(
+                f"ExecuTorch serialized a Vulkan graph with {returned} outputs, of which the "
+                f"program reads {read}: two values that leave it are the same. Return or reuse "
+                "one of them instead of its copy."
+            )
 
 
 def _constants(graph: Any, raw: bytes, named: Any) -> dict[int, torch.Tensor]:

@@ -11,9 +11,8 @@ from attrs import asdict, field, frozen
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
-from qcore.errors import LoweringError
 from qcore.quiet import quiet
-from qcore_vulkan.graph import DelegateGraph, decode
+from qcore_vulkan.graph import DelegateGraph, decode, delegate_calls
 from qcore_vulkan.reference import unpack_even_high, unpack_even_low
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class _Runner(Interpreter):
     def __init__(self, program: Any, graphs: list[DelegateGraph]) -> None:
         super().__init__(program.graph_module)
         self._program = program
-        self._graphs = {graph.payload: graph for graph in graphs}
+        self._graphs = delegate_calls(program, graphs)
 
     def outputs(self, inputs: tuple[Any, ...]) -> list[Any]:
         signature = self._program.graph_signature
@@ -145,14 +144,13 @@ class _Runner(Interpreter):
         ]
         return list(self.run(*arguments))
 
+    def run_node(self, node: Node) -> Any:
+        if node in self._graphs:
+            _, *operands = self.fetch_args_kwargs_from_env(node)[0]
+            return self._graphs[node].run(operands)
+        return super().run_node(node)
+
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if str(target) == "executorch_call_delegate":
-            lowered, *operands = args
-            payload = bytes(lowered.processed_bytes)
-            graph = next((g for p, g in self._graphs.items() if p[: len(payload)] == payload), None)
-            if graph is None:
-                raise LoweringError("The .pte does not hold a delegate of the partitioned program.")
-            return graph.run(operands)
         return super().call_function(getattr(target, "_op", target), args, kwargs)
 
 
