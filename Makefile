@@ -13,7 +13,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench rounding lint upstream-tests clean
+.PHONY: help demo test bench minilm rounding lint upstream-tests clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -26,6 +26,9 @@ test: $(STAMP)  ## Run the tests, the fast ones first
 
 bench: $(STAMP)  ## Compare with ExecuTorch's own quantizer
 	@$(BIN)/python benchmarks/xnnpack.py
+
+minilm: $(STAMP)  ## Compare MiniLM in float, int8 and 8da4w on XNNPACK
+	@$(BIN)/python benchmarks/minilm.py
 
 rounding: $(STAMP)  ## Count where a .pte differs from its converted model, and why
 	@$(BIN)/python benchmarks/xnnpack_rounding.py
