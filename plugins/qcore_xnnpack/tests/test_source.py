@@ -14,6 +14,7 @@ from torchao.quantization import (
 )
 from torchao.quantization import quantize_ as torchao_quantize_
 from torchao.quantization.granularity import PerGroup
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import qcore
 from qcore.errors import GroupSizeError, LoweringError, UnsupportedSchemeError
@@ -173,3 +174,40 @@ def test_group_sizes_that_xnnpack_does_not_take(width: int, group: Any):
 def test_a_float_module_is_no_quantized_model():
     with pytest.raises(LoweringError, match="Cannot lower a"):
         qcore.get_quantizer("xnnpack").lower(nn.Linear(4, 4), (torch.randn(1, 4),))
+
+
+class Logits(nn.Module):
+    """A two-layer Llama with random weights; the one with tied weights is on the docs' page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=128,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=False,
+        )
+        self.model = LlamaForCausalLM(config)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=tokens, use_cache=False).logits
+
+
+@pytest.mark.slow
+def test_an_untied_llama_of_any_length_runs_as_the_quantized_model_does():
+    model = Logits().eval()
+    report = qcore.quantize_(model, "xnnpack", "8da4w", group_size=32, rules={nn.Embedding: "8w"})
+    assert report.by_scheme == {"8da4w per-group 32": 15, "8w per-axis": 1}
+    length = torch.export.Dim("length", min=2, max=32)
+    program = qcore.get_quantizer("xnnpack").lower(
+        model, (torch.zeros(1, 12, dtype=torch.int64),), dynamic_shapes=({1: length},)
+    )
+    assert program.report.delegated_ops["aten.linear.default"] == 15
+    assert program.report.undelegated_ops["quantized_decomposed.embedding_byte.default"] == 1
+    for size in (2, 12, 32):
+        tokens = torch.randint(0, 128, (1, size), generator=torch.Generator().manual_seed(size))
+        assert sqnr(model(tokens), program.run(tokens)) >= 40
