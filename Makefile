@@ -2,6 +2,7 @@
 
 PYTHON ?= python3.11
 BACKEND ?= xnnpack
+WORKERS ?= 2
 
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
 BIN := .venv/bin
@@ -21,8 +22,11 @@ help:  ## Say what there is to make
 demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack)
 	@$(BIN)/python examples/classify_picture.py --backend $(BACKEND)
 
-test: $(STAMP)  ## Run the tests, the fast ones first
-	@$(BIN)/python -m pytest
+# One thread for each worker. Each starts with a part of the tests, in order, and then takes over
+# what another has not come to: fixtures are rarely made twice, and the slow tests stay the last.
+test: export OMP_NUM_THREADS ?= 1
+test: $(STAMP)  ## Run the tests, the fast ones first (WORKERS=2)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench: $(STAMP)  ## Compare with ExecuTorch's own quantizer
 	@$(BIN)/python benchmarks/xnnpack.py
