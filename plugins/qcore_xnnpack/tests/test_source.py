@@ -13,11 +13,12 @@ from torchao.quantization import (
     IntxWeightOnlyConfig,
 )
 from torchao.quantization import quantize_ as torchao_quantize_
-from torchao.quantization.granularity import PerGroup
+from torchao.quantization.granularity import PerAxis, PerGroup
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qcore
 from qcore.errors import GroupSizeError, LoweringError, UnsupportedSchemeError
+from qcore_xnnpack import quantize_
 from qcore_xnnpack.support import SCHEMES
 
 
@@ -142,6 +143,23 @@ def test_torchaos_own_quantize_lowers_too():
     program = qcore.get_quantizer("xnnpack").lower(model, (x,))
     assert program.report.is_fully_delegated
     assert sqnr(model(x), program.run(x)) > 30
+
+
+def test_the_calls_of_executorchs_page_run_with_the_import_changed():
+    """The block on language models of ExecuTorch's docs/source/backends/xnnpack page."""
+    torch.manual_seed(0)
+    eager_model = nn.Sequential(nn.Embedding(64, 64), nn.Linear(64, 96), nn.Linear(96, 32)).eval()
+    embedding_config = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    quantize_(eager_model, embedding_config, lambda m, fqn: isinstance(m, torch.nn.Embedding))
+    linear_config = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4, weight_granularity=PerGroup(32)
+    )
+    quantize_(eager_model, linear_config)
+    tokens = torch.arange(12).reshape(1, 12)
+    program = qcore.get_quantizer("xnnpack").lower(eager_model, (tokens,))
+    assert program.report.delegated_ops["aten.linear.default"] == 2
+    assert program.report.undelegated_ops == {"quantized_decomposed.embedding_byte.default": 1}
+    assert sqnr(eager_model(tokens), program.run(tokens)) > 40
 
 
 def test_the_older_torchao_quantizer_lowers_too():
