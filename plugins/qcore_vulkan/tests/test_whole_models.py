@@ -65,6 +65,28 @@ def test_an_infinite_argument_stays_outside_and_says_why():
     assert program.verify(X).ok
 
 
+def test_a_cast_inside_a_graph_is_computed_with_the_type_it_declares():
+    program = lowered(Around(lambda layer, x: layer(x) * (x > 0).to(torch.float32).neg()), X)
+    found = program.verify(X)
+    assert found.operators["dim_order_ops._to_dim_order_copy.default"] == 1
+    assert found.ok
+
+
+def test_a_layer_that_no_output_depends_on_is_not_missed():
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.unused(x)
+            return self.used(x)
+
+    found = lowered(Unused(), X).verify(X)
+    assert found.ok
+    assert found.expected_weights == 1
+
+
 def test_a_value_and_its_copy_leave_a_delegate_as_one():
     assert lowered(Around(two_copies), X).verify(X).ok
 

@@ -98,10 +98,18 @@ class DelegateGraph:
     def _store(self, target: int, output: Any, values: dict[int, Any]) -> None:
         value = self.graph.values[target].value
         if type(value).__name__ != "ValueList":
-            values[target] = output
+            values[target] = self._typed(value, output)
             return
         for item, part in zip(value.items, output, strict=False):
-            values[item] = part
+            self._store(item, part, values)
+
+    def _typed(self, value: Any, output: Any) -> Any:
+        """Give a tensor the type of its value: a graph stores no other for operators that cast."""
+        if type(value).__name__ != "VkTensor" or not isinstance(output, torch.Tensor):
+            return output
+        declared = _TYPES[value.datatype.name]
+        # The width of integers and floats is a matter of storage: 64 bits are kept in 32.
+        return output if _kind(declared) == _kind(output.dtype) else output.to(declared)
 
 
 def decode(buffer: bytes) -> list[DelegateGraph]:
@@ -204,6 +212,12 @@ def _constants(graph: Any, raw: bytes, named: Any) -> dict[int, torch.Tensor]:
         flat = torch.frombuffer(bytearray(data), dtype=dtype)
         constants[index] = flat[: _numel(value.dims)].reshape(value.dims)
     return constants
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "bool"
+    return "float" if dtype.is_floating_point else "int"
 
 
 def _numel(dims: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from attrs import asdict, field, frozen
-from torch.fx import Interpreter, Node
+from torch.fx import Graph, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from qcore.quiet import quiet
@@ -155,7 +155,7 @@ class _Runner(Interpreter):
 
 
 def _model_weights(program: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return the quantized weights of a model, each with its scales."""
+    """Return the quantized weights that a model's outputs depend on, each with its scales."""
     held = {
         **program.graph_signature.inputs_to_parameters,
         **program.graph_signature.inputs_to_buffers,
@@ -163,13 +163,26 @@ def _model_weights(program: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     }
     tensors = {**program.state_dict, **program.constants}
     found = []
+    used = _used_nodes(program.graph)
     for node in program.graph.nodes:
         name = str(node.target)
-        if node.op != "call_function" or "dequantize" not in name or "per_tensor" in name:
+        if node not in used or "dequantize" not in name or "per_tensor" in name:
             continue
         source, scales = node.args[0], node.args[2 if "affine" in name else 1]
         if all(isinstance(n, Node) and n.name in held for n in (source, scales)):
             found.append((tensors[held[source.name]], tensors[held[scales.name]]))
+    return found
+
+
+def _used_nodes(graph: Graph) -> set[Node]:
+    """Return the operators that the outputs depend on; lowering drops the others."""
+    found: set[Node] = set()
+    pending = list(graph.output_node().all_input_nodes)
+    while pending:
+        node = pending.pop()
+        if node.op == "call_function" and node not in found:
+            found.add(node)
+            pending.extend(node.all_input_nodes)
     return found
 
 
