@@ -27,10 +27,11 @@ GROUP_SIZE = 32
 SIZES = ("bytes_before", "bytes_after")
 
 
-def demo(console: Console, progress: Progress) -> None:
+def demo(layers: int, console: Console, progress: Progress) -> None:
     """Quantize, lower, verify and compare.
 
     Args:
+        layers: How many of the encoder's layers to keep, from the first.
         console: Takes the result.
         progress: Takes what is being done.
     """
@@ -41,6 +42,7 @@ def demo(console: Console, progress: Progress) -> None:
         model, samples = sentences.load(
             SENTENCES, add_pooling_layer=False, attn_implementation="eager"
         )
+        del model.model.encoder.layer[layers:]
         exact = encoded(model, samples)
     with progress.step(f"Quantizing the linear layers: {SCHEME}, groups of {GROUP_SIZE}"):
         quantized = copy.deepcopy(model)
@@ -120,9 +122,13 @@ def left_out(report: Any) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo and return the exit code."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(arguments)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--layers", type=int, default=6, help="of MiniLM's 6; fewer are faster and encode worse"
+    )
+    layers = parser.parse_args(arguments).layers
     try:
-        demo(Console(highlight=False), Progress())
+        demo(layers, Console(highlight=False), Progress())
     except qcore.QcoreError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

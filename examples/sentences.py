@@ -65,6 +65,7 @@ def load(count: int, **options: Any) -> tuple[SentenceEncoder, list[Sample]]:
         The encoder, and token ids and mask of each sentence, int64 ``[1, 32]``.
     """
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it would list the weights that an option leaves out
     path = str(get_model_path())
     tokenizer = AutoTokenizer.from_pretrained(path)
     encoded = [
