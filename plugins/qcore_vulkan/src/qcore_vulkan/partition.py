@@ -166,6 +166,6 @@ def _drop_copies() -> Any:
                 return False
             source = node.args[1 if node.target in self._src_arg1_ops else 0]
             strides = [n.meta["val"].stride() for n in (source, node)]
-            return source.op != "placeholder" and strides[0] == strides[1]
+            return bool(source.op != "placeholder" and strides[0] == strides[1])
 
     return DropCopies()

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from attrs import asdict, field, frozen
+from attrs import asdict, frozen
 from torch.fx import Graph, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
@@ -63,7 +63,7 @@ class Verification:
 
     weights: tuple[WeightCheck, ...]
     expected_weights: int
-    operators: dict[str, int] = field(converter=dict)
+    operators: dict[str, int]
     sqnr_db: float
     max_abs_error: float
 
@@ -109,7 +109,7 @@ def verify(program: VulkanProgram, inputs: tuple[Any, ...]) -> Verification:
     return Verification(
         weights,
         len(stored),
-        Counter(name for graph in graphs for name in graph.operators),
+        dict(Counter(name for graph in graphs for name in graph.operators)),
         min(_sqnr(a, b) for a, b in differences),
         max(float((a - b).abs().max()) for a, b in differences),
     )
@@ -120,7 +120,7 @@ def _sqnr(reference: torch.Tensor, output: torch.Tensor) -> float:
     return float(10 * torch.log10(reference.pow(2).sum().clamp(min=1e-30) / noise))
 
 
-class _Runner(Interpreter):
+class _Runner(Interpreter):  # type: ignore[misc]
     """Runs a partitioned program: delegates from the ``.pte``, the rest as PyTorch computes it."""
 
     def __init__(self, program: Any, graphs: list[DelegateGraph]) -> None:
@@ -225,8 +225,7 @@ def _same(
     weight: torch.Tensor, scales: torch.Tensor, other: torch.Tensor, other_scales: torch.Tensor
 ) -> bool:
     rows = other_scales.shape[0]
-    return (
-        weight.shape == other.shape
-        and torch.equal(weight, other)
-        and torch.equal(scales[:rows].reshape(other_scales.shape).float(), other_scales.float())
-    )
+    if weight.shape != other.shape or not torch.equal(weight, other):
+        return False
+    scales = scales[:rows].reshape(other_scales.shape)
+    return bool(torch.equal(scales.float(), other_scales.float()))
