@@ -98,7 +98,9 @@ def test_a_graph_that_returns_too_little_is_an_error(monkeypatch):
 
 
 class Logits(nn.Module):
-    def __init__(self, **options: Any) -> None:
+    """A two-layer Llama; one with tied weights and fused attention is on the docs' page."""
+
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -108,7 +110,8 @@ class Logits(nn.Module):
             num_hidden_layers=2,
             num_attention_heads=2,
             num_key_value_heads=1,
-            **options,
+            tie_word_embeddings=False,
+            attn_implementation="eager",
         )
         self.model = LlamaForCausalLM(config)
 
@@ -117,16 +120,8 @@ class Logits(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"tie_word_embeddings": True},
-        {"tie_word_embeddings": False, "attn_implementation": "eager"},
-    ],
-    ids=["tied", "untied, eager attention"],
-)
-def test_a_llama_of_any_length_is_lowered_and_verified(options: dict[str, Any]):
-    model = Logits(**options).eval()
+def test_a_llama_of_any_length_is_lowered_and_verified():
+    model = Logits().eval()
     report = qcore.quantize_(model, "vulkan", "8da4w", group_size=32)
     assert len(report.quantized) == 15
     length = torch.export.Dim("length", min=2, max=16)
