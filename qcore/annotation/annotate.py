@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from attrs import field, frozen
 from torch.fx import GraphModule, Node
 
 from qcore.annotation.patterns import OperatorMatch, Rejection, SupportTable
@@ -30,6 +29,9 @@ __all__ = ["annotate_graph", "decide_float"]
 # Key in ``node.meta``: annotating a second time finds the decisions of the first.
 DECISION: Final = "qcore_decision"
 
+# Key of what a value was quantized with, for the nodes that move it on.
+_CONFIG: Final = "qcore_config"
+
 
 def annotate_graph(
     model: GraphModule, plan: QuantizationPlan, table: SupportTable, backend: str
@@ -47,13 +49,12 @@ def annotate_graph(
     Returns:
         A decision for every compute node.
     """
-    walk = _Walk(model, plan, table, backend)
     decided: dict[Node, Decision] = {}
     for node in model.graph.nodes:
         if node.op in ("placeholder", "output"):
             _annotate_io(node, plan)
         elif is_compute_node(node) and node not in decided:
-            for member, decision in walk.decide(node).items():
+            for member, decision in _decide(node, model, plan, table, backend).items():
                 decided[member] = member.meta[DECISION] = decision
     order = [n for n in model.graph.nodes if n in decided]
     return AnnotationReport(backend, tuple(decided[node] for node in order))
@@ -71,88 +72,60 @@ def _annotate_io(node: Node, plan: QuantizationPlan) -> None:
     write_annotation(node, inputs=dict.fromkeys(values, config.output_activation))
 
 
-@frozen
-class _Walk:
-    """What the decisions on the nodes of a graph depend on.
+def _decide(
+    node: Node,
+    model: GraphModule,
+    plan: QuantizationPlan,
+    table: SupportTable,
+    backend: str,
+) -> dict[Node, Decision]:
+    if annotation_of(node) is not None:
+        ours: Decision | None = node.meta.get(DECISION)
+        return {node: ours or _float(node, Rejection("another quantizer has annotated it"))}
+    selection = plan.select(node)
+    if selection.is_unset:
+        following = _follow_input(node, model, table)
+        if following is not None:
+            return {node: following}
+    if selection.config is None:
+        return {node: decide_float(node, selection)}
+    match = table.match(node, selection.config, plan)
+    if match is None:
+        return {node: _float(node, _not_in_table(node, table, backend))}
+    rejection = _reject(match, selection.config, model, backend)
+    if rejection is None:
+        rejection = match.pattern.rule(match, selection.config)
+    if rejection is not None:
+        return {node: _float(node, rejection)}
+    for member in match.nodes:
+        member.meta[_CONFIG] = selection.config
+    scheme = str(QuantizationScheme.from_config(selection.config))
+    return {
+        member: Decision(
+            member.name, operator_name(member), module_path(member), scheme, match.label
+        )
+        for member in match.nodes
+    }
 
-    Attributes:
-        model: The captured model.
-        plan: What the user selected.
-        table: What the backend quantizes.
-        backend: Its name.
-        configs: What the values that are quantized so far were quantized with.
-    """
 
-    model: GraphModule
-    plan: QuantizationPlan
-    table: SupportTable
-    backend: str
-    configs: dict[Node, QuantizationConfig] = field(factory=dict)
-
-    def decide(self, node: Node) -> dict[Node, Decision]:
-        """Annotate a node, with what is fused into it, or say why not."""
-        if annotation_of(node) is not None:
-            ours: Decision | None = node.meta.get(DECISION)
-            return {node: ours or _float(node, Rejection("another quantizer has annotated it"))}
-        selection = self.plan.select(node)
-        if selection.is_unset:
-            following = self._follow_input(node)
-            if following is not None:
-                return {node: following}
-        config = selection.config
-        if config is None:
-            return {node: decide_float(node, selection)}
-        match = self.table.match(node, config, self.plan)
-        if match is None:
-            return {node: _float(node, _not_in_table(node, self.table, self.backend))}
-        rejection = self._reject(match, config) or match.pattern.rule(match, config)
-        if rejection is not None:
-            return {node: _float(node, rejection)}
-        self.configs.update(dict.fromkeys(match.nodes, config))
-        scheme = str(QuantizationScheme.from_config(config))
-        return {
-            member: Decision(
-                member.name, operator_name(member), module_path(member), scheme, match.label
-            )
-            for member in match.nodes
-        }
-
-    def _follow_input(self, node: Node) -> Decision | None:
-        """Decide on a node that no rule selects and that only moves quantized data on."""
-        pattern = self.table.pattern_for(node)
-        source = node.args[0] if node.args else None
-        if pattern is None or not pattern.follows_input or not isinstance(source, Node):
-            return None
-        config = self.configs.get(source)
-        if config is None or not is_quantized_value(source) or not is_float_tensor(node):
-            return None
-        rejection = self._check(OperatorMatch(pattern, node), config)
-        if rejection is not None:
-            return _float(node, rejection)
-        shared = sharing_with(source)
-        write_annotation(node, {source: shared}, shared)
-        self.configs[node] = config
-        scheme = source.meta[DECISION].scheme
-        return Decision(node.name, operator_name(node), module_path(node), scheme, pattern.name)
-
-    def _reject(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
-        pattern = match.pattern
-        is_dynamic = QuantizationScheme.from_config(config).is_dynamic
-        if is_dynamic and not pattern.dynamic:
-            return Rejection(
-                f"{self.backend} runs {pattern.name} with static activations only",
-                "Give it a static configuration, or leave it in float.",
-            )
-        if not is_dynamic and not pattern.static:
-            return Rejection(
-                f"{self.backend} runs {pattern.name} with dynamic activations only",
-                "Give it a dynamic configuration, or leave it in float.",
-            )
-        return self._check(match, config)
-
-    def _check(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
-        found = (check(match, config, self.model) for check in match.pattern.checks)
-        return next(filter(None, found), None)
+def _follow_input(node: Node, model: GraphModule, table: SupportTable) -> Decision | None:
+    """Decide on a node that no rule selects and that only moves quantized data on."""
+    pattern = table.pattern_for(node)
+    source = node.args[0] if node.args else None
+    if pattern is None or not pattern.follows_input or not isinstance(source, Node):
+        return None
+    before, config = source.meta.get(DECISION), source.meta.get(_CONFIG)
+    if not is_quantized_value(source) or before is None or not is_float_tensor(node):
+        return None
+    if config is None:
+        return None
+    rejection = _first_rejection(OperatorMatch(pattern, node), config, model)
+    if rejection is not None:
+        return _float(node, rejection)
+    shared = sharing_with(source)
+    write_annotation(node, {source: shared}, shared)
+    node.meta[_CONFIG] = config
+    return Decision(node.name, operator_name(node), module_path(node), before.scheme, pattern.name)
 
 
 def decide_float(node: Node, selection: Selection) -> Decision:
@@ -177,6 +150,31 @@ def _float(node: Node, rejection: Rejection) -> Decision:
         reason=rejection.reason,
         advice=rejection.advice,
     )
+
+
+def _reject(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule, backend: str
+) -> Rejection | None:
+    pattern = match.pattern
+    is_dynamic = QuantizationScheme.from_config(config).is_dynamic
+    if is_dynamic and not pattern.dynamic:
+        return Rejection(
+            f"{backend} runs {pattern.name} with static activations only",
+            "Give it a static configuration, or leave it in float.",
+        )
+    if not is_dynamic and not pattern.static:
+        return Rejection(
+            f"{backend} runs {pattern.name} with dynamic activations only",
+            "Give it a dynamic configuration, or leave it in float.",
+        )
+    return _first_rejection(match, config, model)
+
+
+def _first_rejection(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    found = (check(match, config, model) for check in match.pattern.checks)
+    return next(filter(None, found), None)
 
 
 def _not_in_table(node: Node, table: SupportTable, backend: str) -> Rejection:
