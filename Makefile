@@ -2,6 +2,7 @@
 
 PYTHON ?= python3.11
 BACKEND ?= xnnpack
+WORKERS ?= 2
 
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
 BIN := .venv/bin
@@ -13,19 +14,31 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench rounding lint upstream-tests system-deps clean
+.PHONY: help demo test bench minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
 
-demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack)
-	@$(BIN)/python examples/classify_picture.py --backend $(BACKEND)
+# Vulkan has quantized linear layers and no runtime for a host: another model, and another check.
+DEMO = classify_picture.py --backend $(BACKEND)
+ifeq ($(BACKEND),vulkan)
+DEMO = encode_sentences.py
+endif
 
-test: $(STAMP)  ## Run the tests, the fast ones first
-	@$(BIN)/python -m pytest
+demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack); or BACKEND=vulkan
+	@$(BIN)/python examples/$(DEMO)
+
+# One thread for each worker. Each starts with a part of the tests, in order, and then takes over
+# what another has not come to: fixtures are rarely made twice, and the slow tests stay the last.
+test: export OMP_NUM_THREADS ?= 1
+test: $(STAMP)  ## Run the tests, the fast ones first (WORKERS=2)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench: $(STAMP)  ## Compare with ExecuTorch's own quantizer
 	@$(BIN)/python benchmarks/xnnpack.py
+
+minilm: $(STAMP)  ## Compare MiniLM in float, int8 and 8da4w on XNNPACK
+	@$(BIN)/python benchmarks/minilm.py
 
 rounding: $(STAMP)  ## Count where a .pte differs from its converted model, and why
 	@$(BIN)/python benchmarks/xnnpack_rounding.py

@@ -177,7 +177,7 @@ def print_nodes(console: Console, decisions: qcore.AnnotationReport, lowered: An
 def print_some(console: Console, lines: list[str]) -> None:
     """Print the first lines and how many more there are."""
     for line in lines[:MOST_NODES_SHOWN]:
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}", markup=False, soft_wrap=True)
     if len(lines) > MOST_NODES_SHOWN:
         console.print(f"  and {len(lines) - MOST_NODES_SHOWN} more")
 

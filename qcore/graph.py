@@ -26,6 +26,7 @@ __all__ = [
     "is_compute_node",
     "is_constant",
     "is_float_tensor",
+    "is_observer",
     "module_frames",
     "module_path",
     "operator_name",
@@ -46,6 +47,8 @@ _CONTROL_FLOW: Final = frozenset({"cond", "while_loop"})
 _STRICT_PREFIX: Final = re.compile(r"^L\[(['\"])self\1\]\.?")
 _INDEX: Final = re.compile(r"\[(['\"]?)(\w+)\1\]")
 _MODULES: Final = "._modules"
+# What torch.export records for nodes that it adds itself, such as the size of an input.
+_NO_MODULE: Final = "_empty_nn_module_stack_from_metadata_hook"
 
 #: Key in ``GraphModule.meta`` of the bodies of conditionals and loops of an annotated model.
 BODY: Final = "qcore_body"
@@ -89,6 +92,7 @@ def module_frames(node: Node) -> tuple[ModuleFrame, ...]:
             _normalized(path), type_name if isinstance(type_name, str) else _full(type_name)
         )
         for path, type_name in stack.values()
+        if path != _NO_MODULE
     )
     if frames:
         return frames
@@ -124,6 +128,11 @@ def operator_name(node: Node) -> str:
 
 def _is_overload(target: object) -> bool:
     return isinstance(target, torch._ops.OpOverload)
+
+
+def is_observer(node: Node) -> bool:
+    """Say whether a node is an observer or a fake quantization of torchao's PT2E flow."""
+    return node.op == "call_module" and str(node.target).startswith("activation_post_process")
 
 
 def is_compute_node(node: Node) -> bool:

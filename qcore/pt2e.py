@@ -25,7 +25,7 @@ from qcore.control_flow import (
     sink_all_parameters,
 )
 from qcore.errors import QcoreWarning
-from qcore.graph import clone, control_flow_bodies
+from qcore.graph import clone, control_flow_bodies, is_observer
 from qcore.report import REPORT, AnnotationReport
 
 __all__ = ["Body", "PreparedModel"]
@@ -255,7 +255,4 @@ def _stop_gradients(model: GraphModule) -> None:
 
 
 def _has_observers(model: GraphModule) -> bool:
-    return any(
-        node.op == "call_module" and str(node.target).startswith("activation_post_process")
-        for node in model.graph.nodes
-    )
+    return any(map(is_observer, model.graph.nodes))

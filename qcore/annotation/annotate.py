@@ -30,6 +30,9 @@ __all__ = ["annotate_graph", "decide_float"]
 # Key in ``node.meta``: annotating a second time finds the decisions of the first.
 DECISION: Final = "qcore_decision"
 
+# Key of what a value was quantized with, for the nodes that move it on.
+_CONFIG: Final = "qcore_config"
+
 
 def annotate_graph(
     model: GraphModule, plan: QuantizationPlan, table: SupportTable, backend: str
@@ -96,7 +99,7 @@ def _decide(
         return {node: ours or _float(node, Rejection("another quantizer has annotated it"))}
     selection = plan.select(node)
     if selection.is_unset:
-        following = _follow_input(node, table)
+        following = _follow_input(node, model, table)
         if following is not None:
             return {node: following}
     if selection.config is None:
@@ -110,6 +113,8 @@ def _decide(
         rejection = match.pattern.rule(match, selection.config)
     if rejection is not None:
         return {node: _float(node, rejection)}
+    for member in match.nodes:
+        member.meta[_CONFIG] = selection.config
     scheme = str(QuantizationScheme.from_config(selection.config))
     return {
         member: Decision(
@@ -119,17 +124,23 @@ def _decide(
     }
 
 
-def _follow_input(node: Node, table: SupportTable) -> Decision | None:
-    """Quantize a node that no rule selects and that only moves quantized data on."""
+def _follow_input(node: Node, model: GraphModule, table: SupportTable) -> Decision | None:
+    """Decide on a node that no rule selects and that only moves quantized data on."""
     pattern = table.pattern_for(node)
     source = node.args[0] if node.args else None
     if pattern is None or not pattern.follows_input or not isinstance(source, Node):
         return None
-    before = source.meta.get(DECISION)
+    before, config = source.meta.get(DECISION), source.meta.get(_CONFIG)
     if not is_quantized_value(source) or before is None or not is_float_tensor(node):
         return None
+    if config is None:
+        return None
+    rejection = _first_rejection(OperatorMatch(pattern, node), config, model)
+    if rejection is not None:
+        return _float(node, rejection)
     shared = sharing_with(source)
     write_annotation(node, {source: shared}, shared)
+    node.meta[_CONFIG] = config
     return Decision(node.name, operator_name(node), module_path(node), before.scheme, pattern.name)
 
 
@@ -172,7 +183,14 @@ def _reject(
             f"{backend} runs {pattern.name} with dynamic activations only",
             "Give it a dynamic configuration, or leave it in float.",
         )
-    return next(filter(None, (check(match, config, model) for check in pattern.checks)), None)
+    return _first_rejection(match, config, model)
+
+
+def _first_rejection(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    found = (check(match, config, model) for check in match.pattern.checks)
+    return next(filter(None, found), None)
 
 
 def _not_in_table(node: Node, table: SupportTable, backend: str) -> Rejection:

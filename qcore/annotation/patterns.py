@@ -129,6 +129,10 @@ class OperatorMatch:
         return " + ".join([self.pattern.name, *fused])
 
 
+def _patterns(given: Iterable[OperatorPattern]) -> tuple[OperatorPattern, ...]:
+    return tuple(given)
+
+
 @frozen
 class SupportTable:
     """The operators that a backend quantizes, as data.
@@ -138,7 +142,7 @@ class SupportTable:
         advice: For operators that are in no row: what to try, by operator.
     """
 
-    patterns: tuple[OperatorPattern, ...] = field(converter=tuple)
+    patterns: tuple[OperatorPattern, ...] = field(converter=_patterns)
     advice: dict[Any, str] = field(factory=dict)
     _by_target: dict[Any, OperatorPattern] = field(init=False, repr=False, eq=False)
 

@@ -15,6 +15,7 @@ from qcore.lowering.embeddings import fuse_embeddings
 from qcore.lowering.export import (
     bounds_of,
     export_for_lowering,
+    private_copy,
     shared_provenance,
     user_input_names,
 )
@@ -68,6 +69,7 @@ def lower_with_partitioner(
     backend: str,
     partitioners: Sequence[Any],
     runner: Runner | None,
+    edge_passes: Sequence[Any] = (),
     dynamic_shapes: Any = None,
     compile_config: Any = None,
     executorch_config: Any = None,
@@ -87,6 +89,7 @@ def lower_with_partitioner(
         backend: Name of the backend, for the program, its report and messages.
         partitioners: ExecuTorch partitioners, tried in this order.
         runner: Executes the program on this machine; None where no host can.
+        edge_passes: ExecuTorch passes over the edge graph, before the partitioners.
         dynamic_shapes: As ``torch.export.export`` takes it. None keeps the dynamic dimensions
             that the graph was captured with. An ``ExportedProgram`` brings its own.
         compile_config: ExecuTorch's ``EdgeCompileConfig``; None takes its defaults.
@@ -113,12 +116,13 @@ def lower_with_partitioner(
             _require_bounds(inputs, backend)
         with clock.stage("partition"), stated_reasons() as reasons:
             if partition is None:
-                edge = _partition(exir, exported, partitioners, compile_config)
+                edge = _partition(exir, exported, edge_passes, partitioners, compile_config)
             else:
                 edge = partition(exported)
             fused = fuse_embeddings(edge)
         if on_partitioned is not None:
-            on_partitioned(edge.exported_program())
+            # Emitting rewrites the graph to operators that write into planned memory.
+            on_partitioned(private_copy(edge.exported_program()))
         found = inspect_lowered(edge.exported_program().graph_module, {**reasons, **fused})
         if found.stray or fused:
             # They have kernels on both sides, which are registered on request only.
@@ -191,7 +195,11 @@ def _root_cause(error: BaseException) -> BaseException:
 
 
 def _partition(
-    exir: Any, exported: ExportedProgram, partitioners: Sequence[Any], compile_config: Any
+    exir: Any,
+    exported: ExportedProgram,
+    edge_passes: Sequence[Any],
+    partitioners: Sequence[Any],
+    compile_config: Any,
 ) -> Any:
     from torch.fx import GraphModule
 
@@ -202,11 +210,16 @@ def _partition(
     ]
     if not bodies:
         return exir.to_edge_transform_and_lower(
-            exported, partitioner=list(partitioners), compile_config=compile_config
+            exported,
+            transform_passes=list(edge_passes) or None,
+            partitioner=list(partitioners),
+            compile_config=compile_config,
         )
     # The one-step form keeps operators whole for the partitioners, but looks for them outside
     # the bodies of conditionals and loops only; the older form decomposes them everywhere.
     edge = exir.to_edge(exported, compile_config=compile_config)
+    if edge_passes:
+        edge = edge.transform(list(edge_passes))
     for partitioner in partitioners:
         edge = edge.to_backend(partitioner)
     return edge

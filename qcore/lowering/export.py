@@ -38,6 +38,7 @@ _DROPPED = (
     "nn_module_stack",
     "eager_input_vals",
     "quantization_annotation",
+    "qcore_config",
     "seq_nr",
 )
 

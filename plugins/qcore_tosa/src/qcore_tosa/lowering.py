@@ -15,7 +15,6 @@ from torch.fx import GraphModule
 
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
-from qcore.lowering.export import private_copy
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
 from qcore_tosa.program import TosaProgram
@@ -132,8 +131,7 @@ def lower_by_tosa(
             partitioners=[],
             runner=runner,
             partition=lambda exported: _partitioned(exported, compile_spec, target),
-            # What follows rewrites the graph in place for ExecuTorch's kernels.
-            on_partitioned=lambda partitioned: kept.append(private_copy(partitioned)),
+            on_partitioned=kept.append,
         )
     fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
     delegates = delegates_of(kept[0], compilations)
@@ -244,7 +242,7 @@ def _has_unsigned(program: ExportedProgram) -> bool:
 
 def _partitioner(where: str, compile_spec: Any, *, bodies: bool) -> Any:
     module, _, name = where.partition(":")
-    base = getattr(import_executorch(module), name)
+    base: Any = getattr(import_executorch(module), name)
     why = import_executorch("executorch.exir.backend.utils").WhyNoPartition(_LOGGER)
 
     class Reporting(base):  # type: ignore[misc]

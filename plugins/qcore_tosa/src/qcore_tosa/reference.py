@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ReferenceRunner"]
 
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
 
 class _ReferenceProcess(ChildProcess):
     """One process with the TOSA graphs of a program."""
@@ -33,7 +35,7 @@ class _ReferenceProcess(ChildProcess):
             "qcore_tosa._reference_child", files=graphs, config={}, env={}, timeout_s=timeout_s
         )
 
-    def execute(self, graph: str, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def execute(self, graph: str, inputs: Sequence[Array]) -> list[Array]:
         """Execute one graph on arrays in the layout that it takes."""
         import numpy as np
 
@@ -91,7 +93,7 @@ def _input_names(tosa: bytes) -> list[str]:
     return [block.Inputs(index).decode() for index in range(block.InputsLength())]
 
 
-def _to_array(value: torch.Tensor, like: torch.Tensor) -> np.ndarray:
+def _to_array(value: torch.Tensor, like: torch.Tensor) -> Array:
     """Lay a tensor out in memory as the graph declares it: a TOSA tensor has no strides."""
     import torch
 
@@ -99,7 +101,7 @@ def _to_array(value: torch.Tensor, like: torch.Tensor) -> np.ndarray:
     return (dense.view(torch.uint16) if dense.dtype is torch.bfloat16 else dense).numpy()
 
 
-def _to_tensor(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+def _to_tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
     import numpy as np
     import torch
 

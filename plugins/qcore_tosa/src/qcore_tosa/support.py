@@ -133,6 +133,8 @@ _INTERVALS: Final = (
 
 _CASTS: Final = _rows(CastRule(), "to.dtype", checks=(float_edges,))
 
+_GETITEM: Final[tuple[Any, ...]] = (operator.getitem,)
+
 _MOVING: Final = (
     *_rows(
         None,
@@ -149,7 +151,7 @@ _MOVING: Final = (
         relu relu_, where.self""",
         shares_range=True,
     ),
-    OperatorPattern("getitem", (operator.getitem,), None, shares_range=True),
+    OperatorPattern("getitem", _GETITEM, None, shares_range=True),
 )
 
 TABLE: Final = SupportTable(

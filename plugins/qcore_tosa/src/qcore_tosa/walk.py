@@ -17,7 +17,7 @@ __all__ = ["walk"]
 Execute = Callable[[Any, Sequence[Any]], list[Any]]
 
 
-class _Walker(torch.fx.Interpreter):
+class _Walker(torch.fx.Interpreter):  # type: ignore[misc]
     """Interprets a graph and the bodies of its conditionals and loops."""
 
     def __init__(self, graph: GraphModule, execute: Execute) -> None:
