@@ -135,6 +135,27 @@ def test_every_declared_scheme_compiles_for_the_npu_alone(
     torch.testing.assert_close(program.run(picture), result.model(picture), rtol=0, atol=step)
 
 
+class Residual(nn.Module):
+    """A value that a convolution and an addition read, as in most networks for pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return x + self.second(x)
+
+
+@pytest.mark.slow
+def test_residual_connections_compile_with_16_bit_activations(picture: torch.Tensor) -> None:
+    q = get().set_global("16a8w")
+    result = qcore.quantize(Residual(), q, [picture])
+    program = q.lower(result.model, picture)
+    torch.testing.assert_close(program.run(picture), result.model(picture), rtol=0, atol=0.001)
+
+
 @pytest.mark.slow
 def test_pictures_may_come_in_as_uint8(cnn: nn.Module, picture: torch.Tensor) -> None:
     q = get("ethos-u55-128").set_global("8a8w").set_io(get_uint8_io_quantization_config())

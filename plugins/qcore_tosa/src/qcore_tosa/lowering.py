@@ -17,6 +17,7 @@ from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
+from qcore_tosa.mends import mended_passes
 from qcore_tosa.program import TosaProgram
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def lower_by_tosa(
     kept: list[Any] = []
     with (
         _quiet_backend(),
+        mended_passes(),
         _recorded(target) as compilations,
     ):
         lowered = lower_with_partitioner(

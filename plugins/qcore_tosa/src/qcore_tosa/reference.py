@@ -98,7 +98,8 @@ def _to_array(value: torch.Tensor, like: torch.Tensor) -> Array:
     import torch
 
     dense = value.detach().permute(like.dim_order()).contiguous()
-    return (dense.view(torch.uint16) if dense.dtype is torch.bfloat16 else dense).numpy()
+    array: Array = (dense.view(torch.uint16) if dense.dtype is torch.bfloat16 else dense).numpy()
+    return array
 
 
 def _to_tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
