@@ -53,7 +53,11 @@ Check: TypeAlias = "Callable[[OperatorMatch, QuantizationConfig, GraphModule], R
 
 
 class AnnotationRule(Protocol):
-    """Places the qspecs of a configuration on a match, or says why it cannot."""
+    """Places the qspecs of a configuration on a match, or says why it cannot.
+
+    A rule for operators with a weight has its position as ``weight``; others are never asked to
+    place a weight-only configuration.
+    """
 
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate the nodes of ``match``; returns a rejection where nothing was annotated."""
@@ -120,6 +124,10 @@ class OperatorMatch:
         return " + ".join([self.pattern.name, *fused])
 
 
+def _rows(patterns: Iterable[OperatorPattern]) -> tuple[OperatorPattern, ...]:
+    return tuple(patterns)
+
+
 @frozen
 class SupportTable:
     """The operators that a backend quantizes, as data.
@@ -129,7 +137,7 @@ class SupportTable:
         advice: For operators that are in no row: what to try, by operator.
     """
 
-    patterns: tuple[OperatorPattern, ...] = field(converter=tuple)
+    patterns: tuple[OperatorPattern, ...] = field(converter=_rows)
     advice: dict[Any, str] = field(factory=dict)
     _by_target: dict[Any, OperatorPattern] = field(init=False, repr=False, eq=False)
 
