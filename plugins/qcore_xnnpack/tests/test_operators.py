@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qcore.testing import Fn
 from qcore_xnnpack.support import TABLE
 
 torch.manual_seed(0)  # The layers of the cases are the same in every run.
@@ -17,17 +18,6 @@ torch.manual_seed(0)  # The layers of the cases are the same in every run.
 IMAGE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 SIGNAL = IMAGE[0]
 OTHER = IMAGE.flip(3) * 2
-
-
-class Fn(nn.Module):
-    def __init__(self, function: Callable[..., torch.Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.function(self, *inputs)
 
 
 def conv(**options: Any) -> nn.Conv2d:
