@@ -292,6 +292,8 @@ class Subject:
                     self.selected(scheme),
                     model.samples,
                     is_qat=scheme.is_qat,
+                    # It would hide coarse weights, seen on the samples that it learned from.
+                    bias_correction=False,
                 )
 
         found: QuantizedModel = self.cached(("quantized", model.name, scheme), go)

@@ -127,7 +127,7 @@ class LoweringChecks:
         model, _ = lowered
         scheme = subject.main_scheme
         converted = subject.quantize(model, scheme).model
-        fresh = qcore.quantize(fresh_graph(model), subject.selected(scheme), model.samples).model
+        fresh = Subject(subject.name, subject.requirements).quantize(model, scheme).model
         inputs = model.samples[0]
         for before, after in compared_outputs(fresh(*inputs), converted(*inputs)):
             assert torch.equal(before, after), (

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from qcore.graph import tensor_attribute
 from qcore.schemes import QuantizationScheme
 from qcore.testing.subject import Annotated, Subject
 
@@ -106,11 +107,20 @@ def check_bits(subject: Subject, found: Annotated, scheme: QuantizationScheme) -
         )
 
 
-def integer_weights(model: GraphModule) -> int:
-    """Return how many integer parameters a converted model has that are dequantized."""
-    count = 0
+def integer_weights(model: GraphModule) -> Iterator[tuple[str, int, int]]:
+    """Walk the parameters of a converted model that are stored in 8 bits or fewer.
+
+    Args:
+        model: What ``convert_pt2e`` returned.
+
+    Yields:
+        The operator that reads it, the largest level in use, and the largest level that there is.
+    """
     for node in model.graph.nodes:
-        if node.op == "call_function" and "dequantize" in str(node.target):
-            source = node.args[0]
-            count += isinstance(source, Node) and source.op == "get_attr"
-    return count
+        source = node.args[0] if node.args else None
+        if "dequantize_per" not in str(node.target) or not isinstance(source, Node):
+            continue
+        limit = node.args[5 if "per_channel" in str(node.target) else 4]
+        if source.op == "get_attr" and limit <= 127:
+            levels = tensor_attribute(model, source)
+            yield ", ".join(user.name for user in node.users), int(levels.int().abs().max()), limit

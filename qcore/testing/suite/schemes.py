@@ -47,7 +47,9 @@ class SchemeChecks:
     def test_schemes_are_hashable_and_unique(self, subject: Subject) -> None:
         seen: set[QuantizationScheme] = set()
         for scheme in (*subject.schemes, *subject.source_schemes):
-            with subject.step(f"hash({scheme})", "Build schemes of numbers and strings only."):
+            with subject.step(
+                f"the hash of {scheme!r}", "Build schemes of numbers and strings only."
+            ):
                 again = scheme in seen
             assert not again, f"{subject.name}: {scheme} is declared twice; name it once."
             seen.add(scheme)
@@ -74,11 +76,17 @@ class SchemeChecks:
         )
         check_bits(subject, subject.annotated(model, scheme), scheme)
         result = subject.quantize(model, scheme)
-        bits = integer_weights(result.model)
-        assert bits, (
+        weights = list(integer_weights(result.model))
+        assert weights, (
             f"{subject.name} declares {scheme}, and {model.name} has no integer weight after "
             "convert_pt2e: annotate the weight's edge with the weight qspec of the configuration."
         )
+        for name, used, limit in weights:
+            # Scales that are powers of two leave half of the levels unused at most.
+            assert used > 0.45 * limit, (
+                f"{subject.name}: with {scheme}, the weight of {name} in {model.name} uses levels up "
+                f"to {used} of {limit}: its scale is {limit / max(used, 1):.0f} times too large."
+            )
         expected = model.module()(*model.samples[0])
         for before, after in compared_outputs(expected, result.model(*model.samples[0])):
             noise = sqnr_db(before, after)
@@ -209,9 +217,9 @@ def _try_source(
     model = Fn(forward, **layers).eval()
     inputs = (_ROWS, _IDS)
     in_float = model(*inputs)
-    rules: Any = {name: _source(scheme) for name, scheme in zip(layers, schemes, strict=True)}
     what = f"a model with {', '.join(map(str, schemes))}"
-    with subject.step(f"quantize_ of {what}"):
+    with subject.step(f"quantize_ of {what}", "Declare what quantize_ can ask for."):
+        rules: Any = {name: _source(scheme) for name, scheme in zip(layers, schemes, strict=True)}
         qcore.quantize_(model, subject.quantizer(), rules=rules)
     quantized = model(*inputs)
     if not subject.requirements.lowers:
