@@ -84,8 +84,8 @@ class SchemeChecks:
         for name, used, limit in weights:
             # Scales that are powers of two leave half of the levels unused at most.
             assert used > 0.45 * limit, (
-                f"{subject.name}: with {scheme}, the weight of {name} in {model.name} uses levels up "
-                f"to {used} of {limit}: its scale is {limit / max(used, 1):.0f} times too large."
+                f"{subject.name}: with {scheme}, the weight of {name} in {model.name} uses levels "
+                f"up to {used} of {limit}: its scale is {limit / max(used, 1):.0f} times too large."
             )
         expected = model.module()(*model.samples[0])
         for before, after in compared_outputs(expected, result.model(*model.samples[0])):
