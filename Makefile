@@ -13,7 +13,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench rounding lint upstream-tests clean
+.PHONY: help demo test outside bench rounding lint upstream-tests clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -23,6 +23,9 @@ demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack)
 
 test: $(STAMP)  ## Run the tests, the fast ones first
 	@$(BIN)/python -m pytest
+
+outside: $(STAMP)  ## Try the wheels where nothing else of this repository is
+	@$(BIN)/python -m pytest outside
 
 bench: $(STAMP)  ## Compare with ExecuTorch's own quantizer
 	@$(BIN)/python benchmarks/xnnpack.py
