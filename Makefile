@@ -6,6 +6,7 @@ BACKEND ?= xnnpack
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
 BIN := .venv/bin
 STAMP := .venv/.set-up
+FACTS := build/facts
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 # By default torch's threads spin while they wait for each other. On a machine that is busy with
@@ -13,7 +14,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test outside bench rounding lint upstream-tests clean
+.PHONY: help demo test support outside bench rounding lint upstream-tests clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -22,7 +23,14 @@ demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack)
 	@$(BIN)/python examples/classify_picture.py --backend $(BACKEND)
 
 test: $(STAMP)  ## Run the tests, the fast ones first
-	@$(BIN)/python -m pytest
+	@rm -rf $(FACTS)
+	@$(BIN)/python -m pytest --qcore-facts $(FACTS)
+	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md --check
+
+support: $(STAMP)  ## Make docs/support.md from what the conformance suite finds
+	@rm -rf $(FACTS)
+	@$(BIN)/python -m pytest --qcore-facts $(FACTS) plugins/*/tests/test_conformance.py
+	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md
 
 outside: $(STAMP)  ## Try the wheels where nothing else of this repository is
 	@$(BIN)/python -m pytest outside

@@ -16,6 +16,7 @@ from qcore.testing.suite.annotation import AnnotationChecks
 from qcore.testing.suite.discovery import DiscoveryChecks
 from qcore.testing.suite.flow import FlowChecks
 from qcore.testing.suite.lowering import LoweringChecks
+from qcore.testing.suite.operators import OperatorChecks
 from qcore.testing.suite.robustness import RobustnessChecks
 from qcore.testing.suite.schemes import SchemeChecks
 
@@ -28,6 +29,7 @@ _PARAMETERS = {"scheme": "supported_schemes", "source_scheme": "source_schemes"}
 class BackendConformance(
     RobustnessChecks,
     LoweringChecks,
+    OperatorChecks,
     FlowChecks,
     AnnotationChecks,
     SchemeChecks,
@@ -107,7 +109,7 @@ class BackendConformance(
             return []
         return list(getattr(quantizer, attribute))
 
-    def test_expected_failures_have_names_and_reasons(self) -> None:
+    def test_expected_failures_have_names_and_reasons(self, subject: Subject) -> None:
         checks = {name.removeprefix("test_") for name in dir(self) if name.startswith("test_")}
         for check, reason in self.expected_failures.items():
             name = re.sub(r"\[.*", "", check)
@@ -116,3 +118,4 @@ class BackendConformance(
                 f"{', '.join(qcore.errors.near_misses(name, checks)) or 'another'}?"
             )
             assert reason.strip(), f"expected_failures gives no reason for {check!r}"
+            subject.record("expected failure", check, reason)

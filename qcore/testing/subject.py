@@ -14,7 +14,6 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 import qcore
-from qcore import registry
 from qcore.capture import Sample, capture
 from qcore.errors import PartialQuantizationError, QcoreError, QcoreWarning
 from qcore.flow import QuantizedModel
@@ -24,6 +23,7 @@ from qcore.quantizer import Quantizer
 from qcore.report import AnnotationReport
 from qcore.schemes import QuantizationScheme, SchemeLike
 from qcore.testing.models import ZOO, ZooModel
+from qcore.testing.operators import OPERATORS
 from qcore.testing.requirements import Requirements
 
 __all__ = [
@@ -45,10 +45,12 @@ class ConformanceFailure(AssertionError):
     """A check that failed because a step that it needs raised something."""
 
 
+_KNOWN = {model.name: model for model in (*ZOO.values(), *OPERATORS.values())}
+
+
 @functools.cache
 def _captured(name: str, is_qat: bool) -> GraphModule:
-    model = ZOO[name]
-    return _capture(model, is_qat)
+    return _capture(_KNOWN[name], is_qat)
 
 
 def _capture(model: ZooModel, is_qat: bool) -> GraphModule:
@@ -66,7 +68,7 @@ def fresh_graph(model: ZooModel, is_qat: bool = False) -> GraphModule:
     Returns:
         The graph module; free to be changed.
     """
-    known = ZOO.get(model.name) is model
+    known = _KNOWN.get(model.name) is model
     graph = clone(_captured(model.name, is_qat) if known else _capture(model, is_qat))
     for module in graph.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -227,9 +229,11 @@ class Subject:
         return self.executed_schemes[0]
 
     @property
-    def backend_class(self) -> type:
-        """The backend's class, as discovery finds it."""
-        return registry.backends()[self.name].load()
+    def evidence(self) -> str:
+        """What is shown by a program that was lowered, for support pages."""
+        if self.requirements.runs:
+            return "runs"
+        return "verified" if self.requirements.verifies else "lowers"
 
     def selected(self, scheme: SchemeLike) -> Quantizer:
         """Build a quantizer that selects everything."""

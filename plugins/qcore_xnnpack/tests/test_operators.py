@@ -160,7 +160,8 @@ MIXED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "clamp with one bound": (lambda y: y.clamp(min=0.1), "no quantized aten.clamp"),
     "sigmoid": (torch.sigmoid, "no quantized aten.sigmoid.default"),
     "softmax of an image": (lambda y: y.softmax(-1), "no quantized aten.softmax"),
-    "mean of everything": (lambda y: y.mean().reshape(1), ""),
+    "mean of everything": (lambda y: y.mean().reshape(1), "no quantized aten.mean.default"),
+    "mean of rows": (lambda y: y.mean(-1), "averages over height and width of 4d tensors only"),
 }
 
 

@@ -16,11 +16,11 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from qcore.graph import ORIGINAL_TARGET, is_compute_node, module_path
 from qcore.quantizer import Quantizer
 from qcore.schemes import QuantizationScheme
-from qcore.testing.models import ZOO
+from qcore.testing.models import ZOO, ZooModel
 from qcore.testing.subject import Annotated, Subject, fresh_graph
 from qcore.testing.suite.qspecs import annotation_snapshot, check_bits, says_something
 
-__all__ = ["AnnotationChecks"]
+__all__ = ["AnnotationChecks", "check_every_node", "check_reasons", "check_truth"]
 
 every_model = pytest.mark.parametrize("model", ZOO)
 _THREE = ZOO["three_linears"]
@@ -60,57 +60,17 @@ class AnnotationChecks:
     @every_model
     def test_every_compute_node_has_a_decision(self, subject: Subject, model: str) -> None:
         for scheme in subject.executed_schemes:
-            self._check_every_node(subject, model, scheme)
-
-    def _check_every_node(self, subject: Subject, model: str, scheme: QuantizationScheme) -> None:
-        found = subject.annotated(ZOO[model], scheme)
-        decided = Counter(decision.node for decision in found.report.decisions)
-        computing = [n.name for n in found.graph.graph.nodes if is_compute_node(n)]
-        forgotten = [name for name in computing if name not in decided]
-        assert not forgotten, (
-            f"{subject.name}: annotate says nothing of {', '.join(forgotten)} in {model}. Add a "
-            "Decision for each: quantized, or in float with the reason."
-        )
-        twice = [name for name, count in decided.items() if count > 1]
-        assert not twice, f"{subject.name}: annotate decides twice on {', '.join(twice)} in {model}"
-        unknown = sorted(set(decided) - set(computing))
-        assert not unknown, (
-            f"{subject.name}: annotate decides on {', '.join(unknown)}, which {model} does not "
-            "have or which compute nothing"
-        )
-        assert found.report.backend == subject.name, (
-            f"{subject.name}: the report says it is of {found.report.backend!r}"
-        )
+            check_every_node(subject, ZOO[model], scheme)
 
     @every_model
     def test_what_stays_in_float_has_a_reason(self, subject: Subject, model: str) -> None:
         for scheme in subject.executed_schemes:
-            for decision in subject.annotated(ZOO[model], scheme).report.in_float:
-                assert decision.reason.strip(), (
-                    f"{subject.name}: {decision.node} ({decision.operator}) of {model} stays in "
-                    f"float under {scheme} without a reason. Say which rule or which limit of the "
-                    "backend it is."
-                )
+            check_reasons(subject, ZOO[model], scheme)
 
     @every_model
     def test_decisions_are_what_was_annotated(self, subject: Subject, model: str) -> None:
         for scheme in subject.executed_schemes:
-            self._check_truth(subject, model, scheme)
-
-    def _check_truth(self, subject: Subject, model: str, scheme: QuantizationScheme) -> None:
-        found = subject.annotated(ZOO[model], scheme)
-        for decision in found.report.decisions:
-            node = found.node(decision.node)
-            if decision.is_quantized:
-                assert _takes_part(found, node), (
-                    f"{subject.name}: {decision.node} of {model} is reported as quantized with "
-                    f"{decision.scheme}, and no qspec is on it. Annotate it, or report it in float."
-                )
-            else:
-                assert not says_something(node), (
-                    f"{subject.name}: {decision.node} of {model} is reported in float "
-                    f"({decision.reason}), and has qspecs. Remove them, or report it as quantized."
-                )
+            check_truth(subject, ZOO[model], scheme)
 
     @every_model
     def test_qspecs_are_those_of_the_configuration(self, subject: Subject, model: str) -> None:
@@ -217,6 +177,56 @@ class AnnotationChecks:
             f"{subject.name}: {node.name}, which another quantizer has annotated, is reported as "
             "quantized by this one"
         )
+
+
+def check_every_node(subject: Subject, model: ZooModel, scheme: QuantizationScheme) -> None:
+    """Check that there is one decision for every compute node, and none for others."""
+    found = subject.annotated(model, scheme)
+    decided = Counter(decision.node for decision in found.report.decisions)
+    computing = [n.name for n in found.graph.graph.nodes if is_compute_node(n)]
+    forgotten = [name for name in computing if name not in decided]
+    assert not forgotten, (
+        f"{subject.name}: annotate says nothing of {', '.join(forgotten)} in {model.name}. Add a "
+        "Decision for each: quantized, or in float with the reason."
+    )
+    twice = [name for name, count in decided.items() if count > 1]
+    assert not twice, (
+        f"{subject.name}: annotate decides twice on {', '.join(twice)} in {model.name}"
+    )
+    unknown = sorted(set(decided) - set(computing))
+    assert not unknown, (
+        f"{subject.name}: annotate decides on {', '.join(unknown)}, which {model.name} does not "
+        "have or which compute nothing"
+    )
+    assert found.report.backend == subject.name, (
+        f"{subject.name}: the report says it is of {found.report.backend!r}"
+    )
+
+
+def check_reasons(subject: Subject, model: ZooModel, scheme: QuantizationScheme) -> None:
+    """Check that every decision for float says why."""
+    for decision in subject.annotated(model, scheme).report.in_float:
+        assert decision.reason.strip(), (
+            f"{subject.name}: {decision.node} ({decision.operator}) of {model.name} stays in float "
+            f"under {scheme} without a reason. Say which rule or which limit of the backend it is."
+        )
+
+
+def check_truth(subject: Subject, model: ZooModel, scheme: QuantizationScheme) -> None:
+    """Check that what is reported as quantized is annotated, and the rest is not."""
+    found = subject.annotated(model, scheme)
+    for decision in found.report.decisions:
+        node = found.node(decision.node)
+        if decision.is_quantized:
+            assert _takes_part(found, node), (
+                f"{subject.name}: {decision.node} of {model.name} is reported as quantized with "
+                f"{decision.scheme}, and no qspec is on it. Annotate it, or report it in float."
+            )
+        else:
+            assert not says_something(node), (
+                f"{subject.name}: {decision.node} of {model.name} is reported in float "
+                f"({decision.reason}), and has qspecs. Remove them, or report it as quantized."
+            )
 
 
 def _takes_part(found: Annotated, node: Node) -> bool:

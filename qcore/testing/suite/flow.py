@@ -74,6 +74,7 @@ class FlowChecks:
             converted = _converted(subject, zoo, scheme)
         except PartialQuantizationError as error:
             _check_refusal_of_partial(subject, zoo, str(error))
+            subject.record("model", model, "refused")
             return
         inputs = [*zoo.samples, *([zoo.other_sizes] if zoo.other_sizes else [])]
         for sample in inputs:
@@ -95,7 +96,8 @@ class FlowChecks:
         for before, sample in zip(samples, zoo.samples, strict=True):
             for kept, now in zip(before, sample, strict=True):
                 assert torch.equal(kept, now), f"{subject.name}: {model} now writes to its inputs"
-        subject.record("model", model, "converts")
+        report = subject.annotated(zoo).report
+        subject.record("model", model, f"{len(report.quantized)} of {len(report.decisions)}")
 
     def test_partial_quantization(self, subject: Subject) -> None:
         three = ZOO["three_linears"]
