@@ -30,7 +30,12 @@ _HOMES = {
     "ZooModel": "qcore.testing.models",
 }
 # Their assertions explain themselves; plugin and models have none.
-_WITH_ASSERTIONS = ("qcore.testing.conformance", "qcore.testing.subject", "qcore.testing.suite")
+_WITH_ASSERTIONS = (
+    "qcore.testing.comparison",
+    "qcore.testing.conformance",
+    "qcore.testing.subject",
+    "qcore.testing.suite",
+)
 
 
 def __getattr__(name: str) -> Any:

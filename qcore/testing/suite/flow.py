@@ -10,9 +10,12 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 import qcore
 from qcore.errors import PartialQuantizationError
 from qcore.graph import control_flow_bodies, is_compute_node
+from qcore.quantizer import Quantizer
+from qcore.report import AnnotationReport
 from qcore.schemes import QuantizationScheme
+from qcore.testing.comparison import compared_outputs, expected_sqnr_db, sqnr_db
 from qcore.testing.models import ZOO, ZooModel
-from qcore.testing.subject import Subject, compared_outputs, expected_sqnr_db, fresh_graph, sqnr_db
+from qcore.testing.subject import Subject, fresh_graph
 
 __all__ = ["FlowChecks"]
 
@@ -71,7 +74,7 @@ class FlowChecks:
             return  # Asked by another check, which expects a refusal.
         samples = [tuple(map(torch.clone, sample)) for sample in zoo.samples]
         try:
-            converted = _converted(subject, zoo, scheme)
+            converted, report = _converted(subject, zoo, scheme)
         except PartialQuantizationError as error:
             _check_refusal_of_partial(subject, zoo, str(error))
             subject.record("model", model, "refused")
@@ -96,7 +99,6 @@ class FlowChecks:
         for before, sample in zip(samples, zoo.samples, strict=True):
             for kept, now in zip(before, sample, strict=True):
                 assert torch.equal(kept, now), f"{subject.name}: {model} now writes to its inputs"
-        report = subject.annotated(zoo).report
         subject.record("model", model, f"{len(report.quantized)} of {len(report.decisions)}")
 
     def test_partial_quantization(self, subject: Subject) -> None:
@@ -145,7 +147,7 @@ class FlowChecks:
     def test_the_result_is_the_same_every_time(self, subject: Subject) -> None:
         zoo, scheme = ZOO["residual_add"], subject.main_scheme
         try:
-            first, second = (_converted(subject, zoo, scheme) for _ in range(2))
+            (first, _), (second, _) = (_converted(subject, zoo, scheme) for _ in range(2))
         except PartialQuantizationError:
             return
         assert first.code == second.code, (
@@ -160,19 +162,28 @@ def _operators(graph: GraphModule) -> list[str]:
     return [str(node.target) for node in graph.graph.nodes if is_compute_node(node)]
 
 
-def _converted(subject: Subject, zoo: ZooModel, scheme: QuantizationScheme) -> GraphModule:
+def _converted(
+    subject: Subject, zoo: ZooModel, scheme: QuantizationScheme
+) -> tuple[GraphModule, AnnotationReport]:
     graph = fresh_graph(zoo)
     quantizer = subject.selected(subject.main_scheme)
     if any(True for _ in control_flow_bodies(graph)):
         with subject.step(f"quantize_with_submodules of {zoo.name}"):
-            return quantizer.quantize_with_submodules(graph, zoo.samples)
+            converted = quantizer.quantize_with_submodules(graph, zoo.samples)
+        return converted, _report(quantizer)
     with subject.step(f"prepare_pt2e of {zoo.name} with {scheme}"):
         prepared = prepare_pt2e(graph, quantizer)
     with subject.step(f"calibrating {zoo.name}"):
         for sample in zoo.samples:
             prepared(*sample)
     with subject.step(f"convert_pt2e of {zoo.name}"):
-        return convert_pt2e(prepared)
+        return convert_pt2e(prepared), _report(quantizer)
+
+
+def _report(quantizer: Quantizer) -> AnnotationReport:
+    report = quantizer.report
+    assert report is not None
+    return report
 
 
 def _check_refusal_of_partial(subject: Subject, zoo: ZooModel, message: str) -> None:
@@ -180,9 +191,20 @@ def _check_refusal_of_partial(subject: Subject, zoo: ZooModel, message: str) -> 
         f"{subject.name}: {zoo.name} is refused because part of it stays in float, and the "
         f"requirements say partial=True:\n{message}"
     )
-    for decision in subject.annotated(zoo).report.in_float:
-        assert decision.node in message, (
-            f"{subject.name}: the refusal of {zoo.name} does not name {decision.node}, which "
-            f"stays in float: {decision.reason}. Return a Diagnostic for it, or say in its "
-            f"decision that it runs in float:\n{message}"
+    in_float = subject.annotated(zoo).report.in_float
+    assert in_float, (
+        f"{subject.name}: {zoo.name} is refused because part of it stays in float, and by the "
+        f"decisions nothing does:\n{message}"
+    )
+    # Integers, for one, may stay as they are.
+    told = [decision for decision in in_float if decision.node in message]
+    assert told, (
+        f"{subject.name}: the refusal of {zoo.name} names none of the nodes that stay in float, "
+        f"{', '.join(d.node for d in in_float)}. Return a Diagnostic for each that must not:\n"
+        f"{message}"
+    )
+    for decision in told:
+        assert decision.reason in message, (
+            f"{subject.name}: the refusal of {zoo.name} names {decision.node} without the reason "
+            f"of its decision, {decision.reason!r}:\n{message}"
         )

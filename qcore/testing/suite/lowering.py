@@ -11,8 +11,9 @@ import qcore
 from qcore.errors import RuntimeUnavailableError
 from qcore.lowering import LoweredProgram, NodeRecord, StrayNode, import_executorch
 from qcore.lowering.pte import check_pte
+from qcore.testing.comparison import compared_outputs, sqnr_db
 from qcore.testing.models import ZOO, ZooModel
-from qcore.testing.subject import Subject, compared_outputs, fresh_graph, sqnr_db
+from qcore.testing.subject import Subject, fresh_graph
 
 __all__ = ["LoweringChecks"]
 

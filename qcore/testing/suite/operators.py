@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from torch import nn
 
 import qcore
 from qcore.schemes import QuantizationScheme
+from qcore.testing.comparison import compared_outputs, sqnr_db
 from qcore.testing.models import Fn, ZooModel
 from qcore.testing.operators import OPERATORS
-from qcore.testing.subject import Subject, compared_outputs, sqnr_db
+from qcore.testing.subject import ConformanceFailure, Subject
 from qcore.testing.suite.annotation import check_every_node, check_reasons, check_truth
 
 __all__ = ["OperatorChecks"]
@@ -45,41 +47,61 @@ class OperatorChecks:
             if not subject.annotated(model, scheme).report.in_float
         }
         assert chosen, f"{subject.name} quantizes no operator with {scheme}"
-        what = "a model of all quantized operators"
-        module = _together(chosen)
-        inputs = tuple(model.samples[0][0] for model in chosen.values())
-        with subject.step(f"qcore.quantize of {what}"):
-            result = qcore.quantize(
-                module, subject.selected(scheme), [inputs], bias_correction=False
-            )
-        with subject.step(f"lower of {what}"):
-            program = subject.quantizer().lower(
-                result.model, inputs, **subject.requirements.lower_options
-            )
-        if subject.requirements.delegates:
-            outside = [
-                f"{chosen[part].name} ({node.operator}: {node.reason})"
-                for node in program.report.undelegated
-                if (part := node.module.partition(".")[0]) in chosen
-            ]
-            assert not outside, (
-                f"{subject.name}: quantized, and in no delegate of the program: "
-                f"{'; '.join(outside)}. Take their rows out of the table, or mend the lowering."
-            )
-        outputs = subject.run(program, inputs, what)
-        if outputs is None:
-            return
-        least = subject.requirements.program_sqnr_db - _TWO_ROUNDINGS_DB
-        pairs = compared_outputs(result.model(*inputs), outputs)
-        wrong = [
-            f"{model.name}: {noise:.1f} dB"
-            for model, (before, after) in zip(chosen.values(), pairs, strict=True)
-            if (noise := sqnr_db(before, after)) < least
-        ]
-        assert not wrong, (
-            f"{subject.name}: the program differs from the converted model by more than "
-            f"{least:.0f} dB in {'; '.join(wrong)}"
+        try:
+            _check_programs(subject, chosen, scheme)
+        except ConformanceFailure as failure:
+            alone = "; ".join(_failing_alone(subject, chosen, scheme))
+            raise ConformanceFailure(f"{failure}\nOf these, alone: {alone or 'none'}") from failure
+
+
+def _check_programs(
+    subject: Subject, chosen: dict[str, ZooModel], scheme: QuantizationScheme
+) -> None:
+    """Check one program with all of some models in it, which takes less than one for each."""
+    what = ", ".join(model.name.removeprefix("the operator ") for model in chosen.values())
+    inputs = tuple(model.samples[0][0] for model in chosen.values())
+    with subject.step(f"qcore.quantize of {what}"):
+        result = qcore.quantize(
+            _together(chosen), subject.selected(scheme), [inputs], bias_correction=False
         )
+    with subject.step(f"lower of {what}"):
+        program = subject.quantizer().lower(
+            result.model, inputs, **subject.requirements.lower_options
+        )
+    if subject.requirements.delegates:
+        outside = [
+            f"{chosen[part].name} ({node.operator}: {node.reason})"
+            for node in program.report.undelegated
+            if (part := node.module.partition(".")[0]) in chosen
+        ]
+        assert not outside, (
+            f"{subject.name}: quantized, and in no delegate of the program: "
+            f"{'; '.join(outside)}. Take their rows out of the table, or mend the lowering."
+        )
+    outputs = subject.run(program, inputs, what)
+    if outputs is None:
+        return
+    least = subject.requirements.program_sqnr_db - _TWO_ROUNDINGS_DB
+    pairs = compared_outputs(result.model(*inputs), outputs)
+    wrong = [
+        f"{model.name}: {noise:.1f} dB"
+        for model, (before, after) in zip(chosen.values(), pairs, strict=True)
+        if (noise := sqnr_db(before, after)) < least
+    ]
+    assert not wrong, (
+        f"{subject.name}: the program differs from the converted model by more than "
+        f"{least:.0f} dB in {'; '.join(wrong)}"
+    )
+
+
+def _failing_alone(
+    subject: Subject, chosen: dict[str, ZooModel], scheme: QuantizationScheme
+) -> Iterator[str]:
+    for part, model in chosen.items():
+        try:
+            _check_programs(subject, {part: model}, scheme)
+        except AssertionError as failure:
+            yield f"{model.name} ({str(failure).splitlines()[0]})"
 
 
 def _is_quantized(subject: Subject, model: ZooModel, scheme: QuantizationScheme) -> bool:

@@ -15,15 +15,9 @@ import qcore
 from qcore.errors import QcoreError
 from qcore.schemes import QuantizationScheme
 from qcore.source import SourceScheme
+from qcore.testing.comparison import compared_outputs, expected_sqnr_db, sqnr_db
 from qcore.testing.models import ZOO, Fn
-from qcore.testing.subject import (
-    PROBES,
-    Subject,
-    compared_outputs,
-    expected_sqnr_db,
-    sqnr_db,
-    without_qat,
-)
+from qcore.testing.subject import PROBES, Subject, without_qat
 from qcore.testing.suite.qspecs import check_bits, integer_weights
 
 __all__ = ["SchemeChecks"]
