@@ -262,6 +262,7 @@ def extensions(manager: pluggy.PluginManager) -> None:
         try:
             loaded = entry_point.load()
             manager.register(loaded() if inspect.isclass(loaded) else loaded, entry_point.name)
+            manager.check_pending()  # A misspelt hook would never be called.
         except Exception as error:
             if manager.has_plugin(entry_point.name):
                 manager.unregister(name=entry_point.name)

@@ -229,6 +229,13 @@ def test_a_broken_extension_warns_once_and_is_skipped(good: Callable[..., None])
     assert len(seen) == 1
 
 
+def test_an_extension_that_misspells_a_hook_is_skipped(good: Callable[..., None]) -> None:
+    source = EXTENSION + "    def anotate(self):\n        return (yield)\n"
+    good("ext-dist", "odd_ext", source, group="qcore.extensions", odd="odd_ext:Extension")
+    with pytest.warns(QcoreWarning, match="'odd' of ext-dist 1.0 .* is skipped.*anotate"):
+        assert_good_still_works()
+
+
 @pytest.mark.slow
 def test_a_really_installed_bad_distribution_spoils_nothing(tmp_path: Path) -> None:
     project, site = tmp_path / "project", tmp_path / "site"

@@ -44,8 +44,13 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if name in ("BackendConformance", "Subject"):
-        import pytest
-
+        try:
+            import pytest
+        except ImportError as error:
+            raise ImportError(
+                "qcore.testing needs pytest, which is not installed: "
+                'pip install "qcore-quant[testing]".'
+            ) from error
         pytest.register_assert_rewrite(*_WITH_ASSERTIONS)
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
