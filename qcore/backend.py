@@ -79,7 +79,7 @@ class BackendHooks:
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
             raise BackendLoadError(
-                f"Backend {self.name!r} breaks the hook contract: {error} "
+                f"Backend {self.name!r} breaks the hook contract: {' '.join(str(error).split())} "
                 "Give the implementation the parameters of the hook in qcore.hookspecs."
             ) from error
         implemented = {caller.name for caller in self._manager.get_hookcallers(backend) or ()}
