@@ -149,6 +149,25 @@ class LoweringChecks:
             "no_such_option",
         )
 
+    def test_lower_refuses_a_float_model(self, subject: Subject) -> None:
+        if not subject.requirements.lowers:
+            return
+        linear = ZOO["linear"]
+        subject.expect_refusal(
+            "lowering a model that is not quantized",
+            lambda: subject.quantizer().lower(linear.module(), linear.samples[0]),
+        )
+
+    def test_a_program_refuses_inputs_that_do_not_fit(self, subject: Subject) -> None:
+        lowered = self._lowered(subject)
+        if lowered is None or not subject.requirements.runs:
+            return
+        _, program = lowered
+        subject.expect_refusal(
+            "running a program on an input of another shape",
+            lambda: program.run(torch.zeros(3, 5, 7)),
+        )
+
     def test_sizes_that_vary(self, subject: Subject) -> None:
         zoo = ZOO["dynamic_batch"]
 
