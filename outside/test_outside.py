@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -198,8 +199,11 @@ def test_the_tutorial_ends_with_a_conforming_backend(environment: Make) -> None:
 @pytest.mark.parametrize("plugin", [path.name for path in PLUGINS])
 def test_a_plugin_works_alone_with_the_core(plugin: str, environment: Make) -> None:
     made = environment(plugin.replace("_", "-"))
+    project = tomllib.loads((ROOT / "plugins" / plugin / "pyproject.toml").read_text("utf-8"))
+    declared = project["project"].get("entry-points", {}).get("qcore.backends", {})
     names = made.code(LIST).split()
+    assert names == sorted(declared)
+    assert Path(made.code(f"import {plugin}; print({plugin}.__file__)")).is_relative_to(made.root)
     for name in names:
         command = ("--pyargs", "qcore.testing", "--qcore-backend", name, "-k", ALONE)
         assert " passed" in made.conformance(*command)
-    assert len(names) == 1
