@@ -9,7 +9,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import qcore
 from qcore.errors import PartialQuantizationError
-from qcore.graph import control_flow_bodies, is_compute_node
+from qcore.graph import control_flow_bodies, is_compute_node, is_float_tensor
 from qcore.quantizer import Quantizer
 from qcore.report import AnnotationReport
 from qcore.schemes import QuantizationScheme
@@ -159,7 +159,12 @@ class FlowChecks:
 
 
 def _operators(graph: GraphModule) -> list[str]:
-    return [str(node.target) for node in graph.graph.nodes if is_compute_node(node)]
+    """Return what computes float from inputs: the types of integers are the backend's affair."""
+    return [
+        str(node.target)
+        for node in graph.graph.nodes
+        if is_compute_node(node) and is_float_tensor(node) and node.all_input_nodes
+    ]
 
 
 def _converted(

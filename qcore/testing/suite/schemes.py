@@ -133,8 +133,10 @@ class SchemeChecks:
         with subject.step(f"pickling {scheme}"):
             assert pickle.loads(pickle.dumps(scheme)) == scheme
         with subject.step(f"pickling the configuration of {scheme}"):
-            config = pickle.loads(pickle.dumps(scheme.to_config()))
-        assert QuantizationScheme.from_config(config) == scheme, (
+            before = scheme.to_config()
+            config = pickle.loads(pickle.dumps(before))
+        told = QuantizationScheme.from_config(config)
+        assert told == QuantizationScheme.from_config(before), (
             f"{subject.name}: the configuration of {scheme} is another scheme after pickling"
         )
         subject.selected(config)
