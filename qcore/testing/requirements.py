@@ -39,6 +39,8 @@ class Requirements:
             ``QcoreError`` that says so.
         changes_ranges: Whether the backend quantizes some values in other types than the
             configuration says, such as tables of 16 bits.
+        lowers_operators: Whether all quantized operators are lowered together, and executed. A
+            backend whose compiler takes minutes for that leaves it to tests of its own.
         program_sqnr_db: How close a program must come to the converted model, in dB. Integer
             kernels round differently from the float arithmetic of the converted model.
     """
@@ -52,6 +54,7 @@ class Requirements:
     verifies: bool = False
     dynamic_shapes: bool = True
     changes_ranges: bool = False
+    lowers_operators: bool = True
     program_sqnr_db: float = 30.0
 
     @classmethod

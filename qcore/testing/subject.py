@@ -188,6 +188,15 @@ class Subject:
         with self.step(f"set_global({_short(scheme)})"):
             return self.quantizer().set_global(scheme)
 
+    def in_float(self) -> Quantizer | None:
+        """Build a quantizer that leaves everything in float; ``None`` where that is refused."""
+        try:
+            return self.quantizer().set_global(None)
+        except PartialQuantizationError:
+            if self.requirements.partial:
+                raise
+            return None
+
     def annotate(self, graph: GraphModule, quantizer: Quantizer, what: str) -> Annotated:
         """Transform and annotate a graph; validation is left out.
 

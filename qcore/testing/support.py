@@ -37,9 +37,9 @@ measured at run time, `8w` for weights alone. What was seen of each scheme:
 """
 
 _OPERATORS: Final = """\
-Each operator was annotated in a small model. The schemes are those that quantize it. All operators
-that the first scheme of a backend quantizes were then lowered together: the backend executes each
-of them.
+Each operator was annotated in a small model; the second table has the schemes that quantize it. All
+operators that the first scheme of a backend quantizes were then lowered into one program; the first
+table has what was seen of it. A backend that is not in it lowers operators in tests of its own.
 """
 
 _MODELS: Final = """\
@@ -81,6 +81,7 @@ def page(facts: Facts) -> str:
         _table(facts, "source", "`qcore.quantize_`", str),
         "## Operators\n",
         _OPERATORS,
+        _table(facts, "program", "all together", str),
         _table(facts, "operator", "operator", _schemes),
         "## Models\n",
         _MODELS,

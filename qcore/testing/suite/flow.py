@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch.fx import GraphModule
@@ -11,7 +13,7 @@ import qcore
 from qcore.errors import PartialQuantizationError
 from qcore.graph import control_flow_bodies, is_compute_node, is_float_tensor
 from qcore.quantizer import Quantizer
-from qcore.report import AnnotationReport
+from qcore.report import AnnotationReport, Decision
 from qcore.schemes import QuantizationScheme
 from qcore.testing.comparison import compared_outputs, expected_sqnr_db, sqnr_db
 from qcore.testing.models import ZOO, ZooModel
@@ -59,7 +61,9 @@ class FlowChecks:
     @every_model
     def test_transform_leaves_alone_what_stays_in_float(self, subject: Subject, model: str) -> None:
         before = _operators(fresh_graph(ZOO[model]))
-        quantizer = subject.quantizer().set_global(None)
+        quantizer = subject.in_float()
+        if quantizer is None:
+            return
         after = _operators(subject.annotate(fresh_graph(ZOO[model]), quantizer, model).graph)
         assert before == after, (
             f"{subject.name}: transform_for_annotation rewrites {model}, of which set_global(None) "
@@ -76,7 +80,9 @@ class FlowChecks:
         try:
             converted, report = _converted(subject, zoo, scheme)
         except PartialQuantizationError as error:
-            _check_refusal_of_partial(subject, zoo, str(error))
+            _check_refusal_of_partial(
+                subject, subject.annotated(zoo).report.in_float, zoo, str(error)
+            )
             subject.record("model", model, "refused")
             return
         inputs = [*zoo.samples, *([zoo.other_sizes] if zoo.other_sizes else [])]
@@ -103,7 +109,8 @@ class FlowChecks:
 
     def test_partial_quantization(self, subject: Subject) -> None:
         three = ZOO["three_linears"]
-        quantizer = subject.selected(subject.main_scheme).set_module_name("b", None)
+        scheme = subject.main_scheme
+        quantizer = subject.quantizer().set_module_name("a", scheme).set_module_name("c", scheme)
         if len(subject.annotated(three).report.quantized) < 3:
             pytest.skip(f"{subject.name} does not quantize all linear layers of {three.name}")
 
@@ -111,18 +118,22 @@ class FlowChecks:
             return qcore.quantize(fresh_graph(three), quantizer, three.samples)
 
         if not subject.requirements.partial:
-            message = subject.expect_refusal("a model partly in float", quantize, "linear_1")
-            assert "set_module_name" in message, (
-                f"{subject.name}: the refusal of a model partly in float does not say which rule "
-                f"leaves linear_1 there. Copy the reason of its decision:\n{message}"
+            message = subject.expect_refusal(
+                "a model partly in float", quantize, "linear_1", error=PartialQuantizationError
+            )
+            _check_refusal_of_partial(
+                subject,
+                subject.annotate(fresh_graph(three), quantizer, three.name).report.in_float,
+                three,
+                message,
             )
             return
         with subject.step("qcore.quantize of three linear layers, one of them in float"):
             report = quantize().report
         in_float = [d.node for d in report.in_float if "linear" in d.operator]
         assert in_float == ["linear_1"], (
-            f"{subject.name}: set_module_name('b', None) leaves {in_float} in float, expected "
-            "linear_1 alone"
+            f"{subject.name}: with rules for a and c, {in_float} stay in float, expected linear_1 "
+            "alone"
         )
 
     def test_the_model_of_the_user_is_kept(self, subject: Subject) -> None:
@@ -191,12 +202,13 @@ def _report(quantizer: Quantizer) -> AnnotationReport:
     return report
 
 
-def _check_refusal_of_partial(subject: Subject, zoo: ZooModel, message: str) -> None:
+def _check_refusal_of_partial(
+    subject: Subject, in_float: Sequence[Decision], zoo: ZooModel, message: str
+) -> None:
     assert not subject.requirements.partial, (
         f"{subject.name}: {zoo.name} is refused because part of it stays in float, and the "
         f"requirements say partial=True:\n{message}"
     )
-    in_float = subject.annotated(zoo).report.in_float
     assert in_float, (
         f"{subject.name}: {zoo.name} is refused because part of it stays in float, and by the "
         f"decisions nothing does:\n{message}"

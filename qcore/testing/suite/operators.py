@@ -37,7 +37,7 @@ class OperatorChecks:
         subject.record("operator", operator, ", ".join(dict.fromkeys(quantizing)))
 
     def test_quantized_operators_are_executed(self, subject: Subject) -> None:
-        if not subject.requirements.lowers:
+        if not (subject.requirements.lowers and subject.requirements.lowers_operators):
             return
         scheme = subject.main_scheme
         chosen = {
@@ -51,6 +51,7 @@ class OperatorChecks:
         except ConformanceFailure as failure:
             culprit = _culprit(subject, chosen, scheme)
             raise ConformanceFailure(f"{failure}\nAn operator at fault: {culprit}") from failure
+        subject.record("program", "operators", subject.evidence)
 
 
 def _check_programs(
