@@ -2,6 +2,7 @@
 
 PYTHON ?= python3.11
 BACKEND ?= xnnpack
+WORKERS ?= 2
 
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
 BIN := .venv/bin
@@ -14,29 +15,44 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test support outside bench rounding lint upstream-tests clean
+.PHONY: help demo test support outside bench minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
 
-demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack)
-	@$(BIN)/python examples/classify_picture.py --backend $(BACKEND)
+# Vulkan has quantized linear layers and no runtime for a host: another model, and another check.
+DEMO = classify_picture.py --backend $(BACKEND)
+ifeq ($(BACKEND),vulkan)
+DEMO = encode_sentences.py
+endif
 
-test: $(STAMP)  ## Run the tests, the fast ones first
+demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack); or BACKEND=vulkan
+	@$(BIN)/python examples/$(DEMO)
+
+# One thread for each worker. Each starts with a part of the tests, in order, and then takes over
+# what another has not come to: fixtures are rarely made twice, and the slow tests stay the last.
+test: export OMP_NUM_THREADS ?= 1
+test: $(STAMP)  ## Run the tests, the fast ones first (WORKERS=2)
 	@rm -rf $(FACTS)
-	@$(BIN)/python -m pytest --qcore-facts $(FACTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --qcore-facts $(FACTS)
 	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md --check
 
+support: export OMP_NUM_THREADS ?= 1
 support: $(STAMP)  ## Make docs/support.md from what the conformance suite finds
 	@rm -rf $(FACTS)
-	@$(BIN)/python -m pytest --qcore-facts $(FACTS) plugins/*/tests/test_conformance.py
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --qcore-facts $(FACTS) \
+		plugins/*/tests/test_conformance.py
 	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md
 
+outside: export OMP_NUM_THREADS ?= 1
 outside: $(STAMP)  ## Try the wheels where nothing else of this repository is
 	@$(BIN)/python -m pytest outside
 
 bench: $(STAMP)  ## Compare with ExecuTorch's own quantizer
 	@$(BIN)/python benchmarks/xnnpack.py
+
+minilm: $(STAMP)  ## Compare MiniLM in float, int8 and 8da4w on XNNPACK
+	@$(BIN)/python benchmarks/minilm.py
 
 rounding: $(STAMP)  ## Count where a .pte differs from its converted model, and why
 	@$(BIN)/python benchmarks/xnnpack_rounding.py
@@ -48,6 +64,9 @@ lint: $(STAMP)  ## Check style and types
 
 upstream-tests: $(STAMP)  ## Run ExecuTorch's own quantizer tests with our quantizer
 	@$(BIN)/python plugins/qcore_xnnpack/tests/upstream/swap_quantizer.py
+
+system-deps:  ## Install the Vulkan driver that VGF programs run on (Debian, Ubuntu)
+	@tools/system-deps
 
 clean:  ## Remove .venv and everything else that was made
 	rm -rf .venv build dist benchmarks/results .pytest_cache .mypy_cache .ruff_cache .hypothesis

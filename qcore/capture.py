@@ -13,11 +13,12 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qcore.errors import CaptureError
-from qcore.graph import clone
+from qcore.graph import clone, is_observer
 
 __all__ = [
     "Sample",
     "capture",
+    "exported_program",
     "inline_grad_modes",
     "remove_guards",
 ]
@@ -121,28 +122,47 @@ def capture(
 
 
 def _is_quantized(node: Node) -> bool:
-    if node.op == "call_module":
-        return str(node.target).startswith("activation_post_process")
-    return node.op == "call_function" and str(node.target).startswith(_QUANTIZED)
+    quantizes = node.op == "call_function" and str(node.target).startswith(_QUANTIZED)
+    return quantizes or is_observer(node)
 
 
 def _exported(
     model: torch.nn.Module, example: Sample, dynamic_shapes: Any, is_qat: bool
 ) -> GraphModule:
     with _mode(model, training=is_qat):
-        try:
-            program = torch.export.export(
-                model, example.args, example.kwargs or None, dynamic_shapes=dynamic_shapes
-            )
-        except Exception as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CaptureError(
-                f"torch.export.export cannot capture {type(model).__name__}: {first_line}\n"
-                "The cause is above. Usual ones: Python control flow on tensor values (use "
-                "torch.cond), an input that the model does not take, a size that varies (pass "
-                "dynamic_shapes). Or export it yourself and pass the ExportedProgram."
-            ) from error
+        program = exported_program(model, example, dynamic_shapes)
     return program.module(check_guards=False)
+
+
+def exported_program(
+    model: torch.nn.Module, example: Sample, dynamic_shapes: Any
+) -> ExportedProgram:
+    """Export a module in the mode it is in.
+
+    Args:
+        model: The module.
+        example: Its inputs.
+        dynamic_shapes: As ``torch.export.export`` takes it; ``None`` fixes every size.
+
+    Returns:
+        The program.
+
+    Raises:
+        CaptureError: The module cannot be exported.
+    """
+    try:
+        return torch.export.export(
+            model, example.args, example.kwargs or None, dynamic_shapes=dynamic_shapes
+        )
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(
+            f"torch.export.export cannot capture {type(model).__name__}: {first_line}\n"
+            "The cause is above. Usual ones: Python control flow on tensor values (use "
+            "torch.cond), an input that the model does not take, a size that varies (pass "
+            "dynamic_shapes), an output that is no tensor (a model from transformers needs "
+            "use_cache=False). Or export it yourself and pass the ExportedProgram."
+        ) from error
 
 
 def remove_guards(model: GraphModule) -> bool:

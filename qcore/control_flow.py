@@ -10,7 +10,14 @@ from torch.fx import GraphModule, Node
 
 from qcore.graph import PARAMETER_NAME, control_flow_bodies, tensor_attribute
 
-__all__ = ["direct_bodies", "raise_constants", "replace_body", "sink_parameters"]
+__all__ = [
+    "direct_bodies",
+    "drop_unread_operands",
+    "raise_constants",
+    "replace_body",
+    "sink_all_parameters",
+    "sink_parameters",
+]
 
 
 def direct_bodies(model: GraphModule) -> list[tuple[str, Node, GraphModule]]:
@@ -34,6 +41,25 @@ def replace_body(model: GraphModule, path: str, body: GraphModule) -> None:
 def _operand_groups(call: Node) -> list[int]:
     """Return the positions in ``call.args`` that hold operands, the ones a loop carries first."""
     return [i for i, argument in enumerate(call.args) if isinstance(argument, (tuple, list))]
+
+
+def sink_all_parameters(model: GraphModule) -> None:
+    """Let the bodies that a graph runs read their parameters themselves; see the next function.
+
+    Args:
+        model: The graph; changed in place, with its bodies. Operands that no body reads any more
+            are dropped.
+    """
+    calls: dict[Node, list[GraphModule]] = {}
+    for _, call, body in direct_bodies(model):
+        sink_parameters(model, call, body)
+        calls.setdefault(call, []).append(body)
+    for call, bodies in calls.items():
+        drop_unread_operands(call, bodies)
+        for body in bodies:
+            body.recompile()
+    if calls:
+        model.recompile()
 
 
 def sink_parameters(model: GraphModule, call: Node, body: GraphModule) -> None:
@@ -85,7 +111,7 @@ def raise_constants(model: GraphModule) -> None:
     for call, bodies in calls.items():
         for name, body in bodies.items():
             _raise_from(model, call, name, body, list(bodies.values()))
-        _drop_unread_operands(call, list(bodies.values()))
+        drop_unread_operands(call, list(bodies.values()))
         for body in bodies.values():
             body.recompile()
     if calls:
@@ -129,7 +155,13 @@ def _append_placeholder(body: GraphModule, name: str, like: Node) -> Node:
     return placeholder
 
 
-def _drop_unread_operands(call: Node, bodies: list[GraphModule]) -> None:
+def drop_unread_operands(call: Node, bodies: list[GraphModule]) -> None:
+    """Drop the operands of a conditional or loop that none of its bodies reads.
+
+    Args:
+        call: The ``cond`` or ``while_loop`` operator; what a loop carries stays.
+        bodies: Its bodies; changed in place.
+    """
     *carried, position = _operand_groups(call)
     offset = sum(len(call.args[p]) for p in carried)
     operands: Any = call.args[position]

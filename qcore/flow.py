@@ -16,7 +16,7 @@ from qcore.bias_correction import BiasCorrection
 from qcore.calibration import CalibrationData, calibrate, check_arguments, check_sample
 from qcore.capture import capture
 from qcore.errors import QcoreError
-from qcore.pt2e import REPORT, PreparedModel
+from qcore.pt2e import PreparedModel
 from qcore.quantizer import Quantizer
 from qcore.report import AnnotationReport
 
@@ -109,7 +109,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 class _Driver(TorchaoQuantizer):  # type: ignore[misc]
-    """Leaves the decisions for each graph in its meta, so that they are judged together."""
+    """Warns of nothing: the decisions for a graph and its bodies are judged together."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class _Driver(TorchaoQuantizer):  # type: ignore[misc]
         return self._quantizer.transform_for_annotation(model)
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        model.meta[REPORT] = self._quantizer.annotated(model)
+        self._quantizer.annotated(model)
         return model
 
     def validate(self, model: GraphModule) -> None:

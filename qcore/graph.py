@@ -15,13 +15,18 @@ from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
 __all__ = [
+    "BODY",
+    "ORIGINAL_NAME",
     "ORIGINAL_TARGET",
     "PARAMETER_NAME",
     "ModuleFrame",
     "clone",
+    "computes_floats",
     "control_flow_bodies",
     "is_compute_node",
+    "is_constant",
     "is_float_tensor",
+    "is_observer",
     "module_frames",
     "module_path",
     "operator_name",
@@ -42,12 +47,20 @@ _CONTROL_FLOW: Final = frozenset({"cond", "while_loop"})
 _STRICT_PREFIX: Final = re.compile(r"^L\[(['\"])self\1\]\.?")
 _INDEX: Final = re.compile(r"\[(['\"]?)(\w+)\1\]")
 _MODULES: Final = "._modules"
+# What torch.export records for nodes that it adds itself, such as the size of an input.
+_NO_MODULE: Final = "_empty_nn_module_stack_from_metadata_hook"
+
+#: Key in ``GraphModule.meta`` of the bodies of conditionals and loops of an annotated model.
+BODY: Final = "qcore_body"
 
 #: Key in ``node.meta`` of the name that a parameter has in the model, where its node's differs.
 PARAMETER_NAME: Final = "qcore_parameter"
 
 #: Key in ``node.meta`` of the operator that the user's model had, where a rewrite changed it.
 ORIGINAL_TARGET: Final = "qcore_original_target"
+
+#: Key in ``node.meta`` of the name that a node had in the user's model, where a rewrite changed it.
+ORIGINAL_NAME: Final = "qcore_original_name"
 
 
 @frozen
@@ -79,6 +92,7 @@ def module_frames(node: Node) -> tuple[ModuleFrame, ...]:
             _normalized(path), type_name if isinstance(type_name, str) else _full(type_name)
         )
         for path, type_name in stack.values()
+        if path != _NO_MODULE
     )
     if frames:
         return frames
@@ -116,6 +130,11 @@ def _is_overload(target: object) -> bool:
     return isinstance(target, torch._ops.OpOverload)
 
 
+def is_observer(node: Node) -> bool:
+    """Say whether a node is an observer or a fake quantization of torchao's PT2E flow."""
+    return node.op == "call_module" and str(node.target).startswith("activation_post_process")
+
+
 def is_compute_node(node: Node) -> bool:
     """Say whether a node computes something that a backend could quantize."""
     if node.op != "call_function":
@@ -132,10 +151,34 @@ def _is_idle_dropout(node: Node) -> bool:
     return node.target in _DROPOUTS and len(node.args) > 2 and node.args[2] is False
 
 
+def is_constant(node: Node) -> bool:
+    """Say whether a value is computed from parameters and buffers alone."""
+    pending, seen = [node], set()
+    while pending:
+        current = pending.pop()
+        if current in seen or current.op == "get_attr":
+            continue
+        seen.add(current)
+        if current.op != "call_function":
+            return False
+        pending.extend(current.all_input_nodes)
+    return True
+
+
 def tensor_value(node: object) -> torch.Tensor | None:
     """Return the fake tensor that export recorded for a node, if it has exactly one."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return value if isinstance(value, (FakeTensor, torch.Tensor)) else None
+
+
+def computes_floats(node: Node) -> bool:
+    """Say whether a node's value, or part of it, is of a floating or complex type."""
+    values = torch.utils._pytree.tree_leaves(node.meta.get("val"))
+    return any(
+        isinstance(value, torch.Tensor)
+        and (value.dtype.is_floating_point or value.dtype.is_complex)
+        for value in values
+    )
 
 
 def is_float_tensor(node: object) -> bool:

@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 
 from qcore.errors import SelectionError
 from qcore.graph import (
+    ORIGINAL_NAME,
     ORIGINAL_TARGET,
     control_flow_bodies,
     is_compute_node,
@@ -252,8 +253,9 @@ class QuantizationPlan:
 
     def _deciding_rule(self, node: Node) -> Rule | None:
         chosen = self.selectors
-        if node.name in chosen.node_names:
-            return chosen.node_names[node.name]
+        name = node.meta.get(ORIGINAL_NAME, node.name)
+        if name in chosen.node_names:
+            return chosen.node_names[name]
         if node.op in ("placeholder", "output"):
             return chosen.io
         if chosen.module_names or chosen.module_types:
@@ -340,7 +342,7 @@ class _Seen:
         for graph in graphs:
             modules.update(name for name, _ in graph.named_modules())
             for node in graph.graph.nodes:
-                nodes.add(node.name)
+                nodes.add(node.meta.get(ORIGINAL_NAME, node.name))
                 if not is_compute_node(node):
                     continue
                 target = node.meta.get(ORIGINAL_TARGET, node.target)

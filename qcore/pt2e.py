@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from attrs import define, evolve, field
@@ -15,15 +18,17 @@ from torchao.quantization.pt2e.quantize_pt2e import (
 )
 from torchao.quantization.pt2e.quantizer import Quantizer
 
-from qcore.control_flow import direct_bodies, raise_constants, replace_body, sink_parameters
+from qcore.control_flow import (
+    direct_bodies,
+    raise_constants,
+    replace_body,
+    sink_all_parameters,
+)
 from qcore.errors import QcoreWarning
-from qcore.graph import clone, control_flow_bodies
-from qcore.report import AnnotationReport
+from qcore.graph import clone, control_flow_bodies, is_observer
+from qcore.report import REPORT, AnnotationReport
 
-__all__ = ["REPORT", "Body", "PreparedModel"]
-
-#: Key in ``GraphModule.meta`` under which a quantizer leaves its decisions.
-REPORT: Final = "qcore_report"
+__all__ = ["Body", "PreparedModel"]
 
 
 @define(eq=False)
@@ -74,10 +79,10 @@ class PreparedModel:
             The prepared model.
         """
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
-        for _, call, body in direct_bodies(model):
-            sink_parameters(model, call, body)
-        originals = {name: clone(body) for name, _, body in direct_bodies(model)}
-        prepared = prepare(model, quantizer)
+        recording = _Recording(quantizer)
+        with _counted_names():
+            prepared = prepare(model, recording)
+        originals = recording.bodies or {}
         result = cls(prepared)
         for name, call, body in direct_bodies(prepared):
             # prepare_pt2e has done the bodies of while_loop itself; it does not do their inside.
@@ -126,16 +131,72 @@ class PreparedModel:
         bodies = (body for _, _, body in control_flow_bodies(self.model))
         return (self.model, *(body for body in bodies if _has_observers(body)))
 
-    def convert(self) -> GraphModule:
+    def convert(self, *, fold_quantize: bool = True) -> GraphModule:
         """Replace the observers by quantize and dequantize operators.
+
+        Args:
+            fold_quantize: Store weights as integers instead of quantizing them at run time.
 
         Returns:
             The converted model.
         """
-        converted = _converted(self.model)
+        converted = _converted(self.model, fold_quantize)
         raise_constants(converted)
         _stop_gradients(converted)
         return converted
+
+
+class _Recording(Quantizer):  # type: ignore[misc]
+    """Sinks parameters into the bodies of a transformed graph, and keeps these as they then are."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self._quantizer = quantizer
+        self.bodies: dict[str, GraphModule] | None = None
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        return self._quantizer.transform_for_annotation(model)
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        if self.bodies is None:
+            sink_all_parameters(model)
+            self.bodies = {name: clone(body) for name, _, body in direct_bodies(model)}
+        return self._quantizer.annotate(model)
+
+    def validate(self, model: GraphModule) -> None:
+        self._quantizer.validate(model)
+
+
+@contextmanager
+def _counted_names() -> Iterator[None]:
+    """Name observers by counting on.
+
+    torch tries every number from 0 for each of them, which takes most of the time for large models
+    and grows with the square of their number.
+    """
+    # As an attribute of its package the module is hidden by a function of its name.
+    module: Any = importlib.import_module("torch.ao.quantization.fx.prepare")
+    before = module.get_new_attr_name_with_prefix
+    counts: dict[tuple[int, str], int] = {}
+
+    def with_prefix(prefix: str) -> Callable[[torch.nn.Module], str]:
+        prefix = prefix.replace(".", "_")
+
+        def new_name(owner: torch.nn.Module) -> str:
+            key = (id(owner), prefix)
+            number = counts.get(key, 0)
+            while hasattr(owner, f"{prefix}{number}"):
+                number += 1
+            counts[key] = number
+            return f"{prefix}{number}"
+
+        return new_name
+
+    module.get_new_attr_name_with_prefix = with_prefix
+    try:
+        yield
+    finally:
+        module.get_new_attr_name_with_prefix = before
 
 
 def _located(body: Body) -> AnnotationReport:
@@ -152,25 +213,30 @@ def _all_float(report: AnnotationReport) -> AnnotationReport:
     return evolve(report, decisions=tuple(decisions))
 
 
-def _converted(model: GraphModule) -> GraphModule:
+def _converted(model: GraphModule, fold_quantize: bool) -> GraphModule:
     bodies: dict[str, GraphModule] = {}
     for name, call, body in direct_bodies(model):
         body._forward_pre_hooks.clear()
-        if getattr(call.target, "__name__", "") == "while_loop" and call.args[1].target == name:
+        observed = _has_observers(body)
+        is_loop = getattr(call.target, "__name__", "") == "while_loop"
+        if observed and is_loop and call.args[1].target == name:
             continue  # convert_pt2e does the bodies of while_loop itself.
-        bodies[name] = _converted(body) if _has_observers(body) else body
+        bodies[name] = _converted(body, fold_quantize) if observed else body
         # Passes over the parent delete the submodules of bodies; they get a stand-in instead.
-        replace_body(model, name, _stand_in())
-    converted = convert_pt2e(model)
+        replace_body(model, name, _stand_in(model))
+    converted = convert_pt2e(model, fold_quantize=fold_quantize)
     for name, body in bodies.items():
         replace_body(converted, name, body)
     return converted
 
 
-def _stand_in() -> GraphModule:
+def _stand_in(model: GraphModule) -> GraphModule:
+    """Make an empty graph that convert_pt2e takes for a prepared one, as it does its parent."""
     graph = Graph()
     graph.output(())
-    return GraphModule({}, graph)
+    empty = GraphModule({}, graph)
+    empty.meta.update(model.meta)
+    return empty
 
 
 def _stop_gradients(model: GraphModule) -> None:
@@ -189,7 +255,4 @@ def _stop_gradients(model: GraphModule) -> None:
 
 
 def _has_observers(model: GraphModule) -> bool:
-    return any(
-        node.op == "call_module" and str(node.target).startswith("activation_post_process")
-        for node in model.graph.nodes
-    )
+    return any(map(is_observer, model.graph.nodes))

@@ -7,25 +7,30 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from attrs import evolve
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
 
 from qcore.backend import BackendHooks
 from qcore.capture import inline_grad_modes, remove_guards
 from qcore.errors import PartialQuantizationError, QcoreWarning, SelectionError
-from qcore.graph import control_flow_bodies
+from qcore.graph import BODY, control_flow_bodies
 from qcore.plan import FilterFunction, QuantizationPlan, Selectors
 from qcore.quiet import quiet
-from qcore.report import AnnotationReport, Severity
-from qcore.schemes import QuantizationScheme, SchemeLike, require_pt2e_scheme, resolve_config
+from qcore.report import REPORT, AnnotationReport, Severity
+from qcore.schemes import (
+    QuantizationConfig,
+    QuantizationScheme,
+    SchemeLike,
+    check_scheme,
+    require_pt2e_scheme,
+    resolve_config,
+)
 
 if TYPE_CHECKING:
     from qcore.lowering import LoweredProgram
 
 __all__ = ["Quantizer"]
-
-# Set on the bodies of a checked model: a rule need not match in every one of them.
-_CHECKED = "qcore_rules_checked"
 
 
 class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
@@ -49,7 +54,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         self._hooks = BackendHooks(backend, name or str(getattr(backend, "name", "backend")))
         declared = self._hooks.supported_schemes()
         self._schemes = tuple(scheme for scheme in declared if scheme.layer is None)
-        self._source_schemes = tuple(scheme for scheme in declared if scheme.layer is not None)
+        self._source_schemes = tuple(scheme for scheme in declared if scheme.is_source)
+        self._io_schemes = tuple(scheme for scheme in declared if scheme.layer == "io")
         self._selectors = Selectors()
         self._report: AnnotationReport | None = None
 
@@ -88,8 +94,22 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         return self
 
     def set_io(self, quantization_config: SchemeLike) -> Self:
-        """Select the inputs and outputs of the model."""
-        self._selectors.add_io(self._config(quantization_config))
+        """Select the inputs and outputs of the model.
+
+        Args:
+            quantization_config: Also one without ``weight``, as for uint8 inputs, where the
+                backend has a scheme for that.
+
+        Returns:
+            The quantizer.
+        """
+        config = quantization_config
+        if isinstance(config, QuantizationConfig) and config.weight is None and self._io_schemes:
+            scheme = QuantizationScheme.from_config(config)
+            check_scheme(evolve(scheme, layer="io"), self._io_schemes, self.name)
+        else:
+            config = self._config(config)
+        self._selectors.add_io(config)
         return self
 
     def set_operator_type(self, operator_type: object, quantization_config: SchemeLike) -> Self:
@@ -123,6 +143,11 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         return self
 
     def _config(self, wanted: SchemeLike) -> Any:
+        if wanted is None and not getattr(self.backend, "partial_quantization", True):
+            raise PartialQuantizationError(
+                f"{self.name} executes whole models in integers, so no part of one stays in float. "
+                "Pass a scheme, or run that part outside of the model."
+            )
         if isinstance(wanted, str):
             require_pt2e_scheme(wanted, self._schemes, self._source_schemes, self.name)
         return resolve_config(wanted, self._schemes, self.name)
@@ -160,11 +185,11 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
     def annotated(self, model: GraphModule) -> AnnotationReport:
         """Annotate a model and return the decisions; says nothing if nothing is quantized."""
         plan = self._plan()
-        if _CHECKED not in model.meta:
+        if BODY not in model.meta:  # A rule need not match in every body.
             plan.check_matches(model)
             for _, _, body in control_flow_bodies(model):
-                body.meta[_CHECKED] = True
-        self._report = self._hooks.annotate(model, plan)
+                body.meta[BODY] = True
+        self._report = model.meta[REPORT] = self._hooks.annotate(model, plan)
         return self._report
 
     def require_quantized(self, report: AnnotationReport) -> AnnotationReport:

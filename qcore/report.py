@@ -6,11 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from attrs import asdict, frozen
 
-__all__ = ["AnnotationReport", "Decision", "Diagnostic", "Severity", "grouped"]
+__all__ = ["REPORT", "AnnotationReport", "Decision", "Diagnostic", "Severity", "grouped"]
+
+#: Key in ``GraphModule.meta`` under which a quantizer leaves its decisions.
+REPORT: Final = "qcore_report"
 
 _Key = TypeVar("_Key", bound=Hashable)
 

@@ -1,4 +1,4 @@
-"""Quantization schemes as data, and the builder of the configurations that carry them out.
+"""Quantization schemes as data, and what a scheme's name means for a backend.
 
 A *configuration* is torchao's ``QuantizationConfig``: the qspecs (with their observers) for
 activations, weights and bias. A *scheme* is what remains of it when the observers are left out:
@@ -8,28 +8,19 @@ scheme's name.
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from attrs import evolve, frozen
-from torchao.quantization.pt2e import (
-    FakeQuantize,
-    FusedMovingAvgObsFakeQuantize,
-    MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
-    PerChannelMinMaxObserver,
-    PlaceholderObserver,
-)
 from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
 
 from qcore.errors import UnsupportedSchemeError, near_misses
-from qcore.observers.histogram import HistogramObserver
+from qcore.symmetric import SMALLEST_SCALE, get_symmetric_quantization_config
 
 __all__ = [
+    "PER_CHANNEL",
     "QuantizationConfig",
     "QuantizationScheme",
     "QuantizationSpec",
@@ -42,15 +33,11 @@ __all__ = [
 ]
 
 Granularity = Literal["per_tensor", "per_channel", "per_group"]
-Layer = Literal["linear", "embedding"]
+Layer = Literal["linear", "embedding", "io"]
 
 SchemeLike: TypeAlias = "QuantizationConfig | QuantizationScheme | str | None"
 
-# Smallest scale an observer may return. XNNPACK's and QNNPACK's requantization lose precision
-# below it; the value is the one that ExecuTorch's quantizers use for both.
-_EPS: Final = 2**-12
-
-_PER_CHANNEL: Final = (torch.per_channel_symmetric, torch.per_channel_affine)
+PER_CHANNEL: Final = (torch.per_channel_symmetric, torch.per_channel_affine)
 _SYMMETRIC: Final = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 
 _NAME: Final = re.compile(
@@ -73,13 +60,15 @@ class QuantizationScheme:
         is_qat: Whether the configuration trains with fake quantization.
         symmetric_weights: Whether weights have a zero point of 0.
         layer: The kind of layer whose weights ``qcore.quantize_`` gives this scheme; ``None`` for
-            a scheme of the PT2E flow, in which the backend's annotation finds the operators.
+            a scheme of the PT2E flow, in which the backend's annotation finds the operators;
+            ``"io"`` for what only ``set_io`` takes, such as uint8 inputs.
         group_multiple: With ``layer``: a group size, and per channel the number of inputs of a
             channel, must be a multiple of this.
         output_multiple: With ``layer``: the number of output channels must be a multiple of this.
         scale_dtype: With ``layer``: the type that the backend keeps the scales of weights in.
             Weights are rounded with scales of that precision, so that the quantized model computes
             what the backend does.
+        smallest_scale: The smallest scale that observers may return.
     """
 
     weight_bits: int | None = 8
@@ -92,6 +81,12 @@ class QuantizationScheme:
     group_multiple: int = 1
     output_multiple: int = 1
     scale_dtype: torch.dtype = torch.float32
+    smallest_scale: float = SMALLEST_SCALE
+
+    @property
+    def is_source(self) -> bool:
+        """Whether this is a scheme of ``qcore.quantize_``."""
+        return self.layer in ("linear", "embedding")
 
     @property
     def name(self) -> str:
@@ -99,7 +94,7 @@ class QuantizationScheme:
         activation = ""
         if self.activation_bits is not None:
             activation = f"{self.activation_bits}{'d' if self.is_dynamic else ''}a"
-        return f"{activation}{self.weight_bits}w"
+        return f"{activation}{self.weight_bits}w" if self.weight_bits else activation
 
     def __str__(self) -> str:
         if self.activation_bits is None:
@@ -150,7 +145,7 @@ class QuantizationScheme:
             The scheme; two configurations that differ only in observers have the same one.
         """
         weight, activation = config.weight, config.input_activation
-        per_channel = weight is not None and weight.qscheme in _PER_CHANNEL
+        per_channel = weight is not None and weight.qscheme in PER_CHANNEL
         return cls(
             weight_bits=_bits(weight),
             activation_bits=_bits(activation),
@@ -188,6 +183,7 @@ class QuantizationScheme:
             is_dynamic=self.is_dynamic,
             weight_qmin=-weight_limit,
             weight_qmax=weight_limit,
+            eps=self.smallest_scale,
             **_activation_range(self.activation_bits),
         )
         if self.activation_bits is None:
@@ -213,100 +209,10 @@ def _activation_range(bits: int | None) -> dict[str, Any]:
     bits = bits or 8
     dtype = torch.int8 if bits <= 8 else torch.int16
     return {
-        "act_qmin": -(2 ** (bits - 1)),
+        "act_qmin": -(2 ** (bits - 1)) + (dtype is torch.int16),
         "act_qmax": 2 ** (bits - 1) - 1,
         "act_dtype": dtype,
     }
-
-
-@functools.lru_cache
-def get_symmetric_quantization_config(
-    is_per_channel: bool = False,
-    is_qat: bool = False,
-    is_dynamic: bool = False,
-    act_qmin: int = -128,
-    act_qmax: int = 127,
-    weight_qmin: int = -127,
-    weight_qmax: int = 127,
-    *,
-    act_dtype: torch.dtype = torch.int8,
-    act_observer: Callable[..., Any] | None = None,
-) -> QuantizationConfig:
-    """Build a configuration with symmetric integer weights and affine integer activations.
-
-    The positional parameters are those of ExecuTorch's function of the same name.
-
-    Args:
-        is_per_channel: One weight scale per output channel instead of one per tensor.
-        is_qat: Fake quantization for quantization-aware training instead of observers.
-        is_dynamic: Measure activation ranges at run time; outputs then stay in float.
-        act_qmin: Smallest quantized activation.
-        act_qmax: Largest quantized activation.
-        weight_qmin: Smallest quantized weight.
-        weight_qmax: Largest quantized weight; below 127 for narrower weights stored as int8.
-        act_dtype: Integer type of activations: ``torch.int8``, ``torch.uint8`` or ``torch.int16``.
-        act_observer: Observer class for static activations, in place of
-            :class:`qcore.observers.HistogramObserver`; takes ``eps`` as a keyword.
-
-    Returns:
-        A configuration; the same arguments give the same (cached) object.
-
-    Raises:
-        UnsupportedSchemeError: A range is empty or does not fit its type.
-    """
-    _check_range("act", act_qmin, act_qmax, act_dtype)
-    _check_range("weight", weight_qmin, weight_qmax, torch.int8)
-    activation = QuantizationSpec(
-        dtype=act_dtype,
-        quant_min=act_qmin,
-        quant_max=act_qmax,
-        qscheme=torch.per_tensor_affine,
-        is_dynamic=is_dynamic,
-        observer_or_fake_quant_ctr=_activation_observer(is_qat, is_dynamic, act_observer),
-    )
-    weight = QuantizationSpec(
-        dtype=torch.int8,
-        quant_min=weight_qmin,
-        quant_max=weight_qmax,
-        qscheme=torch.per_channel_symmetric if is_per_channel else torch.per_tensor_symmetric,
-        ch_axis=0,
-        is_dynamic=False,
-        observer_or_fake_quant_ctr=_weight_observer(is_qat, is_per_channel),
-    )
-    return QuantizationConfig(activation, None if is_dynamic else activation, weight, None, is_qat)
-
-
-def _check_range(which: str, qmin: int, qmax: int, dtype: torch.dtype) -> None:
-    info = torch.iinfo(dtype)
-    if not info.min <= qmin < qmax <= info.max:
-        raise UnsupportedSchemeError(
-            f"{which}_qmin={qmin}, {which}_qmax={qmax} is not a range of {dtype}: "
-            f"pass {info.min} <= {which}_qmin < {which}_qmax <= {info.max}."
-        )
-
-
-def _activation_observer(
-    is_qat: bool, is_dynamic: bool, observer: Callable[..., Any] | None
-) -> Any:
-    if is_qat and is_dynamic:
-        running = MovingAverageMinMaxObserver.with_args(averaging_constant=1)
-        return FakeQuantize.with_args(observer=running, eps=_EPS)
-    if is_qat:
-        return FusedMovingAvgObsFakeQuantize.with_args(eps=_EPS)
-    if is_dynamic:
-        return PlaceholderObserver.with_args(eps=_EPS)
-    chosen: Any = observer or HistogramObserver
-    return chosen.with_args(eps=_EPS)
-
-
-def _weight_observer(is_qat: bool, is_per_channel: bool) -> Any:
-    if is_qat:
-        observer = (
-            MovingAveragePerChannelMinMaxObserver if is_per_channel else MovingAverageMinMaxObserver
-        )
-        return FusedMovingAvgObsFakeQuantize.with_args(observer=observer, eps=_EPS)
-    observer = PerChannelMinMaxObserver if is_per_channel else MinMaxObserver
-    return observer.with_args(eps=_EPS)
 
 
 def resolve_config(

@@ -16,7 +16,16 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
 import qcore
-from qcore.annotation import ElementwiseRule, OperatorPattern, SupportTable
+from qcore.annotation import (
+    ElementwiseRule,
+    GemmRule,
+    OperatorMatch,
+    OperatorPattern,
+    PassThroughRule,
+    Rejection,
+    SupportTable,
+    annotate_graph,
+)
 from qcore.annotation.rules import annotation_of
 from qcore.errors import QcoreWarning
 from qcore.quantizer import Quantizer
@@ -145,6 +154,32 @@ def test_a_mover_of_float_data_stays_in_float_and_says_why(toy: Build, capture: 
     quantizer = toy().set_global("8a8w")
     annotated(quantizer, capture(model, IMAGE))
     assert "its input is in float" in quantizer.report["permute"].reason  # type: ignore[index]
+
+
+def test_a_mover_that_follows_its_input_passes_the_checks_of_its_row(
+    toy_backend: type, capture: Capture
+) -> None:
+    def not_flat(match: OperatorMatch, config: Any, model: GraphModule) -> Rejection | None:
+        assert config.output_activation is not None
+        return Rejection("too flat") if match.root.args[1] == [3, 64] else None
+
+    row = OperatorPattern(
+        "view", (aten.view.default,), PassThroughRule(), follows_input=True, checks=(not_flat,)
+    )
+    table = SupportTable((OperatorPattern("conv2d", (aten.conv2d.default,), GemmRule()), row))
+
+    class Flat(toy_backend):
+        @qcore.hookimpl
+        def annotate(self, model: GraphModule, plan: Any) -> Any:
+            return annotate_graph(model, plan, table, "flat")
+
+    model = Fn(lambda m, x: m.layer(x).view(1, 192).view(3, 64).view(-1), layer=conv())
+    quantizer = Quantizer(Flat(), name="flat").set_module_name("layer", "8a8w")
+    annotated(quantizer, capture(model, IMAGE))
+    report = quantizer.report
+    assert report["view"].is_quantized  # type: ignore[index]
+    assert report["view_1"].reason == "too flat"  # type: ignore[index]
+    assert not report["view_2"].is_quantized  # type: ignore[index]
 
 
 def test_the_inputs_of_cat_share_one_range(toy: Build, capture: Capture) -> None:

@@ -30,6 +30,8 @@ PAGES = {
     "docs/vulkan.md": QCORE_FIRST,
     "docs/language-models.md": QCORE_FIRST,
     "docs/versioning.md": QCORE_FIRST,
+    "docs/vgf.md": QCORE_FIRST,
+    "docs/ethosu.md": QCORE_FIRST,
 }
 
 

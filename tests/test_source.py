@@ -30,6 +30,7 @@ from qcore.errors import (
     SelectionError,
     UnsupportedSchemeError,
 )
+from qcore.source import drop_in
 
 
 def linear(bits: int, granularity: str, act: int | None = 8, multiple: int = 1, **options: Any):
@@ -385,6 +386,30 @@ class TestTiedWeights:
         report = qcore.quantize_(model, backend(), rules={"b": "8da8w"})
         assert [layer.name for layer in report.layers] == ["a"]
         assert model["b"].weight is model["a"].weight
+
+
+class TestDropIn:
+    CONFIG = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+
+    def test_a_filter_selects_layers_of_any_kind_as_in_torchao(self, backend):
+        names = ["embed", "blocks.0.0"]
+        linears = linear(8, "per_channel", None)
+        report = drop_in.torchao_quantize_(
+            Model(),
+            self.CONFIG,
+            lambda module, name: name in names,
+            backend=backend(linears, embedding(8)),
+        )
+        assert [layer.name for layer in report.quantized] == names
+
+    def test_a_filter_that_selects_nothing_is_an_error(self, backend):
+        with pytest.raises(SelectionError, match="Nothing is quantized"):
+            drop_in.torchao_quantize_(
+                Model(),
+                self.CONFIG,
+                lambda module, name: False,
+                backend=backend(linear(8, "per_channel", None)),
+            )
 
 
 class TestReport:

@@ -3,6 +3,7 @@
 from qcore.annotation.annotate import annotate_graph
 from qcore.annotation.patterns import (
     CLAMPS,
+    INTEGERS_ONLY,
     AnnotationRule,
     Check,
     OperatorMatch,
@@ -21,6 +22,7 @@ from qcore.annotation.transforms import clamps_to_hardtanh, scalars_to_attribute
 
 __all__ = [
     "CLAMPS",
+    "INTEGERS_ONLY",
     "AnnotationRule",
     "Check",
     "ConcatRule",

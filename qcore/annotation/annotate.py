@@ -6,7 +6,8 @@ from typing import Final
 
 from torch.fx import GraphModule, Node
 
-from qcore.annotation.patterns import OperatorMatch, Rejection, SupportTable
+from qcore.annotation.clusters import Outcome, annotate_clusters
+from qcore.annotation.patterns import INTEGERS_ONLY, OperatorMatch, Rejection, SupportTable
 from qcore.annotation.rules import (
     annotation_of,
     is_quantized_value,
@@ -14,11 +15,11 @@ from qcore.annotation.rules import (
     write_annotation,
 )
 from qcore.graph import (
+    computes_floats,
     is_compute_node,
     is_float_tensor,
     module_path,
     operator_name,
-    tensor_value,
 )
 from qcore.plan import QuantizationPlan, Selection, explain
 from qcore.report import AnnotationReport, Decision
@@ -28,6 +29,9 @@ __all__ = ["annotate_graph", "decide_float"]
 
 # Key in ``node.meta``: annotating a second time finds the decisions of the first.
 DECISION: Final = "qcore_decision"
+
+# Key of what a value was quantized with, for the nodes that move it on.
+_CONFIG: Final = "qcore_config"
 
 
 def annotate_graph(
@@ -50,11 +54,25 @@ def annotate_graph(
     for node in model.graph.nodes:
         if node.op in ("placeholder", "output"):
             _annotate_io(node, plan)
-        elif is_compute_node(node) and node not in decided:
+        elif is_compute_node(node) and node not in decided and not _waits(node, table):
             for member, decision in _decide(node, model, plan, table, backend).items():
                 decided[member] = member.meta[DECISION] = decision
-    order = [n for n in model.graph.nodes if n in decided]
+    for node, outcome in annotate_clusters(model, plan, table).items():
+        decided[node] = node.meta[DECISION] = _clustered(node, outcome)
+    order = [n for n in model.graph.nodes if n in decided and is_compute_node(n)]
     return AnnotationReport(backend, tuple(decided[node] for node in order))
+
+
+def _waits(node: Node, table: SupportTable) -> bool:
+    pattern = table.pattern_for(node)
+    return pattern is not None and pattern.shares_range and annotation_of(node) is None
+
+
+def _clustered(node: Node, outcome: Outcome) -> Decision:
+    if isinstance(outcome, Rejection):
+        return _float(node, outcome)
+    scheme, pattern = outcome
+    return Decision(node.name, operator_name(node), module_path(node), scheme, pattern)
 
 
 def _annotate_io(node: Node, plan: QuantizationPlan) -> None:
@@ -81,7 +99,7 @@ def _decide(
         return {node: ours or _float(node, Rejection("another quantizer has annotated it"))}
     selection = plan.select(node)
     if selection.is_unset:
-        following = _follow_input(node, table)
+        following = _follow_input(node, model, table)
         if following is not None:
             return {node: following}
     if selection.config is None:
@@ -91,9 +109,12 @@ def _decide(
         return {node: _float(node, _not_in_table(node, table, backend))}
     rejection = _reject(match, selection.config, model, backend)
     if rejection is None:
+        assert match.pattern.rule is not None, f"the pattern {match.pattern.name} has no rule"
         rejection = match.pattern.rule(match, selection.config)
     if rejection is not None:
         return {node: _float(node, rejection)}
+    for member in match.nodes:
+        member.meta[_CONFIG] = selection.config
     scheme = str(QuantizationScheme.from_config(selection.config))
     return {
         member: Decision(
@@ -103,17 +124,23 @@ def _decide(
     }
 
 
-def _follow_input(node: Node, table: SupportTable) -> Decision | None:
-    """Quantize a node that no rule selects and that only moves quantized data on."""
+def _follow_input(node: Node, model: GraphModule, table: SupportTable) -> Decision | None:
+    """Decide on a node that no rule selects and that only moves quantized data on."""
     pattern = table.pattern_for(node)
     source = node.args[0] if node.args else None
     if pattern is None or not pattern.follows_input or not isinstance(source, Node):
         return None
-    before = source.meta.get(DECISION)
+    before, config = source.meta.get(DECISION), source.meta.get(_CONFIG)
     if not is_quantized_value(source) or before is None or not is_float_tensor(node):
         return None
+    if config is None:
+        return None
+    rejection = _first_rejection(OperatorMatch(pattern, node), config, model)
+    if rejection is not None:
+        return _float(node, rejection)
     shared = sharing_with(source)
     write_annotation(node, {source: shared}, shared)
+    node.meta[_CONFIG] = config
     return Decision(node.name, operator_name(node), module_path(node), before.scheme, pattern.name)
 
 
@@ -161,12 +188,18 @@ def _reject(
             f"{backend} runs {pattern.name} with dynamic activations only",
             "Give it a dynamic configuration, or leave it in float.",
         )
-    return next(filter(None, (check(match, config, model) for check in pattern.checks)), None)
+    return _first_rejection(match, config, model)
+
+
+def _first_rejection(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    found = (check(match, config, model) for check in match.pattern.checks)
+    return next(filter(None, found), None)
 
 
 def _not_in_table(node: Node, table: SupportTable, backend: str) -> Rejection:
-    value = tensor_value(node)
-    if value is not None and not value.dtype.is_floating_point:
-        return Rejection("it computes integers or booleans: there is nothing to quantize")
+    if not any(map(computes_floats, (*node.all_input_nodes, node))):
+        return INTEGERS_ONLY
     advice = table.advice.get(node.target, "")
     return Rejection(f"{backend} has no quantized {operator_name(node)}", advice)

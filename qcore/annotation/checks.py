@@ -8,10 +8,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcore.annotation.patterns import OperatorMatch, Rejection
-from qcore.graph import is_float_tensor, tensor_attribute, tensor_value
+from qcore.graph import is_constant, is_float_tensor, tensor_attribute, tensor_value
 from qcore.schemes import QuantizationConfig
 
 __all__ = [
+    "HISTOGRAM_LIMIT",
     "constants_fit_histogram",
     "float_inputs",
     "no_alpha",
@@ -21,7 +22,7 @@ __all__ = [
 
 # torch.histc overflows on values above this (float32 max * 1e-23); found in ExecuTorch's XNNPACK
 # quantizer, which skips such constants for the same reason.
-_HISTOGRAM_LIMIT: Final = 3.4028235e15
+HISTOGRAM_LIMIT: Final = 3.4028235e15
 
 
 def float_inputs(
@@ -46,25 +47,12 @@ def static_weight(
     """Reject weights that are computed from the model's inputs."""
     del config, model
     weight = match.root.args[getattr(match.pattern.rule, "weight", 1)]
-    if isinstance(weight, Node) and not _is_constant(weight):
+    if isinstance(weight, Node) and not is_constant(weight):
         return Rejection(
             "its weight is computed at run time",
             "Only weights that are parameters or buffers are quantized.",
         )
     return None
-
-
-def _is_constant(node: Node) -> bool:
-    pending, seen = [node], set()
-    while pending:
-        current = pending.pop()
-        if current in seen or current.op == "get_attr":
-            continue
-        seen.add(current)
-        if current.op != "call_function":
-            return False
-        pending.extend(current.all_input_nodes)
-    return True
 
 
 def constants_fit_histogram(
@@ -76,7 +64,7 @@ def constants_fit_histogram(
         if node.op != "get_attr":
             continue
         value = tensor_attribute(model, node)
-        if value.numel() == 1 and not abs(value.item()) <= _HISTOGRAM_LIMIT:
+        if value.numel() == 1 and not abs(value.item()) <= HISTOGRAM_LIMIT:
             return Rejection(f"the constant {value.item():g} is too large to quantize")
     return None
 

@@ -16,6 +16,7 @@ from qcore.schemes import QuantizationConfig
 __all__ = [
     "BATCH_NORMS",
     "CLAMPS",
+    "INTEGERS_ONLY",
     "AnnotationRule",
     "Check",
     "OperatorMatch",
@@ -49,6 +50,9 @@ class Rejection:
     advice: str = ""
 
 
+#: For operators that neither read nor give a float tensor.
+INTEGERS_ONLY: Final = Rejection("it computes integers or booleans: there is nothing to quantize")
+
 Check: TypeAlias = "Callable[[OperatorMatch, QuantizationConfig, GraphModule], Rejection | None]"
 
 
@@ -73,21 +77,26 @@ class OperatorPattern:
         targets: The operators that it stands for.
         rule: Places the qspecs on a match.
         fuses: Activations that run as part of the operator, when nothing else reads its result.
+        may_fuse: Says whether such an activation really may run as part of it.
         folds_batch_norm: Whether a batch norm after it belongs to it in QAT.
         dynamic: Whether the backend runs it with dynamic activations.
         static: Whether the backend runs it with static activations.
         follows_input: Whether it is quantized with its input where no rule selects it.
+        shares_range: Whether it is annotated last, with one range for everything that such
+            operators connect; ``rule`` is then not used. See :mod:`qcore.annotation.clusters`.
         checks: Each says why a match cannot be quantized, or ``None``; the first reason counts.
     """
 
     name: str
     targets: tuple[Any, ...] = field(converter=tuple)
-    rule: AnnotationRule
+    rule: AnnotationRule | None
     fuses: tuple[Any, ...] = ()
+    may_fuse: Callable[[Node, QuantizationConfig], bool] | None = None
     folds_batch_norm: bool = False
     dynamic: bool = False
     static: bool = True
     follows_input: bool = False
+    shares_range: bool = False
     checks: tuple[Check, ...] = ()
 
 
@@ -124,8 +133,8 @@ class OperatorMatch:
         return " + ".join([self.pattern.name, *fused])
 
 
-def _rows(patterns: Iterable[OperatorPattern]) -> tuple[OperatorPattern, ...]:
-    return tuple(patterns)
+def _patterns(given: Iterable[OperatorPattern]) -> tuple[OperatorPattern, ...]:
+    return tuple(given)
 
 
 @frozen
@@ -137,7 +146,7 @@ class SupportTable:
         advice: For operators that are in no row: what to try, by operator.
     """
 
-    patterns: tuple[OperatorPattern, ...] = field(converter=_rows)
+    patterns: tuple[OperatorPattern, ...] = field(converter=_patterns)
     advice: dict[Any, str] = field(factory=dict)
     _by_target: dict[Any, OperatorPattern] = field(init=False, repr=False, eq=False)
 
@@ -185,6 +194,8 @@ class SupportTable:
         if pattern.folds_batch_norm and config.is_qat:
             batch_norm = _follower(node, BATCH_NORMS, config, plan)
         activation = _follower(batch_norm or node, pattern.fuses, config, plan)
+        if activation is not None and pattern.may_fuse is not None:
+            activation = activation if pattern.may_fuse(activation, config) else None
         return OperatorMatch(pattern, node, batch_norm, activation)
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 from attrs import frozen
 from torch.fx import Node
+from torchao.quantization.pt2e import (
+    FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+    MovingAveragePerChannelMinMaxObserver,
+)
 from torchao.quantization.pt2e.quantizer import (
+    DerivedQuantizationSpec,
     QuantizationAnnotation,
     QuantizationSpec,
     SharedQuantizationSpec,
@@ -15,8 +24,8 @@ from torchao.quantization.pt2e.quantizer import (
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY, QuantizationSpecBase
 
 from qcore.annotation.patterns import OperatorMatch, Rejection
-from qcore.graph import is_float_tensor
-from qcore.schemes import QuantizationConfig
+from qcore.graph import is_constant, is_float_tensor
+from qcore.schemes import PER_CHANNEL, QuantizationConfig
 
 __all__ = [
     "ConcatRule",
@@ -26,6 +35,7 @@ __all__ = [
     "PoolRule",
     "annotation_of",
     "is_quantized_value",
+    "product_scale_bias",
     "write_annotation",
 ]
 
@@ -86,21 +96,65 @@ def _write_match(
         )
 
 
+def product_scale_bias(
+    root: Node, activation: Node, weight: Node, config: QuantizationConfig
+) -> QuantizationSpecBase:
+    """Return the qspec of an int32 bias whose scale is that of the accumulator.
+
+    The accumulator of integer products counts in steps of ``scale(activation) * scale(weight)``;
+    with that scale and no zero point the bias is added to it as it is (see, for example, section
+    2.4 of Jacob et al., "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", 2018).
+
+    Args:
+        root: The operator.
+        activation: Its activation, with a static qspec.
+        weight: Its weight.
+        config: What it is quantized with.
+
+    Returns:
+        The qspec, derived from the observers of both.
+    """
+    per_channel = config.weight is not None and config.weight.qscheme in PER_CHANNEL
+    limits = torch.iinfo(torch.int32)
+    return DerivedQuantizationSpec(
+        derived_from=[(activation, root), (weight, root)],
+        derive_qparams_fn=_product_scale,
+        dtype=torch.int32,
+        # Symmetric: the smallest int32 has no counterpart, and TOSA refuses it.
+        quant_min=limits.min + 1,
+        quant_max=limits.max,
+        qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
+        ch_axis=0 if per_channel else None,
+    )
+
+
+def _product_scale(observers: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    scales = [observer.calculate_qparams()[0] for observer in observers]
+    scale = (scales[0] * scales[1]).to(torch.float32)
+    return scale, torch.zeros_like(scale, dtype=torch.int32)
+
+
 @frozen
 class GemmRule:
     """Convolutions, linear layers: activation, weight and bias by position.
 
     Attributes:
         input: Position of the activation.
-        weight: Position of the weight.
+        weight: Position of the weight. One that is computed at run time has the activations'
+            qspec, where the backend's checks let it pass.
         bias: Position of the bias, or ``None``.
-        weight_axis: Dimension of the weight that per-channel scales run along.
+        weight_axis: Dimension of the weight that per-channel scales run along, or a function that
+            tells it from the operator's node.
+        integer_bias: Whether the bias is int32 with the scale of the accumulator, where
+            activations are static; otherwise it has the configuration's qspec, if any.
     """
 
     input: int = 0
     weight: int = 1
     bias: int | None = 2
-    weight_axis: int = 0
+    weight_axis: int | Callable[[Node], int] = 0
+    integer_bias: bool = False
 
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate a match."""
@@ -108,22 +162,38 @@ class GemmRule:
         activation, weight = root.args[self.input], root.args[self.weight]
         assert isinstance(activation, Node)
         assert isinstance(weight, Node)
+        axis = self.weight_axis if isinstance(self.weight_axis, int) else self.weight_axis(root)
         inputs: dict[Node, QuantizationSpecBase | None] = {
             activation: config.input_activation,
-            weight: _along_axis(config.weight, self.weight_axis),
+            weight: _along_axis(config.weight, axis)
+            if is_constant(weight)
+            else config.input_activation,
         }
-        if self.bias is not None and len(root.args) > self.bias:
-            bias = root.args[self.bias]
-            if isinstance(bias, Node):
-                inputs[bias] = config.bias
+        bias = root.args[self.bias] if self.bias and len(root.args) > self.bias else None
+        if isinstance(bias, Node):
+            inputs[bias] = self._bias_qspec(root, activation, weight, config)
         _write_match(match, inputs, config.output_activation)
         return None
 
+    def _bias_qspec(
+        self, root: Node, activation: Node, weight: Node, config: QuantizationConfig
+    ) -> QuantizationSpecBase | None:
+        if not self.integer_bias or config.output_activation is None or config.weight is None:
+            return config.bias
+        return product_scale_bias(root, activation, weight, config)
+
 
 def _along_axis(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec | None:
-    if spec is None or spec.ch_axis in (None, axis):
+    if spec is None or spec.qscheme not in PER_CHANNEL or spec.ch_axis == axis:
         return spec
-    return dataclasses.replace(spec, ch_axis=axis)
+    observer = spec.observer_or_fake_quant_ctr
+    made = getattr(getattr(observer, "p", None), "func", observer)
+    if axis != 0 and inspect.isclass(made) and issubclass(made, FusedMovingAvgObsFakeQuantize):
+        # torch's fused kernel takes rows for channels, whatever the axis.
+        observer = FakeQuantize.with_args(
+            **{**observer.p.keywords, "observer": MovingAveragePerChannelMinMaxObserver}
+        )
+    return dataclasses.replace(spec, ch_axis=axis, observer_or_fake_quant_ctr=observer)
 
 
 @frozen

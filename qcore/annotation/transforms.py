@@ -72,7 +72,9 @@ def _attribute(model: GraphModule, node: Node, value: float, name: str) -> Node:
     return attribute
 
 
-def clamps_to_hardtanh(model: GraphModule, plan: QuantizationPlan) -> GraphModule:
+def clamps_to_hardtanh(
+    model: GraphModule, plan: QuantizationPlan, after: Collection[Any] = ()
+) -> GraphModule:
     """Rewrite clamps with constant bounds as ``hardtanh`` or ``relu``, which compute the same.
 
     For backends that fuse only those. Clamps that the user left in float are kept.
@@ -80,6 +82,7 @@ def clamps_to_hardtanh(model: GraphModule, plan: QuantizationPlan) -> GraphModul
     Args:
         model: The captured model; changed in place.
         plan: Tells which clamps were left in float on purpose.
+        after: Rewrite only those that follow one of these operators; if empty, all.
 
     Returns:
         The model.
@@ -91,6 +94,8 @@ def clamps_to_hardtanh(model: GraphModule, plan: QuantizationPlan) -> GraphModul
         selection = plan.select(node)
         left_in_float = selection.config is None and not selection.is_unset
         if left_in_float or not is_float_tensor(node):
+            continue
+        if after and node.args[0].target not in after:
             continue
         original = node.target
         hardtanh, relu = _CLAMPS[original]

@@ -1,8 +1,6 @@
 """The process that executes a program; started by ``qcore.lowering.runner``, never imported.
 
-It reads one JSON request a line on standard input and answers with one JSON line on the descriptor
-it was given. Tensors travel in files of the working folder. Whatever the runtime prints goes to the
-log file that the parent opened for it.
+Tensors travel in files of the working folder.
 
 It imports no more than torch and the runtime's extension module: ``executorch.runtime`` would pull
 in ExecuTorch's whole compiler, which takes three seconds more.
@@ -11,38 +9,17 @@ in ExecuTorch's whole compiler, which takes three seconds more.
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from qcore.lowering.serving import Operations, Refusal, serve
+
 __all__: list[str] = []
 
 _PYBINDINGS = "executorch.extension.pybindings"
-
-
-class _Refusal(Exception):
-    """An answer that is an error: its kind and its text."""
-
-    def __init__(self, kind: str, text: str, **facts: Any) -> None:
-        super().__init__(text)
-        self.answer = {"status": kind, "text": text, **facts}
-
-
-def _die_with_parent(lifeline: int) -> None:
-    """Have the kernel end this process when the parent's end of a pipe closes.
-
-    A thread that watches the pipe would not do: native code may hold the interpreter's lock for
-    as long as a program runs.
-    """
-    import fcntl
-
-    signal.signal(signal.SIGIO, signal.SIG_DFL)  # the default action is to terminate
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+_PROGRAM = "program.pte"
 
 
 def _import_runtime() -> Any:
@@ -54,7 +31,7 @@ def _import_runtime() -> Any:
         try:
             return importlib.import_module(f"{_PYBINDINGS}.portable_lib")
         except ImportError:
-            raise _Refusal("no_runtime", f"{type(direct).__name__}: {direct}") from direct
+            raise Refusal("no_runtime", f"{type(direct).__name__}: {direct}") from direct
 
 
 def _prepare(config: dict[str, Any]) -> Any:
@@ -63,11 +40,11 @@ def _prepare(config: dict[str, Any]) -> Any:
         try:
             importlib.import_module(name)
         except Exception as error:
-            raise _Refusal("no_module", f"{type(error).__name__}: {error}", module=name) from error
+            raise Refusal("no_module", f"{type(error).__name__}: {error}", module=name) from error
     present = list(runtime._get_registered_backend_names())
     missing = [name for name in config["backends"] if name not in present]
     if missing:
-        raise _Refusal("no_backend", ", ".join(missing), present=present)
+        raise Refusal("no_backend", ", ".join(missing), present=present)
     if config["threads"] is not None:
         runtime._unsafe_reset_threadpool(config["threads"])
     return runtime
@@ -93,11 +70,11 @@ class _Server:
         try:
             return call(*args, **kwargs)
         except Exception as error:
-            raise _Refusal("refused", str(error)) from error
+            raise Refusal("refused", str(error)) from error
 
     def _method(self, name: str) -> Any:
         if name not in self._names:
-            raise _Refusal("no_method", name, present=self._names)
+            raise Refusal("no_method", name, present=self._names)
         if name not in self._methods:
             self._methods[name] = self._guard(self._program.load_method, name)
         return self._methods[name]
@@ -109,7 +86,7 @@ class _Server:
         inputs = torch.load(request["inputs"], weights_only=True)
         outputs = self._guard(method, inputs)
         torch.save(list(outputs), request["outputs"])
-        return {"status": "ok"}
+        return {}
 
     def benchmark(self, request: dict[str, Any]) -> dict[str, Any]:
         import torch
@@ -122,39 +99,13 @@ class _Server:
             self._guard(method, inputs, clone_outputs=False)
             if index >= request["warmup"]:
                 seconds.append(time.perf_counter() - start)
-        return {"status": "ok", "seconds": seconds}
+        return {"seconds": seconds}
 
 
-def main(folder: str, answers: int, lifeline: int) -> None:
-    """Answer requests until standard input ends.
-
-    Args:
-        folder: The working folder; it holds ``config.json`` and the program.
-        answers: The file descriptor to write answers to.
-        lifeline: The read end of a pipe whose other end only the parent holds.
-    """
-    _die_with_parent(lifeline)
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-
-    def answer(message: dict[str, Any]) -> None:
-        os.write(answers, json.dumps(message).encode() + b"\n")
-
-    try:
-        server = _Server(_prepare(config), config["program"])
-    except _Refusal as refusal:
-        answer(refusal.answer)
-        return
-    answer({"status": "ok", "methods": server._names})
-    operations = {"run": server.run, "benchmark": server.benchmark}
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        try:
-            reply = operations[request["op"]](request)
-        except _Refusal as refusal:
-            reply = refusal.answer
-        sys.stderr.flush()
-        answer(reply)
+def _start(folder: Path, config: dict[str, Any]) -> Operations:
+    server = _Server(_prepare(config), str(folder / _PROGRAM))
+    return {"run": server.run, "benchmark": server.benchmark}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    serve(sys.argv[1:], _start)

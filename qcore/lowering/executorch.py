@@ -12,7 +12,13 @@ import attrs
 
 from qcore.errors import LoweringError, QcoreError, RuntimeUnavailableError
 from qcore.lowering.embeddings import fuse_embeddings
-from qcore.lowering.export import bounds_of, export_for_lowering, user_input_names
+from qcore.lowering.export import (
+    bounds_of,
+    export_for_lowering,
+    private_copy,
+    shared_provenance,
+    user_input_names,
+)
 from qcore.lowering.inspection import inspect_lowered, stated_reasons
 from qcore.lowering.program import LoweredProgram
 from qcore.lowering.report import LoweringReport
@@ -63,9 +69,11 @@ def lower_with_partitioner(
     backend: str,
     partitioners: Sequence[Any],
     runner: Runner | None,
+    edge_passes: Sequence[Any] = (),
     dynamic_shapes: Any = None,
     compile_config: Any = None,
     executorch_config: Any = None,
+    partition: Callable[[ExportedProgram], Any] | None = None,
     on_partitioned: Callable[[ExportedProgram], None] | None = None,
 ) -> LoweredProgram:
     """Lower a model with ExecuTorch, delegating what the partitioners take.
@@ -81,10 +89,13 @@ def lower_with_partitioner(
         backend: Name of the backend, for the program, its report and messages.
         partitioners: ExecuTorch partitioners, tried in this order.
         runner: Executes the program on this machine; None where no host can.
+        edge_passes: ExecuTorch passes over the edge graph, before the partitioners.
         dynamic_shapes: As ``torch.export.export`` takes it. None keeps the dynamic dimensions
             that the graph was captured with. An ``ExportedProgram`` brings its own.
         compile_config: ExecuTorch's ``EdgeCompileConfig``; None takes its defaults.
         executorch_config: ExecuTorch's ``ExecutorchBackendConfig``; None takes its defaults.
+        partition: Takes the exported model and returns ExecuTorch's ``EdgeProgramManager`` of the
+            partitioned one, in the place of ``partitioners`` and ``compile_config``.
         on_partitioned: Gets the partitioned program, with its delegates, before it is emitted; for
             backends that check it later.
 
@@ -97,17 +108,21 @@ def lower_with_partitioner(
     """
     exir = import_executorch("executorch.exir")
     clock = _Clock(backend)
-    with quiet(), paused_gc():
+    with quiet(), paused_gc(), shared_provenance():
         with clock.stage("export"):
             exported = export_for_lowering(program, example_inputs, dynamic_shapes)
         inputs, outputs = _specs(exported)
         if executorch_config is None:
             _require_bounds(inputs, backend)
         with clock.stage("partition"), stated_reasons() as reasons:
-            edge = _partition(exir, exported, partitioners, compile_config)
+            if partition is None:
+                edge = _partition(exir, exported, edge_passes, partitioners, compile_config)
+            else:
+                edge = partition(exported)
             fused = fuse_embeddings(edge)
         if on_partitioned is not None:
-            on_partitioned(edge.exported_program())
+            # Emitting rewrites the graph to operators that write into planned memory.
+            on_partitioned(private_copy(edge.exported_program()))
         found = inspect_lowered(edge.exported_program().graph_module, {**reasons, **fused})
         if found.stray or fused:
             # They have kernels on both sides, which are registered on request only.
@@ -161,18 +176,30 @@ class _Clock:
         except QcoreError:
             raise
         except Exception as error:
-            lines = str(error).strip().splitlines()
+            root = _root_cause(error)
+            lines = str(root).strip().splitlines()
             raise LoweringError(
                 f"Lowering for {self._backend} failed in the stage {name!r}: "
-                f"{type(error).__name__}: {lines[0] if lines else 'no message'}. "
+                f"{type(root).__name__}: {lines[0] if lines else 'no message'}. "
                 f"{self._ADVICE[name]} The cause is chained to this error."
             ) from error
         finally:
             self.seconds[name] = time.perf_counter() - start
 
 
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the exception that others were raised from; pass managers list their passes only."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _partition(
-    exir: Any, exported: ExportedProgram, partitioners: Sequence[Any], compile_config: Any
+    exir: Any,
+    exported: ExportedProgram,
+    edge_passes: Sequence[Any],
+    partitioners: Sequence[Any],
+    compile_config: Any,
 ) -> Any:
     from torch.fx import GraphModule
 
@@ -183,11 +210,16 @@ def _partition(
     ]
     if not bodies:
         return exir.to_edge_transform_and_lower(
-            exported, partitioner=list(partitioners), compile_config=compile_config
+            exported,
+            transform_passes=list(edge_passes) or None,
+            partitioner=list(partitioners),
+            compile_config=compile_config,
         )
     # The one-step form keeps operators whole for the partitioners, but looks for them outside
     # the bodies of conditionals and loops only; the older form decomposes them everywhere.
     edge = exir.to_edge(exported, compile_config=compile_config)
+    if edge_passes:
+        edge = edge.transform(list(edge_passes))
     for partitioner in partitioners:
         edge = edge.to_backend(partitioner)
     return edge

@@ -124,7 +124,11 @@ def _quantizes(node: Node) -> bool:
 
 
 def _name_of(node: Node) -> str:
-    target: Any = getattr(node.target, "_op", node.target)
+    from torch._ops import OpOverload
+
+    target: Any = node.target
+    if not isinstance(target, OpOverload):
+        target = getattr(target, "_op", target)
     # Operators are named by str(); Python's and torch's own functions are not.
     name = str(target)
     return (getattr(target, "__name__", "") or node.name) if name.startswith("<") else name

@@ -1,4 +1,4 @@
-"""A child process that runs one program: start it, ask it, outlive it."""
+"""A child process that does one job: start it, ask it, outlive it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from qcore.errors import RuntimeCrashError, RuntimeExecutionError, RuntimeUnavailableError
 
-__all__ = ["ChildProcess"]
+__all__ = ["ChildProcess", "ProgramProcess"]
 
 _ERROR_NAMES = {
     0x01: "Internal",
@@ -45,49 +45,40 @@ _TAIL_LINES = 8
 
 
 class ChildProcess:
-    """One process with one program loaded.
+    """One process that answers requests; what it prints is kept for messages.
 
     Args:
-        buffer: The program's bytes.
+        server: The module to start, which calls ``qcore.lowering.serving.serve``.
+        files: Contents of the files that it finds in its working folder, by name.
+        config: Its configuration, as plain data.
         env: Environment variables the child gets on top of this process's own.
-        modules: Python modules the child imports before it loads the program.
-        backends: Names of the ExecuTorch backends that the program calls.
-        threads: Size of the runtime's thread pool; None leaves it to the runtime.
         timeout_s: Longest time in seconds for the start and for each request.
 
     Raises:
-        RuntimeUnavailableError: The runtime, a module or a backend is missing.
-        RuntimeExecutionError: The runtime refuses the program, or the start takes too long.
-        RuntimeCrashError: The child died while it loaded the program.
+        RuntimeUnavailableError: What the child needs is missing.
+        RuntimeExecutionError: The child refuses its files, or the start takes too long.
+        RuntimeCrashError: The child died while it started.
     """
 
     def __init__(
         self,
-        buffer: bytes,
+        server: str,
         *,
+        files: Mapping[str, bytes],
+        config: Mapping[str, Any],
         env: Mapping[str, str],
-        modules: Sequence[str],
-        backends: Sequence[str],
-        threads: int | None,
         timeout_s: float,
     ) -> None:
         self._timeout_s = timeout_s
-        self._backends = tuple(backends)
         self._pending = b""
         self._log_at = 0
         self.folder = Path(tempfile.mkdtemp(prefix="qcore-run-"))
-        program = self.folder / "program.pte"
         self._log = self.folder / "child.log"
         try:
-            program.write_bytes(buffer)
-            config = {
-                "program": str(program),
-                "modules": list(modules),
-                "backends": list(backends),
-                "threads": threads,
-            }
-            (self.folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-            self._start(env)
+            for name, content in files.items():
+                (self.folder / name).write_bytes(content)
+            (self.folder / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
+            self._start(server, env)
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
@@ -102,7 +93,7 @@ class ChildProcess:
             self.close()
             raise
 
-    def _start(self, env: Mapping[str, str]) -> None:
+    def _start(self, server: str, env: Mapping[str, str]) -> None:
         answers, child_answers = os.pipe()
         child_lifeline, lifeline = os.pipe()
         # The child sees the modules that this process sees; -P keeps the current folder out.
@@ -114,7 +105,7 @@ class ChildProcess:
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "PYTHONFAULTHANDLER": "",  # its stack dump would bury what the runtime said last
         }
-        command = [sys.executable, "-P", "-m", "qcore.lowering._child"]
+        command = [sys.executable, "-P", "-m", server]
         command += [str(self.folder), str(child_answers), str(child_lifeline)]
         try:
             with self._log.open("wb") as log:
@@ -210,6 +201,54 @@ class ChildProcess:
         )
 
     def _refusal(self, reply: Mapping[str, Any]) -> RuntimeExecutionError | RuntimeUnavailableError:
+        return RuntimeExecutionError(f"{reply['text']}{self._tail()}")
+
+    def _tail(self) -> str:
+        with self._log.open("rb") as log:
+            log.seek(self._log_at)
+            text = log.read().decode("utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith(_NOISE)][-_TAIL_LINES:]
+        return "".join(f"\n  | {line}" for line in lines)
+
+
+class ProgramProcess(ChildProcess):
+    """One process with one ExecuTorch program loaded.
+
+    Args:
+        buffer: The program's bytes.
+        env: Environment variables the child gets on top of this process's own.
+        modules: Python modules the child imports before it loads the program.
+        backends: Names of the ExecuTorch backends that the program calls.
+        threads: Size of the runtime's thread pool; None leaves it to the runtime.
+        timeout_s: Longest time in seconds for the start and for each request.
+
+    Raises:
+        RuntimeUnavailableError: The runtime, a module or a backend is missing.
+        RuntimeExecutionError: The runtime refuses the program, or the start takes too long.
+        RuntimeCrashError: The child died while it loaded the program.
+    """
+
+    def __init__(
+        self,
+        buffer: bytes,
+        *,
+        env: Mapping[str, str],
+        modules: Sequence[str],
+        backends: Sequence[str],
+        threads: int | None,
+        timeout_s: float,
+    ) -> None:
+        config = {"modules": list(modules), "backends": list(backends), "threads": threads}
+        super().__init__(
+            "qcore.lowering._child",
+            files={"program.pte": buffer},
+            config=config,
+            env=env,
+            timeout_s=timeout_s,
+        )
+
+    def _refusal(self, reply: Mapping[str, Any]) -> RuntimeExecutionError | RuntimeUnavailableError:
         text = reply["text"]
         match reply["status"]:
             case "no_runtime":
@@ -237,14 +276,6 @@ class ChildProcess:
         return RuntimeExecutionError(
             f"The ExecuTorch runtime refused: {_named(text)}.{_next_step(text)}{self._tail()}"
         )
-
-    def _tail(self) -> str:
-        with self._log.open("rb") as log:
-            log.seek(self._log_at)
-            text = log.read().decode("utf-8", errors="replace")
-        lines = [line for line in text.splitlines() if line.strip()]
-        lines = [line for line in lines if not line.startswith(_NOISE)][-_TAIL_LINES:]
-        return "".join(f"\n  | {line}" for line in lines)
 
 
 def _code(text: str) -> int | None:

@@ -111,6 +111,11 @@ class LoweringReport:
         """Whether it is known that every compute node is inside a delegate."""
         return self.complete and not self.undelegated and not self.stray
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a backend has to say beside that, a line each."""
+        return ()
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data.
 
@@ -165,6 +170,7 @@ class LoweringReport:
         if self.stray:
             lines.append(f"  quantize/dequantize outside the delegates ({len(self.stray)}):")
             lines.extend(f"    {node}" for node in self.stray)
+        lines.extend(f"  {note}" for note in self.notes)
         return "\n".join(lines)
 
 

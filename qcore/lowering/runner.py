@@ -35,6 +35,19 @@ class Latency:
     max_ms: float
     runs: int
 
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        """Summarize timed runs.
+
+        Args:
+            seconds: The time of each run in seconds, at least one.
+
+        Returns:
+            Their summary.
+        """
+        times = [1e3 * value for value in seconds]
+        return cls(statistics.median(times), min(times), max(times), len(times))
+
     def __str__(self) -> str:
         return f"{self.median_ms:.3g} ms ({self.min_ms:.3g} to {self.max_ms:.3g}, {self.runs} runs)"
 
@@ -112,8 +125,7 @@ class _ExecuTorchSession:
         with self._lock:
             request = {"op": "benchmark", "method": method, "warmup": warmup, "runs": runs}
             answer = self._child.ask({**request, **self._write(inputs)})
-        times = [1e3 * seconds for seconds in answer["seconds"]]
-        return Latency(statistics.median(times), min(times), max(times), len(times))
+        return Latency.of(answer["seconds"])
 
     def _write(self, inputs: Sequence[Any]) -> dict[str, str]:
         import torch
@@ -168,10 +180,10 @@ class ExecuTorchRunner:
             RuntimeExecutionError: The bytes are no complete program, or the runtime refuses it.
             RuntimeCrashError: The child died while it loaded the program.
         """
-        from qcore.lowering.process import ChildProcess
+        from qcore.lowering.process import ProgramProcess
 
         check_pte(buffer, "the program")
-        child = ChildProcess(
+        child = ProgramProcess(
             buffer,
             env=self.env,
             modules=self.modules,

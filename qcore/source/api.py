@@ -101,7 +101,7 @@ def _check_model(model: object) -> None:
 def _backend(backend: Any) -> tuple[str, tuple[QuantizationScheme, ...]]:
     if isinstance(backend, str):
         hooks = BackendHooks(registry.load_backend(backend, {}), backend)
-        return backend, tuple(s for s in hooks.supported_schemes() if s.layer is not None)
+        return backend, tuple(s for s in hooks.supported_schemes() if s.is_source)
     from qcore.quantizer import Quantizer
 
     if isinstance(backend, Quantizer):

@@ -12,8 +12,8 @@ from torch import nn
 from torch.export import ExportedProgram
 from torchao.utils import unwrap_tensor_subclass
 
-from qcore.capture import Sample
-from qcore.errors import CaptureError, UnsupportedSchemeError
+from qcore.capture import Sample, exported_program
+from qcore.errors import UnsupportedSchemeError
 from qcore.quiet import quiet
 from qcore.schemes import QuantizationScheme, listed
 from qcore.source.modules import quantized_layers
@@ -78,17 +78,7 @@ def export_quantized(
     with quiet():
         own = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
         unwrap_tensor_subclass(own)
-    try:
-        # Without gradients there are no torch.no_grad() bodies, which the operators of older
-        # torchao modules would otherwise be wrapped in.
-        with quiet(), torch.no_grad():
-            return torch.export.export(
-                own, sample.args, sample.kwargs or None, dynamic_shapes=dynamic_shapes
-            )
-    except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CaptureError(
-            f"torch.export.export cannot capture {type(model).__name__}: {first_line}\n"
-            "The cause is above. A model from transformers needs use_cache=False and a forward "
-            "that returns tensors; a size that varies needs dynamic_shapes."
-        ) from error
+    # Without gradients there are no torch.no_grad() bodies, which the operators of older torchao
+    # modules would otherwise be wrapped in.
+    with quiet(), torch.no_grad():
+        return exported_program(own, sample, dynamic_shapes)

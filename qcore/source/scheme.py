@@ -240,7 +240,11 @@ def _refusal(scheme: SourceScheme, supported: Sequence[QuantizationScheme], back
             f"{backend} executes no model that quantize_ has treated: {scheme} is not possible. "
             "Quantize it with qcore.quantize(model, quantizer, samples) instead."
         )
+    layers = {declared.layer for declared in supported}
+    embeddings = "" if "embedding" in layers else " It has no quantized embedding."
     return (
-        f"{backend} does not execute {scheme}.\nIt executes: {listed(supported)}.\n"
-        "Pass one of these names."
+        f"{backend} does not execute {scheme}.\n"
+        f"It executes: {listed(supported)}.{embeddings}\n"
+        "Pass one of these names. The schemes of the PT2E flow are others: "
+        f"qcore.get_quantizer({backend!r}).supported_schemes."
     )

@@ -6,7 +6,7 @@ pytest loads this module in every environment that has qcore: it imports nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ __all__ = ["FACTS", "OPTION", "Facts"]
 
 OPTION = "--qcore-backend"
 _FACTS_OPTION = "--qcore-facts"
+_WORKER_KEY = "qcore_facts"
 
 
 class Facts:
@@ -42,6 +43,18 @@ class Facts:
             self.found.setdefault(backend, {}).setdefault(kind, {})[key] = value
 
         return record
+
+    def merge(self, found: Mapping[str, Mapping[str, Mapping[str, str]]]) -> None:
+        """Take in what another process has found out.
+
+        Args:
+            found: Facts by backend, by kind, by key.
+        """
+        for backend, kinds in found.items():
+            record = self.recorder(backend)
+            for kind, facts in kinds.items():
+                for key, value in facts.items():
+                    record(kind, key, value)
 
     def write(self, folder: Path) -> None:
         """Write a JSON file for each backend.
@@ -80,8 +93,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[FACTS] = Facts()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Collect the facts of a worker of pytest-xdist."""
+    found = getattr(node, "workeroutput", {}).get(_WORKER_KEY, {})
+    node.config.stash[FACTS].merge(found)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the facts where they were asked for."""
+    """Write the facts where they were asked for; a worker sends them to the process that does."""
     folder: Any = session.config.getoption(_FACTS_OPTION)
-    if folder:
-        session.config.stash[FACTS].write(Path(folder))
+    facts = session.config.stash[FACTS]
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output[_WORKER_KEY] = facts.found
+    elif folder:
+        facts.write(Path(folder))

@@ -73,6 +73,7 @@ def page(facts: Facts) -> str:
     Returns:
         Markdown.
     """
+    facts = {backend: _with_programs(found) for backend, found in facts.items()}
     parts = [
         _INTRODUCTION,
         "## Schemes\n",
@@ -90,6 +91,14 @@ def page(facts: Facts) -> str:
         "\n".join(_failures(facts)) + "\n",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _with_programs(
+    found: Mapping[str, Mapping[str, str]],
+) -> Mapping[str, Mapping[str, str]]:
+    """Let what was seen of a scheme's program stand for the scheme."""
+    schemes = {**found.get("scheme", {}), **found.get("program of a scheme", {})}
+    return {**found, "scheme": schemes}
 
 
 def _schemes(value: str) -> str:

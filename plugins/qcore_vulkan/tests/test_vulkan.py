@@ -92,13 +92,14 @@ class TestSchemes:
             qcore.quantize_(ThreeLinears(), "vulkan", scheme)
 
     def test_embeddings_are_refused(self):
-        with pytest.raises(UnsupportedSchemeError, match="has no quantized embedding"):
-            qcore.quantize_(
-                nn.Sequential(nn.Embedding(8, 32), nn.Linear(32, 8)),
-                "vulkan",
-                "8da4w",
-                rules={nn.Embedding: "4w"},
-            )
+        for scheme in ("4w", "8w"):
+            with pytest.raises(UnsupportedSchemeError, match="has no quantized embedding"):
+                qcore.quantize_(
+                    nn.Sequential(nn.Embedding(8, 32), nn.Linear(32, 8)),
+                    "vulkan",
+                    "8da4w",
+                    rules={nn.Embedding: scheme},
+                )
 
     def test_outputs_that_fill_no_texels_are_refused(self):
         with pytest.raises(GroupSizeError, match="30 output channels, and vulkan takes multiples"):

@@ -165,6 +165,30 @@ def test_rewritten_operators_keep_the_names_that_rules_and_reports_use() -> None
     assert decided["unsqueeze"].reason == "set_node_name('unsqueeze', None) leaves it in float"
 
 
+@pytest.mark.parametrize(
+    ("move", "reason"),
+    [
+        (lambda x: x[:, ::2], "slices with step 1 only, not 2"),
+        (lambda x: nn.functional.pad(x, (1, 1), mode="reflect"), "pads with constants only"),
+    ],
+)
+def test_data_that_xnnpack_cannot_move_in_int8_is_not_called_quantized(
+    move: Callable[[torch.Tensor], torch.Tensor], reason: str
+) -> None:
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return move(self.head(x))
+
+    quantizer = XNNPACKQuantizer().set_module_name("head", "8a8w")
+    report = qcore.quantize(Moved().eval(), quantizer, [X[0]]).report
+    (left,) = report.in_float
+    assert reason in left.reason
+
+
 def test_an_unknown_option_of_lower_names_the_options() -> None:
     quantizer = XNNPACKQuantizer().set_global("8a8w")
     result = qcore.quantize(nn.Linear(8, 4), quantizer, [X])

@@ -13,10 +13,12 @@ from torchao.quantization import (
     IntxWeightOnlyConfig,
 )
 from torchao.quantization import quantize_ as torchao_quantize_
-from torchao.quantization.granularity import PerGroup
+from torchao.quantization.granularity import PerAxis, PerGroup
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import qcore
 from qcore.errors import GroupSizeError, LoweringError, UnsupportedSchemeError
+from qcore_xnnpack import quantize_
 from qcore_xnnpack.support import SCHEMES
 
 
@@ -143,6 +145,23 @@ def test_torchaos_own_quantize_lowers_too():
     assert sqnr(model(x), program.run(x)) > 30
 
 
+def test_the_calls_of_executorchs_page_run_with_the_import_changed():
+    """The block on language models of ExecuTorch's docs/source/backends/xnnpack page."""
+    torch.manual_seed(0)
+    eager_model = nn.Sequential(nn.Embedding(64, 64), nn.Linear(64, 96), nn.Linear(96, 32)).eval()
+    embedding_config = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    quantize_(eager_model, embedding_config, lambda m, fqn: isinstance(m, torch.nn.Embedding))
+    linear_config = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4, weight_granularity=PerGroup(32)
+    )
+    quantize_(eager_model, linear_config)
+    tokens = torch.arange(12).reshape(1, 12)
+    program = qcore.get_quantizer("xnnpack").lower(eager_model, (tokens,))
+    assert program.report.delegated_ops["aten.linear.default"] == 2
+    assert program.report.undelegated_ops == {"quantized_decomposed.embedding_byte.default": 1}
+    assert sqnr(eager_model(tokens), program.run(tokens)) > 40
+
+
 def test_the_older_torchao_quantizer_lowers_too():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32)).eval()
@@ -173,3 +192,40 @@ def test_group_sizes_that_xnnpack_does_not_take(width: int, group: Any):
 def test_a_float_module_is_no_quantized_model():
     with pytest.raises(LoweringError, match="Cannot lower a"):
         qcore.get_quantizer("xnnpack").lower(nn.Linear(4, 4), (torch.randn(1, 4),))
+
+
+class Logits(nn.Module):
+    """A two-layer Llama with random weights; the one with tied weights is on the docs' page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=128,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=False,
+        )
+        self.model = LlamaForCausalLM(config)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=tokens, use_cache=False).logits
+
+
+@pytest.mark.slow
+def test_an_untied_llama_of_any_length_runs_as_the_quantized_model_does():
+    model = Logits().eval()
+    report = qcore.quantize_(model, "xnnpack", "8da4w", group_size=32, rules={nn.Embedding: "8w"})
+    assert report.by_scheme == {"8da4w per-group 32": 15, "8w per-axis": 1}
+    length = torch.export.Dim("length", min=2, max=32)
+    program = qcore.get_quantizer("xnnpack").lower(
+        model, (torch.zeros(1, 12, dtype=torch.int64),), dynamic_shapes=({1: length},)
+    )
+    assert program.report.delegated_ops["aten.linear.default"] == 15
+    assert program.report.undelegated_ops["quantized_decomposed.embedding_byte.default"] == 1
+    for size in (2, 12, 32):
+        tokens = torch.randint(0, 128, (1, size), generator=torch.Generator().manual_seed(size))
+        assert sqnr(model(tokens), program.run(tokens)) >= 40

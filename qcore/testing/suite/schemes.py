@@ -103,7 +103,7 @@ class SchemeChecks:
         program = subject.lower(model, scheme)
         output = subject.run(program, model.samples[0], f"{model.name} with {scheme}")
         if output is None:
-            subject.record("scheme", str(scheme), subject.evidence)
+            subject.record("program of a scheme", str(scheme), subject.evidence)
             return
         converted = subject.quantize(model, scheme).model(*model.samples[0])
         for before, after in compared_outputs(converted, output):
@@ -113,7 +113,7 @@ class SchemeChecks:
                 f"the converted model, expected at least "
                 f"{subject.requirements.program_sqnr_db:.0f} dB. lower changes what is computed."
             )
-        subject.record("scheme", str(scheme), subject.evidence)
+        subject.record("program of a scheme", str(scheme), subject.evidence)
 
     def test_undeclared_schemes_are_refused(self, subject: Subject) -> None:
         for scheme in _possible():

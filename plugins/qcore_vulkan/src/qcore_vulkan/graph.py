@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from attrs import frozen
@@ -13,7 +13,11 @@ from qcore.errors import LoweringError
 from qcore.lowering import import_executorch
 from qcore_vulkan.reference import reference_of
 
-__all__ = ["DelegateGraph", "decode"]
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+__all__ = ["DelegateGraph", "check_outputs", "decode", "delegate_calls"]
 
 _SERIALIZATION: Final = "executorch.backends.vulkan.serialization"
 
@@ -94,10 +98,18 @@ class DelegateGraph:
     def _store(self, target: int, output: Any, values: dict[int, Any]) -> None:
         value = self.graph.values[target].value
         if type(value).__name__ != "ValueList":
-            values[target] = output
+            values[target] = self._typed(value, output)
             return
         for item, part in zip(value.items, output, strict=False):
-            values[item] = part
+            self._store(item, part, values)
+
+    def _typed(self, value: Any, output: Any) -> Any:
+        """Give a tensor the type of its value: a graph stores no other for operators that cast."""
+        if type(value).__name__ != "VkTensor" or not isinstance(output, torch.Tensor):
+            return output
+        declared = _TYPES[value.datatype.name]
+        # The width of integers and floats is a matter of storage: 64 bits are kept in 32.
+        return output if _kind(declared) == _kind(output.dtype) else output.to(declared)
 
 
 def decode(buffer: bytes) -> list[DelegateGraph]:
@@ -129,6 +141,58 @@ def decode(buffer: bytes) -> list[DelegateGraph]:
     return graphs
 
 
+def delegate_calls(
+    partitioned: ExportedProgram, graphs: Sequence[DelegateGraph]
+) -> dict[Node, DelegateGraph]:
+    """Find the Vulkan graph of each delegate call.
+
+    Args:
+        partitioned: The program after partitioning.
+        graphs: The decoded graphs of its ``.pte``.
+
+    Returns:
+        Graph by the node that calls it.
+
+    Raises:
+        LoweringError: The ``.pte`` does not hold one of the delegates.
+    """
+    found = {}
+    for node in partitioned.graph.nodes:
+        if str(node.target) != "executorch_call_delegate":
+            continue
+        lowered = getattr(partitioned.graph_module, node.args[0].target)
+        payload = bytes(lowered.processed_bytes)
+        graph = next((g for g in graphs if g.payload.startswith(payload)), None)
+        if graph is None:
+            raise LoweringError("The .pte does not hold a delegate of the partitioned program.")
+        found[node] = graph
+    return found
+
+
+def check_outputs(partitioned: ExportedProgram, graphs: Sequence[DelegateGraph]) -> None:
+    """Raise if a Vulkan graph returns fewer values than the program reads from it.
+
+    ExecuTorch counts the outputs of a delegate before it simplifies the delegate's graph, and
+    serializes outputs that have become one value once.
+
+    Args:
+        partitioned: The program after partitioning.
+        graphs: The decoded graphs of its ``.pte``.
+
+    Raises:
+        LoweringError: With both numbers.
+    """
+    for node, graph in delegate_calls(partitioned, graphs).items():
+        read = 1 + max((u.args[1] for u in node.users if u.target is operator.getitem), default=-1)
+        returned = len(graph.graph.output_ids)
+        if read > returned:
+            raise LoweringError(
+                f"ExecuTorch serialized a Vulkan graph with {returned} outputs, of which the "
+                f"program reads {read}: two values that leave it are the same. Return or reuse "
+                "one of them instead of its copy."
+            )
+
+
 def _constants(graph: Any, raw: bytes, named: Any) -> dict[int, torch.Tensor]:
     constants = {}
     for index, item in enumerate(graph.values):
@@ -148,6 +212,12 @@ def _constants(graph: Any, raw: bytes, named: Any) -> dict[int, torch.Tensor]:
         flat = torch.frombuffer(bytearray(data), dtype=dtype)
         constants[index] = flat[: _numel(value.dims)].reshape(value.dims)
     return constants
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "bool"
+    return "float" if dtype.is_floating_point else "int"
 
 
 def _numel(dims: Sequence[int]) -> int:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from qcore.errors import LoweringError, RuntimeUnavailableError
-from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
+from qcore.lowering import LoweredProgram, lower_with_partitioner
+from qcore.quiet import quiet
+from qcore_vulkan.graph import check_outputs, decode
+from qcore_vulkan.partition import edge_passes, vulkan_partitioner
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -90,21 +93,24 @@ def lower_to_vulkan(program: ExportedProgram, **options: Any) -> VulkanProgram:
             f"vulkan's lower has no option {', '.join(map(repr, unknown))}. "
             "Its options: compile_options."
         )
-    package = "executorch.backends.vulkan.partitioner.vulkan_partitioner"
-    partitioner = import_executorch(package).VulkanPartitioner(options.get("compile_options"))
+    compile_options = options.get("compile_options") or {}
     kept: list[Any] = []
     _name_parameters(program)
     # Packing the weights of a delegate replaces them in the program that is lowered.
     original = copy.copy(program)
     original._state_dict = dict(program.state_dict)
+    original._constants = dict(program.constants)
     lowered = lower_with_partitioner(
         program,
         None,
         backend="vulkan",
-        partitioners=[partitioner],
+        partitioners=[vulkan_partitioner(compile_options)],
+        edge_passes=edge_passes(bool(compile_options.get("force_fp16"))),
         runner=_NoRuntime(),
         on_partitioned=kept.append,
     )
+    with quiet():
+        check_outputs(kept[0], decode(lowered.buffer))
     fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
     return VulkanProgram(**fields, quantized=original, partitioned=kept[0])
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 from torchao.quantization.pt2e import PerChannelMinMaxObserver, PlaceholderObserver
 from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
 
 from qcore.errors import UnsupportedSchemeError
 from qcore.quantizer import Quantizer
+from qcore.source import SourceReport, torchao_quantize_
 from qcore_vulkan.backend import VulkanBackend
 
-__all__ = ["VulkanQuantizer", "get_symmetric_quantization_config"]
+__all__ = ["VulkanQuantizer", "get_symmetric_quantization_config", "quantize_"]
 
 
 class VulkanQuantizer(Quantizer):
@@ -20,6 +24,26 @@ class VulkanQuantizer(Quantizer):
 
     def __init__(self) -> None:
         super().__init__(VulkanBackend(), name="vulkan")
+
+
+def quantize_(
+    model: nn.Module, config: Any, filter_fn: Callable[[nn.Module, str], bool] | None = None
+) -> SourceReport:
+    """Quantize weights in place with the parameters of torchao's ``quantize_``.
+
+    Args:
+        model: The float model.
+        config: One of torchao's configurations, for what Vulkan executes.
+        filter_fn: From a module and its name to whether it is quantized; ``None`` selects every
+            linear layer.
+
+    Returns:
+        What became of every layer.
+
+    Raises:
+        QcoreError: The backend does not execute it; nothing has changed then.
+    """
+    return torchao_quantize_(model, config, filter_fn, backend="vulkan")
 
 
 @functools.lru_cache

@@ -7,13 +7,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from attrs import asdict, field, frozen
-from torch.fx import Interpreter, Node
+from attrs import asdict, frozen
+from torch.fx import Graph, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
-from qcore.errors import LoweringError
 from qcore.quiet import quiet
-from qcore_vulkan.graph import DelegateGraph, decode
+from qcore_vulkan.graph import DelegateGraph, decode, delegate_calls
 from qcore_vulkan.reference import unpack_even_high, unpack_even_low
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class Verification:
 
     weights: tuple[WeightCheck, ...]
     expected_weights: int
-    operators: dict[str, int] = field(converter=dict)
+    operators: dict[str, int]
     sqnr_db: float
     max_abs_error: float
 
@@ -110,7 +109,7 @@ def verify(program: VulkanProgram, inputs: tuple[Any, ...]) -> Verification:
     return Verification(
         weights,
         len(stored),
-        Counter(name for graph in graphs for name in graph.operators),
+        dict(Counter(name for graph in graphs for name in graph.operators)),
         min(_sqnr(a, b) for a, b in differences),
         max(float((a - b).abs().max()) for a, b in differences),
     )
@@ -121,13 +120,13 @@ def _sqnr(reference: torch.Tensor, output: torch.Tensor) -> float:
     return float(10 * torch.log10(reference.pow(2).sum().clamp(min=1e-30) / noise))
 
 
-class _Runner(Interpreter):
+class _Runner(Interpreter):  # type: ignore[misc]
     """Runs a partitioned program: delegates from the ``.pte``, the rest as PyTorch computes it."""
 
     def __init__(self, program: Any, graphs: list[DelegateGraph]) -> None:
         super().__init__(program.graph_module)
         self._program = program
-        self._graphs = {graph.payload: graph for graph in graphs}
+        self._graphs = delegate_calls(program, graphs)
 
     def outputs(self, inputs: tuple[Any, ...]) -> list[Any]:
         signature = self._program.graph_signature
@@ -145,19 +144,18 @@ class _Runner(Interpreter):
         ]
         return list(self.run(*arguments))
 
+    def run_node(self, node: Node) -> Any:
+        if node in self._graphs:
+            _, *operands = self.fetch_args_kwargs_from_env(node)[0]
+            return self._graphs[node].run(operands)
+        return super().run_node(node)
+
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if str(target) == "executorch_call_delegate":
-            lowered, *operands = args
-            payload = bytes(lowered.processed_bytes)
-            graph = next((g for p, g in self._graphs.items() if p[: len(payload)] == payload), None)
-            if graph is None:
-                raise LoweringError("The .pte does not hold a delegate of the partitioned program.")
-            return graph.run(operands)
         return super().call_function(getattr(target, "_op", target), args, kwargs)
 
 
 def _model_weights(program: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return the quantized weights of a model, each with its scales."""
+    """Return the quantized weights that a model's outputs depend on, each with its scales."""
     held = {
         **program.graph_signature.inputs_to_parameters,
         **program.graph_signature.inputs_to_buffers,
@@ -165,13 +163,26 @@ def _model_weights(program: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     }
     tensors = {**program.state_dict, **program.constants}
     found = []
+    used = _used_nodes(program.graph)
     for node in program.graph.nodes:
         name = str(node.target)
-        if node.op != "call_function" or "dequantize" not in name or "per_tensor" in name:
+        if node not in used or "dequantize" not in name or "per_tensor" in name:
             continue
         source, scales = node.args[0], node.args[2 if "affine" in name else 1]
         if all(isinstance(n, Node) and n.name in held for n in (source, scales)):
             found.append((tensors[held[source.name]], tensors[held[scales.name]]))
+    return found
+
+
+def _used_nodes(graph: Graph) -> set[Node]:
+    """Return the operators that the outputs depend on; lowering drops the others."""
+    found: set[Node] = set()
+    pending = list(graph.output_node().all_input_nodes)
+    while pending:
+        node = pending.pop()
+        if node.op == "call_function" and node not in found:
+            found.add(node)
+            pending.extend(node.all_input_nodes)
     return found
 
 
@@ -214,8 +225,7 @@ def _same(
     weight: torch.Tensor, scales: torch.Tensor, other: torch.Tensor, other_scales: torch.Tensor
 ) -> bool:
     rows = other_scales.shape[0]
-    return (
-        weight.shape == other.shape
-        and torch.equal(weight, other)
-        and torch.equal(scales[:rows].reshape(other_scales.shape).float(), other_scales.float())
-    )
+    if weight.shape != other.shape or not torch.equal(weight, other):
+        return False
+    scales = scales[:rows].reshape(other_scales.shape)
+    return bool(torch.equal(scales.float(), other_scales.float()))

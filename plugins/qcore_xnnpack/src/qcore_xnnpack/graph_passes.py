@@ -90,8 +90,8 @@ def _write_per_channel(model: GraphModule, node: Node, index: int) -> None:
     source, scale, zero_point, *limits = weight.args[:6]
     axis = _GEMMS[node.target]
     channels = node.meta["val"].shape[-1 if node.target is aten.linear.default else 1]
-    scales = torch.full((channels,), float(scale))  # type: ignore[arg-type]
-    zeros = torch.full((channels,), int(zero_point), dtype=torch.int64)  # type: ignore[call-overload]
+    scales = torch.full((channels,), float(scale))
+    zeros = torch.full((channels,), int(zero_point), dtype=torch.int64)
     parameters = []
     for name, value in (("scales", scales), ("zero_points", zeros)):
         model.register_buffer(f"_{name}_{index}", value)
@@ -189,7 +189,7 @@ def _pads_with_zeros(pad: Node) -> bool:
     # pad(x, sizes, mode, value) or constant_pad_nd(x, sizes, value)
     position = 3 if pad.target is aten.pad.default else 2
     value = pad.args[position] if len(pad.args) > position else None
-    return not value and len(pad.args[1]) <= 4  # type: ignore[arg-type]
+    return not value and len(pad.args[1]) <= 4
 
 
 def _drop_pair_after(pad: Node) -> bool:

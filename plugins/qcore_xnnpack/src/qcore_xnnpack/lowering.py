@@ -62,7 +62,7 @@ def _partitioner() -> Any:
         """
 
         def check_constraints(self, node: Node, ep: ExportedProgram) -> bool:
-            is_image = node.args[0].meta["val"].dim() == 4  # type: ignore[union-attr]
+            is_image = node.args[0].meta["val"].dim() == 4
             if is_image and _has_convolutions(ep):
                 configs.generic_node_configs.why(
                     node, reason="softmax of a 4d tensor is wrong beside convolutions"

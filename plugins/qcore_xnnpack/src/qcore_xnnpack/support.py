@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch.fx import GraphModule
 
 from qcore.annotation import (
@@ -40,22 +40,11 @@ aten = torch.ops.aten
 # 4-bit weights in blocks of a multiple of 32 with bfloat16 scales (a row is one block where scales
 # are per channel; ``backends/xnnpack/operators/node_visitor.py``) and 8-bit weights per channel.
 # Embeddings are not delegated; ExecuTorch's own kernels unpack 4 and 2 bits from whole bytes.
-_LINEARS: Final = tuple(
-    QuantizationScheme(
-        bits,
-        8,
-        granularity,
-        is_dynamic=True,
-        layer="linear",
-        group_multiple=multiple,
-        scale_dtype=scales,
-    )
-    for bits, granularity, multiple, scales in (
-        (4, "per_group", 32, torch.bfloat16),
-        (4, "per_channel", 32, torch.bfloat16),
-        (8, "per_channel", 1, torch.float32),
-    )
+_EIGHT_BITS: Final = QuantizationScheme(8, 8, "per_channel", is_dynamic=True, layer="linear")
+_FOUR_BITS: Final = evolve(
+    _EIGHT_BITS, weight_bits=4, group_multiple=32, scale_dtype=torch.bfloat16
 )
+_LINEARS: Final = (evolve(_FOUR_BITS, granularity="per_group"), _FOUR_BITS, _EIGHT_BITS)
 _EMBEDDINGS: Final = tuple(
     QuantizationScheme(bits, None, granularity, layer="embedding", group_multiple=multiple)
     for granularity in ("per_channel", "per_group")
@@ -86,10 +75,10 @@ _CLAMPS: Final[tuple[Any, ...]] = (*_RELUS, aten.hardtanh.default, aten.hardtanh
 
 def _convolution_groups(match: OperatorMatch) -> int:
     # The groups are the last but one argument of conv_transpose, the last of conv.
-    schema = match.root.target._schema.arguments  # type: ignore[union-attr]
+    schema = match.root.target._schema.arguments
     position = next(i for i, argument in enumerate(schema) if argument.name == "groups")
     given: Any = match.root.args[position] if len(match.root.args) > position else 1
-    return int(match.root.kwargs.get("groups", given))  # type: ignore[arg-type]
+    return int(match.root.kwargs.get("groups", given))
 
 
 def one_group(
@@ -232,8 +221,8 @@ def mean_of_images(
     del config, model
     node = match.root
     source, dims, *keep = node.args
-    rank = source.meta["val"].dim()  # type: ignore[union-attr]
-    over = sorted(dim % rank for dim in dims or range(rank))  # type: ignore[union-attr,operator]
+    rank = source.meta["val"].dim()
+    over = sorted(dim % rank for dim in dims or range(rank))
     if rank == 4 and over == [2, 3] and keep == [True] and "dtype" not in node.kwargs:
         return None
     return Rejection(

@@ -124,12 +124,12 @@ def _as_slices(node: Node) -> Node | None:
         piece = _insert(node, aten.slice.Tensor, (source, axis, first, end))
         piece.meta["val"] = user.meta["val"]
         _take_over(user, piece)
-    return source  # type: ignore[no-any-return]
+    return source
 
 
 def _without_dropout(node: Node) -> Node | None:
     training = node.args[2] if len(node.args) > 2 else node.kwargs.get("train", True)
-    return None if training else node.args[0]  # type: ignore[return-value]
+    return None if training else node.args[0]
 
 
 def _plain_sub(node: Node) -> Node | None:

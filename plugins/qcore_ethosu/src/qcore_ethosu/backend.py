@@ -1,0 +1,114 @@
+"""The Ethos-U backend: what the core's hooks mean for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from attrs import define, field
+
+import qcore
+from qcore.errors import QcoreError
+from qcore.lowering import import_executorch
+from qcore.report import Diagnostic
+from qcore_ethosu.support import unsupported_nodes
+from qcore_tosa import TosaBackend
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+    from qcore.lowering import LoweredProgram
+    from qcore.plan import QuantizationPlan
+    from qcore.report import AnnotationReport
+
+__all__ = ["EthosUBackend"]
+
+#: The accelerators that Vela 5 compiles for.
+TARGETS: Final = (
+    *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),
+    *(f"ethos-u65-{macs}" for macs in (256, 512)),
+    *(f"ethos-u85-{macs}" for macs in (128, 256, 512, 1024, 2048)),
+)
+
+
+@define
+class EthosUBackend(TosaBackend):
+    """Int8 and 16x8 on Arm's Ethos-U NPUs, through ExecuTorch and Vela.
+
+    Attributes:
+        compile_spec: ExecuTorch's ``EthosUCompileSpec``; by default one of the other options.
+        target: The accelerator and its multipliers, such as ``"ethos-u85-256"``.
+        system_config: A system configuration of Vela's configuration file; by default ExecuTorch's
+            choice for the target.
+        memory_mode: A memory mode of that file; by default ExecuTorch's choice for the target.
+        extra_flags: More options for Vela.
+        config_ini: Vela's configuration file; by default its own.
+    """
+
+    name: ClassVar[str] = "ethosu"
+    partial_quantization: ClassVar[bool] = False
+    conformance: ClassVar[Mapping[str, Any]] = {
+        "options": {"target": "ethos-u85-256"},
+        "partial": False,
+        "dynamic_shapes": False,
+        "lowers_operators": False,
+    }
+
+    compile_spec: Any = None
+    target: str | None = field(default=None, kw_only=True)
+    system_config: str | None = field(default=None, kw_only=True)
+    memory_mode: str | None = field(default=None, kw_only=True)
+    extra_flags: Sequence[str] = field(default=(), kw_only=True)
+    config_ini: str | None = field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        specs = import_executorch("executorch.backends.arm.ethosu")
+        options = (self.system_config, self.memory_mode, self.config_ini, *self.extra_flags)
+        if self.compile_spec is None:
+            self.target = _checked(self.target)
+            self.compile_spec = specs.EthosUCompileSpec(
+                self.target,
+                self.system_config,
+                self.memory_mode,
+                list(self.extra_flags),
+                self.config_ini,
+            )
+        elif not isinstance(self.compile_spec, specs.EthosUCompileSpec):
+            raise QcoreError(
+                "ethosu takes ExecuTorch's EthosUCompileSpec, got "
+                f"{type(self.compile_spec).__name__} ({self.compile_spec!r}). Pass "
+                "qcore_ethosu.EthosUCompileSpec('ethos-u85-256'), or target='ethos-u85-256'."
+            )
+        elif self.target is not None or any(options):
+            raise QcoreError(
+                "Pass ethosu either a compile_spec or the options to build one, not both."
+            )
+        else:
+            self.target = self.compile_spec.target
+
+    @qcore.hookimpl
+    def validate_partial(
+        self, model: GraphModule, plan: QuantizationPlan, report: AnnotationReport
+    ) -> Sequence[Diagnostic]:
+        """Refuse whatever would stay in float, and what the NPU lacks."""
+        return unsupported_nodes(model, report, str(self.target))
+
+    @qcore.hookimpl
+    def lower(self, program: ExportedProgram, options: Mapping[str, Any]) -> LoweredProgram:
+        """Compile the model with Vela."""
+        from qcore_ethosu.lowering import lower_to_ethosu
+
+        return lower_to_ethosu(program, self.compile_spec, **options)
+
+
+def _checked(target: str | None) -> str:
+    known = f"It knows: {', '.join(TARGETS)}."
+    if target is None:
+        raise QcoreError(
+            "ethosu needs to know the accelerator: pass target='ethos-u85-256', for example. "
+            f"{known}"
+        )
+    if target not in TARGETS:
+        raise QcoreError(f"ethosu knows no accelerator {target!r}. {known}")
+    return target

@@ -1,0 +1,110 @@
+"""What Ethos-U lacks of what TOSA has, as data.
+
+Read off ExecuTorch 1.4's ``backends/arm/operator_support/ethos_u55_support.py``, which Ethos-U65
+goes by, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qcore.graph import computes_floats, module_path, operator_name
+from qcore.report import AnnotationReport, Decision, Diagnostic
+
+__all__ = ["U55_LACKS", "unsupported_nodes"]
+
+aten = torch.ops.aten
+
+#: What the NPU has no operator for, and the operators that need it.
+U55_LACKS: Final[dict[str, tuple[Any, ...]]] = {
+    "three-dimensional convolutions": (aten.conv3d,),
+    "comparisons": (aten.eq, aten.ne, aten.ge, aten.gt, aten.le, aten.lt),
+    "selecting by a condition": (aten.where, aten.masked_fill),
+    "boolean or bitwise logic": (
+        aten.any,
+        aten.bitwise_and,
+        aten.bitwise_or,
+        aten.bitwise_xor,
+        aten.bitwise_not,
+        aten.logical_and,
+        aten.logical_or,
+        aten.logical_xor,
+        aten.logical_not,
+    ),
+    "reversing": (aten.flip,),
+    "gathering and scattering by index": (
+        aten.gather,
+        aten.grid_sampler,
+        aten.index,
+        aten.index_select,
+        aten.index_put,
+        aten.index_put_,
+        aten.embedding,
+        aten.scatter,
+        aten.scatter_add,
+        aten.select_scatter,
+        aten.unfold_copy,
+    ),
+    "resizing": (aten.upsample_nearest2d, aten.upsample_bilinear2d),
+}
+
+_REASONS: Final = {packet: what for what, packets in U55_LACKS.items() for packet in packets}
+
+_ADVICE: Final = "Replace it by other operators, move it out of the model, or choose an Ethos-U85."
+_FLOAT_ADVICE: Final = "Replace it by operators that are quantized, or move it out of the model."
+
+
+def unsupported_nodes(
+    model: GraphModule, report: AnnotationReport, target: str
+) -> Sequence[Diagnostic]:
+    """Name everything that the NPU could not execute.
+
+    Args:
+        model: The annotated model.
+        report: The decisions for it.
+        target: The accelerator, such as ``"ethos-u55-128"``.
+
+    Returns:
+        An error for each such node.
+    """
+    nodes = {node.name: node for node in model.graph.nodes}
+    found = [_float_error(d) for d in report.in_float if _handles_floats(nodes[d.node])]
+    if not target.startswith("ethos-u85"):
+        known = {diagnostic.node for diagnostic in found}
+        found += [d for d in _lacking(model, target) if d.node not in known]
+    return found
+
+
+def _handles_floats(node: Node) -> bool:
+    return any(map(computes_floats, (*node.all_input_nodes, node)))
+
+
+def _float_error(decision: Decision) -> Diagnostic:
+    return Diagnostic(
+        decision.node,
+        decision.operator,
+        decision.module,
+        f"it would stay in float: {decision.reason}",
+        decision.advice or _FLOAT_ADVICE,
+    )
+
+
+def _lacking(model: GraphModule, target: str) -> Iterator[Diagnostic]:
+    for node in model.graph.nodes:
+        what = _REASONS.get(_packet(node))
+        if what is not None:
+            yield Diagnostic(
+                node.name,
+                operator_name(node),
+                module_path(node),
+                f"{target} has no {what}",
+                _ADVICE,
+            )
+
+
+def _packet(node: Node) -> Any:
+    return getattr(node.target, "overloadpacket", None) if node.op == "call_function" else None

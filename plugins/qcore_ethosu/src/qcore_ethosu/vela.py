@@ -1,0 +1,198 @@
+"""Compiling TOSA graphs with Vela, and what Vela says about the result."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from qcore.errors import LoweringError, RuntimeUnavailableError
+from qcore_tosa.artifacts import Compilation
+
+__all__ = ["VelaFigures", "compile_with_vela", "require_vela"]
+
+_MEMORIES: Final = ("sram", "dram", "on_chip_flash", "off_chip_flash")
+_KIB: Final = 1024
+
+
+def _table(values: Mapping[str, int]) -> dict[str, int]:
+    return dict(values)
+
+
+@attrs.frozen
+class VelaFigures:
+    """What Vela estimates for one compiled graph.
+
+    Attributes:
+        accelerator: The accelerator configuration, as ``"Ethos_U55_128"``.
+        system_config: The system configuration of Vela's configuration file.
+        memory_mode: The memory mode of Vela's configuration file.
+        core_clock_hz: The clock that cycles are counted in.
+        npu_operators: Operators on the NPU, after fusing.
+        cpu_operators: Operators that Vela leaves to the CPU.
+        macs: Multiply-accumulate operations of one inference.
+        npu_cycles: Cycles the NPU computes.
+        total_cycles: Cycles of one inference, with waiting for memory.
+        memory_bytes: Peak use of each kind of memory in bytes; those that are not used are absent.
+        weight_bytes: Weights before compression, in bytes.
+        encoded_weight_bytes: Weights as the NPU reads them, in bytes.
+    """
+
+    accelerator: str
+    system_config: str
+    memory_mode: str
+    core_clock_hz: float
+    npu_operators: int
+    cpu_operators: int
+    macs: int
+    npu_cycles: int
+    total_cycles: int
+    memory_bytes: Mapping[str, int] = attrs.field(converter=_table)
+    weight_bytes: int
+    encoded_weight_bytes: int
+
+    @property
+    def sram_bytes(self) -> int:
+        """Peak use of SRAM in bytes."""
+        return self.memory_bytes.get("sram", 0)
+
+    @property
+    def flash_bytes(self) -> int:
+        """Peak use of flash, on the chip and off it, in bytes."""
+        return sum(self.memory_bytes.get(f"{place}_chip_flash", 0) for place in ("on", "off"))
+
+    @property
+    def inferences_per_second(self) -> float:
+        """How often a second the graph runs at the core clock; 0 where it takes no cycle."""
+        return self.core_clock_hz / self.total_cycles if self.total_cycles else 0.0
+
+
+class _Vela:
+    """Stands where ExecuTorch looks for Vela, runs it in a child process, and keeps its figures.
+
+    Vela prints to the process's own standard output and its compiler is native code.
+    """
+
+    def __init__(self) -> None:
+        self.figures: VelaFigures | None = None
+
+    def main(self, arguments: Sequence[str]) -> int:
+        """Run Vela.
+
+        Args:
+            arguments: Its command line.
+
+        Returns:
+            0.
+
+        Raises:
+            LoweringError: Vela refuses the graph, or its process died.
+        """
+        with tempfile.TemporaryDirectory(prefix="qcore-vela-") as folder:
+            operators = Path(folder) / "operators.json"
+            command = [sys.executable, "-P", "-m", "qcore_ethosu._vela_child", str(operators)]
+            done = subprocess.run(
+                [*command, *arguments], capture_output=True, text=True, check=False
+            )
+            if done.returncode != 0:
+                raise LoweringError(_failure(done))
+            counts = json.loads(operators.read_text(encoding="utf-8"))
+        self.figures = _read_summary(_output_folder(arguments), counts)
+        return 0
+
+
+def _output_folder(arguments: Sequence[str]) -> Path:
+    flag = "--output-dir="
+    return Path(next(item[len(flag) :] for item in arguments if item.startswith(flag)))
+
+
+def _failure(done: subprocess.CompletedProcess[str]) -> str:
+    said = "".join(f"\n  | {line}" for line in (done.stderr or done.stdout).strip().splitlines())
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        return f"Vela's process died of {name}; this process is unharmed.{said}"
+    return (
+        "Vela refuses the graph. Look at it with the TOSA file that ExecuTorch writes to "
+        f"compile_spec.dump_intermediate_artifacts_to(folder). Vela says:{said}"
+    )
+
+
+def _read_summary(folder: Path, counts: Mapping[str, int]) -> VelaFigures:
+    # Vela names the file after the network and the system configuration.
+    summary = max(folder.glob("*_summary_*.csv"), key=lambda path: path.stat().st_mtime_ns)
+    with summary.open(newline="", encoding="utf-8") as file:
+        row = next(csv.DictReader(file))
+    used = {name: round(float(row[f"{name}_memory_used"]) * _KIB) for name in _MEMORIES}
+    return VelaFigures(
+        accelerator=row["accelerator_configuration"],
+        system_config=row["system_config"],
+        memory_mode=row["memory_mode"],
+        core_clock_hz=float(row["core_clock"]),
+        macs=int(float(row["nn_macs"])),
+        npu_cycles=int(float(row["cycles_npu"])),
+        total_cycles=int(float(row["cycles_total"])),
+        memory_bytes={name: size for name, size in used.items() if size},
+        weight_bytes=int(float(row["total_original_weights"])),
+        encoded_weight_bytes=int(float(row["total_npu_encoded_weights"])),
+        **counts,
+    )
+
+
+def compile_with_vela(
+    compile_: Callable[..., bytes],
+    tosa: bytes,
+    arguments: list[str],
+    verbose: bool = False,
+    intermediate_path: str | None = None,
+) -> Compilation:
+    """Compile a TOSA graph, in the place of ExecuTorch's ``vela_compile``.
+
+    Args:
+        compile_: The original.
+        tosa: The TOSA graph.
+        arguments: Vela's command line.
+        verbose: Not used: Vela's output is kept for messages only.
+        intermediate_path: The folder where the user wants the files; None for none.
+
+    Returns:
+        The command stream as ExecuTorch packs it, with :class:`VelaFigures`.
+    """
+    del verbose
+    with _vela_in_child(sys.modules[compile_.__module__]) as vela:
+        binary = compile_(tosa, arguments, intermediate_path=intermediate_path)
+    assert vela.figures is not None
+    return Compilation(tosa, binary, vela.figures)
+
+
+@contextmanager
+def _vela_in_child(module: Any) -> Iterator[_Vela]:
+    original = module.vela
+    module.vela = stand_in = _Vela()
+    try:
+        yield stand_in
+    finally:
+        module.vela = original
+
+
+def require_vela() -> None:
+    """Refuse to lower where Vela is missing.
+
+    Raises:
+        RuntimeUnavailableError: It is not installed.
+    """
+    # find_spec of a submodule imports the package above it, which may be missing itself.
+    if importlib.util.find_spec("ethosu") is None:
+        raise RuntimeUnavailableError(
+            "Lowering for Ethos-U needs Arm's compiler Vela, the package ethos-u-vela, which is "
+            'not installed. Install it: pip install "executorch[ethos-u]".'
+        )

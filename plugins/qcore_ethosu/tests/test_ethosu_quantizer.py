@@ -1,0 +1,145 @@
+"""The Ethos-U quantizer: targets, schemes that really compile, refusals in one error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import qcore
+from qcore.errors import (
+    PartialQuantizationError,
+    QcoreError,
+    UnsupportedSchemeError,
+)
+from qcore_ethosu import (
+    EthosUCompileSpec,
+    EthosUQuantizer,
+    get_symmetric_a16w8_quantization_config,
+    get_symmetric_quantization_config,
+    get_uint8_io_quantization_config,
+)
+from qcore_vgf import VgfCompileSpec
+
+X = torch.rand(1, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+class Refused(nn.Module):
+    """Operators of which the smaller NPUs lack some and all lack others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.topk(self.layer(x), 4).values
+        return torch.where(y > 0, y, torch.fft.rfft(y, 6).abs())
+
+
+def get(target: str = "ethos-u85-256", **options: Any) -> qcore.Quantizer:
+    return qcore.get_quantizer("ethosu", target=target, **options)
+
+
+def test_both_ways_to_a_quantizer_compile_for_the_same_target() -> None:
+    ours = EthosUQuantizer(EthosUCompileSpec("ethos-u55-128"))
+    assert ours.backend.target == get("ethos-u55-128").backend.target == "ethos-u55-128"
+    flags = get("ethos-u65-256", memory_mode="Shared_Sram").backend.compile_spec.compiler_flags
+    assert "--memory-mode=Shared_Sram" in flags
+
+
+@pytest.mark.parametrize("target", [None, "ethos-u85", "u55"])
+def test_an_accelerator_that_does_not_exist_is_refused_with_those_that_do(target: Any) -> None:
+    with pytest.raises(QcoreError, match="ethos-u85-256"):
+        get(target)
+
+
+def test_a_compile_spec_of_another_backend_is_refused() -> None:
+    with pytest.raises(QcoreError, match="takes ExecuTorch's EthosUCompileSpec, got Vgf"):
+        EthosUQuantizer(VgfCompileSpec())
+
+
+def test_leaving_a_part_in_float_is_refused_when_it_is_set() -> None:
+    q = get()
+    for leave in (
+        lambda: q.set_global(None),
+        lambda: q.set_io(None),
+        lambda: q.set_module_name("layer", None),
+        lambda: q.set_module_type(nn.Linear, None),
+    ):
+        with pytest.raises(PartialQuantizationError, match="whole models in integers"):
+            leave()
+
+
+@pytest.mark.parametrize("name", ["8w", "4w", "8da8w"])
+def test_weight_only_and_dynamic_schemes_are_refused_with_what_there_is(name: str) -> None:
+    with pytest.raises(UnsupportedSchemeError, match="16a8w static per-channel"):
+        get().set_global(name)
+
+
+def test_everything_that_would_stay_in_float_is_in_one_error() -> None:
+    with pytest.raises(PartialQuantizationError) as caught:
+        qcore.quantize(Refused(), get().set_global("8a8w"), [X])
+    text = str(caught.value)
+    assert "cannot execute 2 nodes" in text
+    assert "topk (aten.topk.default): it would stay in float" in text
+    assert "fft_rfft (aten.fft_rfft.default): it would stay in float" in text
+    assert "where" not in text
+
+
+def test_smaller_targets_name_what_they_lack_beside_it() -> None:
+    with pytest.raises(PartialQuantizationError) as caught:
+        qcore.quantize(Refused(), get("ethos-u55-128").set_global("8a8w"), [X])
+    text = str(caught.value)
+    assert "gt (aten.gt.Tensor): ethos-u55-128 has no comparisons" in text
+    assert "where (aten.where.self): ethos-u55-128 has no selecting by a condition" in text
+    assert "choose an Ethos-U85" in text
+
+
+def test_what_no_rule_selects_is_refused_too() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid())
+    with pytest.raises(PartialQuantizationError, match=r"sigmoid.*no rule selects it"):
+        qcore.quantize(model, get().set_module_type(nn.Linear, "8a8w"), [X])
+
+
+def test_integers_need_no_quantization() -> None:
+    class Position(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * 2).argmax(-1) + 1
+
+    result = qcore.quantize(Position(), get().set_global("8a8w"), [X])
+    assert result.report["argmax"].is_quantized
+    assert result.report["add"].scheme is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "config"),
+    [
+        ("ethos-u55-128", get_symmetric_quantization_config(is_per_channel=True)),
+        ("ethos-u65-256", get_symmetric_quantization_config(is_per_channel=False)),
+        ("ethos-u55-128", get_symmetric_a16w8_quantization_config(is_per_channel=False)),
+        ("ethos-u85-256", get_symmetric_a16w8_quantization_config(is_per_channel=True)),
+    ],
+    ids=["u55-8a8w", "u65-8a8w-per-tensor", "u55-16a8w-per-tensor", "u85-16a8w"],
+)
+def test_every_declared_scheme_compiles_for_the_npu_alone(
+    target: str, config: Any, cnn: nn.Module, picture: torch.Tensor
+) -> None:
+    q = get(target).set_global(config)
+    result = qcore.quantize(cnn, q, [picture])
+    program = q.lower(result.model, picture)
+    assert program.report.cpu_operators == 0
+    step = float(result.model(picture).abs().max()) / 100
+    torch.testing.assert_close(program.run(picture), result.model(picture), rtol=0, atol=step)
+
+
+@pytest.mark.slow
+def test_pictures_may_come_in_as_uint8(cnn: nn.Module, picture: torch.Tensor) -> None:
+    q = get("ethos-u55-128").set_global("8a8w").set_io(get_uint8_io_quantization_config())
+    result = qcore.quantize(cnn, q, [picture])
+    program = q.lower(result.model, picture)
+    assert program.report.cpu_operators == 0
+    step = float(result.model(picture).abs().max()) / 50
+    torch.testing.assert_close(program.run(picture), result.model(picture), rtol=0, atol=step)

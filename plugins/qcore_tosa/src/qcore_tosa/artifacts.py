@@ -1,0 +1,145 @@
+"""What the compilers behind the delegates were given and what they made of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from qcore.errors import LoweringError
+
+if TYPE_CHECKING:
+    import os
+    from types import ModuleType
+
+    from torch.export import ExportedProgram
+
+__all__ = ["Compilation", "Delegate", "delegates_of", "recorded_compilations", "save_numbered"]
+
+_lock = threading.RLock()
+
+
+@attrs.frozen(eq=False)
+class Compilation:
+    """One call of the compiler that turns TOSA into what the device takes.
+
+    Attributes:
+        tosa: The TOSA graph, a flatbuffer.
+        binary: What the compiler made of it.
+        figures: What the compiler said about it, as data; None where it says nothing.
+    """
+
+    tosa: bytes = attrs.field(repr=False)
+    binary: bytes = attrs.field(repr=False)
+    figures: Any = None
+
+
+@attrs.frozen(eq=False)
+class Delegate:
+    """One delegate of a program.
+
+    Attributes:
+        name: Its path in the lowered graph; the part before a dot is the body of a conditional or
+            of a loop.
+        module: ExecuTorch's ``LoweredBackendModule``.
+        compilation: The TOSA graph inside it, and what was made of that.
+    """
+
+    name: str
+    module: Any = attrs.field(repr=False)
+    compilation: Compilation
+
+
+@contextmanager
+def recorded_compilations(
+    backend: ModuleType, name: str, compile_: Callable[..., Compilation]
+) -> Iterator[dict[bytes, Compilation]]:
+    """Put a compiler of one's own in the place of a backend's, and keep what goes through it.
+
+    ExecuTorch's way to keep the files between its stages, a folder in the compile specification,
+    ends up inside the ``.pte`` with its path, and delegates overwrite each other's there.
+
+    Args:
+        backend: The module that calls the compiler.
+        name: The compiler's name in that module.
+        compile_: Takes the original and its arguments, and compiles.
+
+    Yields:
+        The compilations by their binary; filled during the context.
+    """
+    found: dict[bytes, Compilation] = {}
+    with _lock:
+        original = getattr(backend, name)
+
+        def record(*args: Any, **kwargs: Any) -> bytes:
+            made = compile_(original, *args, **kwargs)
+            found[made.binary] = made
+            return made.binary
+
+        setattr(backend, name, record)
+        try:
+            yield found
+        finally:
+            setattr(backend, name, original)
+
+
+def delegates_of(
+    partitioned: ExportedProgram, compilations: Mapping[bytes, Compilation]
+) -> tuple[Delegate, ...]:
+    """List the delegates of a lowered graph with what is inside them.
+
+    Args:
+        partitioned: The graph after partitioning.
+        compilations: What was compiled meanwhile, by binary; a delegate that is not among it holds
+            a TOSA graph as it is.
+
+    Returns:
+        The delegates, those in the bodies of conditionals and loops included.
+    """
+    from executorch.exir.lowered_backend_module import LoweredBackendModule
+
+    return tuple(
+        Delegate(name, module, compilations.get(held) or Compilation(held, held))
+        for name, module in partitioned.graph_module.named_modules()
+        if isinstance(module, LoweredBackendModule)
+        for held in (module.processed_bytes,)
+    )
+
+
+def save_numbered(path: str | os.PathLike[str], contents: Mapping[str, bytes]) -> tuple[Path, ...]:
+    """Write one file for each delegate.
+
+    Args:
+        path: The file. With several delegates, their names come before the suffix.
+        contents: The bytes by the delegate's name.
+
+    Returns:
+        The files, in the order of the contents.
+
+    Raises:
+        LoweringError: There is nothing to write, or the folder does not exist or is not writable.
+    """
+    target = Path(path)
+    if not contents:
+        raise LoweringError(
+            f"There is nothing to save to {target}: the program has no delegate. "
+            "Its report says why no node was delegated."
+        )
+    alone = len(contents) == 1
+    paths = [
+        target if alone else target.with_name(f"{target.stem}.{name}{target.suffix}")
+        for name in contents
+    ]
+    try:
+        for file, content in zip(paths, contents.values(), strict=True):
+            file.write_bytes(content)
+    except OSError as error:
+        raise LoweringError(
+            f"Cannot save to {target}: {error.strerror or error}. "
+            "Choose a path in an existing folder that you can write to."
+        ) from error
+    return tuple(paths)

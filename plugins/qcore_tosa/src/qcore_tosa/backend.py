@@ -1,0 +1,83 @@
+"""What the hooks mean for every Arm target; the plugins for VGF and Ethos-U are thin over it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from attrs import define
+from torch.fx import GraphModule
+
+import qcore
+from qcore.annotation import annotate_graph
+from qcore.annotation.annotate import DECISION
+from qcore.annotation.rules import annotation_of
+from qcore_tosa.compile_spec import as_compile_spec
+from qcore_tosa.control_flow import annotate_control_flow
+from qcore_tosa.schemes import INT8, INT16
+from qcore_tosa.support import TABLE
+from qcore_tosa.transforms import decompose
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from qcore.lowering import LoweredProgram
+    from qcore.plan import QuantizationPlan
+    from qcore.report import AnnotationReport
+    from qcore.schemes import QuantizationScheme
+
+__all__ = ["TosaBackend"]
+
+# ExecuTorch's partitioner takes into an integer delegate what this marks
+# (``backends/arm/common/annotation_meta.py``).
+_MARK: Final = "_arm_annotation_info"
+
+
+@define
+class TosaBackend:
+    """The quantizing half of an Arm backend.
+
+    Attributes:
+        compile_spec: Any of ExecuTorch's Arm compile specs, or what stands for one.
+    """
+
+    name: ClassVar[str] = "tosa"
+    api_version: ClassVar[int] = 1
+
+    compile_spec: Any
+
+    def __attrs_post_init__(self) -> None:
+        self.compile_spec = as_compile_spec(self.compile_spec)
+
+    @qcore.hookimpl
+    def supported_schemes(self) -> Sequence[QuantizationScheme]:
+        """8a8w on every target; 16a8w with TOSA's extension ``int16``."""
+        spec = self.compile_spec.tosa_spec
+        return (*INT8, *INT16) if spec.support_extension("int16") else INT8
+
+    @qcore.hookimpl
+    def transform_for_annotation(self, model: GraphModule, plan: QuantizationPlan) -> GraphModule:
+        """Decompose what will be quantized; make its scalars tensors."""
+        return decompose(model, plan, self.compile_spec)
+
+    @qcore.hookimpl
+    def annotate(self, model: GraphModule, plan: QuantizationPlan) -> AnnotationReport:
+        """Apply the support table, and mark for the partitioner what is quantized."""
+        annotate_control_flow(model, plan)
+        report = annotate_graph(model, plan, TABLE, self.name)
+        for node in model.graph.nodes:
+            if node.op != "call_function":
+                continue
+            decision = node.meta.get(DECISION)
+            quantized = (
+                annotation_of(node) is not None if decision is None else (decision.is_quantized)
+            )
+            node.meta["custom"] = {**node.meta.get("custom", {}), _MARK: {"quantized": quantized}}
+        return report
+
+    @qcore.hookimpl
+    def lower(self, program: ExportedProgram, options: Mapping[str, Any]) -> LoweredProgram:
+        """Delegate to TOSA what it takes."""
+        from qcore_tosa.lowering import lower_to_tosa
+
+        return lower_to_tosa(program, self.compile_spec, **options)

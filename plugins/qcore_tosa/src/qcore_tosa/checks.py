@@ -1,0 +1,90 @@
+"""Reasons why a match cannot be quantized for TOSA, beside those of the core's toolkit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qcore.annotation import INTEGERS_ONLY, OperatorMatch, Rejection
+from qcore.annotation.checks import HISTOGRAM_LIMIT, weight_shape
+from qcore.graph import is_float_tensor, tensor_value
+from qcore.schemes import PER_CHANNEL, QuantizationConfig
+
+__all__ = [
+    "constant_fits",
+    "float_edges",
+    "is_fusable_clamp",
+    "one_axis_of_channels",
+    "transposed_groups",
+]
+
+aten = torch.ops.aten
+
+
+def float_edges(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject operators that neither read nor give float32."""
+    del config, model
+    nodes = (*match.root.all_input_nodes, match.root)
+    if any(map(is_float_tensor, nodes)):
+        return None
+    others = {v.dtype for n in nodes if (v := tensor_value(n)) is not None}
+    floats = sorted(str(d).removeprefix("torch.") for d in others if d.is_floating_point)
+    if not floats:
+        return INTEGERS_ONLY
+    return Rejection(
+        f"it computes in {', '.join(floats)}, and only float32 is quantized",
+        "Cast the model to float32 first.",
+    )
+
+
+def constant_fits(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject constants that are too large for a histogram."""
+    del config, model
+    value: Any = match.root.args[1] if len(match.root.args) > 1 else 0
+    if not isinstance(value, (int, float)) or abs(value) <= HISTOGRAM_LIMIT:
+        return None
+    return Rejection(f"the constant {value:g} is too large to quantize")
+
+
+def transposed_groups(node: Node) -> int:
+    """Return the groups of a transposed convolution."""
+    groups: Any = node.args[6] if len(node.args) > 6 else 1
+    return int(groups)
+
+
+def one_axis_of_channels(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject per-channel scales for grouped transposed convolutions that are not depthwise.
+
+    Their output channels lie along two dimensions of the weight, and a scale belongs to one.
+    """
+    del model
+    groups, shape = transposed_groups(match.root), weight_shape(match)
+    per_channel = config.weight is not None and config.weight.qscheme in PER_CHANNEL
+    if not per_channel or shape is None or groups in (1, shape[0]):
+        return None
+    return Rejection(
+        f"a transposed convolution with groups={groups} has no dimension of output channels",
+        "Give it a per-tensor configuration, such as '8a8w per-tensor'.",
+    )
+
+
+def is_fusable_clamp(node: Node, config: QuantizationConfig) -> bool:
+    """Say whether the rounding of a result does what a clamp after it would.
+
+    It does so for clamps from 0 on, if the range's lower end is the zero point: symmetric ranges
+    have theirs in the middle (``backends/arm/_passes/fuse_quantized_activation_pass.py``).
+    """
+    spec = config.output_activation
+    if spec is None or spec.qscheme is torch.per_tensor_symmetric:
+        return False
+    bounded = node.target in (aten.hardtanh.default, aten.hardtanh_.default)
+    low: Any = (node.args[1] if len(node.args) > 1 else -1.0) if bounded else 0
+    return bool(low == 0)

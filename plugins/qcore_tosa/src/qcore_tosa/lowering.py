@@ -1,0 +1,286 @@
+"""Lowering by way of TOSA, shared by the backends whose compilers take it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+import torch
+from torch.fx import GraphModule
+
+from qcore.errors import LoweringError
+from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
+from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
+from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
+from qcore_tosa.program import TosaProgram
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from qcore.lowering import Runner
+
+__all__ = ["Target", "check_compile_spec", "check_options", "lower_by_tosa", "lower_to_tosa"]
+
+# Below "executorch", where the core collects the reasons that partitioners state.
+_LOGGER = logging.getLogger("executorch.backends.qcore_tosa")
+
+# An operator in a reason, printed with its schema.
+_SCHEMA = re.compile(r"<EdgeOpOverload: ([^>]+)>: schema = .*")
+
+Program = TypeVar("Program", bound=TosaProgram)
+
+
+@attrs.frozen
+class Target:
+    """A backend of ExecuTorch that compiles TOSA.
+
+    Attributes:
+        name: qcore's name of the backend.
+        partitioner: ExecuTorch's partitioner class, as ``module:class``.
+        compiler: The function that compiles a TOSA graph, as ``module:function``, where the
+            backend looks it up; empty where the TOSA graph itself is what is wanted.
+        compile: Takes that function and its arguments, and compiles.
+        control_flow: Whether the compiler takes conditionals and loops, where the compile
+            specification has TOSA's extension for them.
+    """
+
+    name: str
+    partitioner: str
+    compiler: str = ""
+    compile: Callable[..., Compilation] | None = None
+    control_flow: bool = True
+
+
+def check_options(backend: str, options: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse options that a backend's ``lower`` does not have.
+
+    Args:
+        backend: The backend's name.
+        options: What the user passed.
+        known: The names that exist.
+
+    Raises:
+        LoweringError: Naming the options that do not exist and those that do.
+    """
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise LoweringError(
+            f"{backend}'s lower has no option {', '.join(map(repr, unknown))}. "
+            f"Its options: {', '.join(known)}."
+        )
+
+
+def check_compile_spec(backend: str, compile_spec: Any, expected: type) -> None:
+    """Refuse a compile specification of another backend.
+
+    Args:
+        backend: The backend's name.
+        compile_spec: What the user passed.
+        expected: ExecuTorch's class of that backend's specifications.
+
+    Raises:
+        LoweringError: It is of another class.
+    """
+    if not isinstance(compile_spec, expected):
+        raise LoweringError(
+            f"Lowering for {backend} takes a compile specification of the class "
+            f"{expected.__name__}, got {type(compile_spec).__name__}. "
+            f"Build one: {expected.__module__}.{expected.__name__}(...)."
+        )
+
+
+def lower_by_tosa(
+    program: ExportedProgram,
+    compile_spec: Any,
+    target: Target,
+    program_type: type[Program],
+    runner: Runner | None,
+) -> Program:
+    """Delegate what the compiler takes; the rest runs on portable kernels.
+
+    Args:
+        program: The converted model, exported.
+        compile_spec: ExecuTorch's compile specification of the target.
+        target: The backend.
+        program_type: The class of the program.
+        runner: Executes the program on this machine; None where no host can.
+
+    Returns:
+        The program, with the TOSA graphs of its delegates.
+
+    Raises:
+        LoweringError: ExecuTorch or the compiler cannot lower the model.
+        RuntimeUnavailableError: ExecuTorch is not installed.
+    """
+    _require_fixed_shapes(program, target.name)
+    compile_spec = _with_unsigned_io(program, compile_spec)
+    kept: list[Any] = []
+    with (
+        _quiet_backend(),
+        _recorded(target) as compilations,
+    ):
+        lowered = lower_with_partitioner(
+            program,
+            None,
+            backend=target.name,
+            partitioners=[],
+            runner=runner,
+            partition=lambda exported: _partitioned(exported, compile_spec, target),
+            on_partitioned=kept.append,
+        )
+    fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
+    delegates = delegates_of(kept[0], compilations)
+    return program_type(**fields, partitioned=kept[0], delegates=delegates)
+
+
+def _recorded(target: Target) -> AbstractContextManager[dict[bytes, Compilation]]:
+    if target.compile is None:
+        return nullcontext({})
+    module, _, function = target.compiler.partition(":")
+    return recorded_compilations(import_executorch(module), function, target.compile)
+
+
+def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -> TosaProgram:
+    """Lower a model to TOSA graphs, which the reference model executes and no device does.
+
+    Args:
+        program: The converted model, exported.
+        compile_spec: ExecuTorch's ``TosaCompileSpec``.
+        **options: ``timeout_s``, the seconds that one run of a graph on the reference model may
+            take (default: 600).
+
+    Returns:
+        The program.
+
+    Raises:
+        LoweringError: An option is unknown, the specification is a device's, a shape is dynamic,
+            or ExecuTorch cannot lower the model.
+        RuntimeUnavailableError: ExecuTorch is not installed.
+    """
+    check_options("tosa", options, ("timeout_s",))
+    specs = import_executorch("executorch.backends.arm.tosa.compile_spec")
+    check_compile_spec("tosa", compile_spec, specs.TosaCompileSpec)
+    target = Target("tosa", "executorch.backends.arm.tosa.partitioner:TOSAPartitioner")
+    lowered = lower_by_tosa(program, compile_spec, target, TosaProgram, None)
+    return lowered.on_reference_model(**options)
+
+
+def _partitioned(exported: ExportedProgram, compile_spec: Any, target: Target) -> Any:
+    """Delegate what the compiler takes, and lower bodies apart where it does not take them."""
+    exir = import_executorch("executorch.exir")
+    whole = target.control_flow and compile_spec.tosa_spec.support_extension("cf")
+    loops = has_loops(exported)
+    if loops and not whole:
+        raise LoweringError(_no_loops(target))
+    apart = has_bodies(exported) and not loops and (not whole or passes_constants(exported))
+    spec = _without_control_flow(compile_spec) if apart else compile_spec
+    edge = exir.to_edge_transform_and_lower(
+        exported,
+        partitioner=[_partitioner(target.partitioner, spec, bodies=not apart)],
+        compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
+    )
+    if loops and has_loops(edge.exported_program()):
+        raise LoweringError(_no_loops(target))
+    if apart:
+        put_back(edge, exported, lambda body: _partitioned(body, compile_spec, target))
+    return edge
+
+
+def _no_loops(target: Target) -> str:
+    return (
+        f"{target.name} cannot execute torch.while_loop here: ExecuTorch's runtime has "
+        "conditionals and no loops. Only the NPU program of an Ethos-U85 can hold one, quantized "
+        "throughout and without weights in its bodies. Repeat the body as often as it runs at "
+        "most, with torch.cond where it may stop."
+    )
+
+
+def _without_control_flow(compile_spec: Any) -> Any:
+    changed = copy.copy(compile_spec)
+    extensions = [part for part in str(compile_spec.tosa_spec).split("+") if part != "cf"]
+    changed.tosa_spec = type(compile_spec.tosa_spec).create_from_string("+".join(extensions))
+    return changed
+
+
+def _require_fixed_shapes(program: ExportedProgram, backend: str) -> None:
+    for node in program.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        for index, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
+            if not isinstance(size, int):
+                raise LoweringError(
+                    f"{backend} compiles for fixed shapes: dimension {index} of {node.name!r} is "
+                    "dynamic. Capture the model without dynamic_shapes, once for each size."
+                )
+
+
+def _with_unsigned_io(program: ExportedProgram, compile_spec: Any) -> Any:
+    """Keep the quantizing of uint8 inputs and outputs out of delegates that also compute in float.
+
+    TOSA has no uint8 but at the boundary of a graph: inside one, ExecuTorch's conversion takes
+    the same bits for int8.
+    """
+    spec = compile_spec.tosa_spec
+    if not (spec.support_float() and spec.support_integer() and _has_unsigned(program)):
+        return compile_spec
+    return copy.copy(compile_spec)._set_preserve_io_quantization(True)
+
+
+def _has_unsigned(program: ExportedProgram) -> bool:
+    return any(
+        node.op == "call_function" and torch.uint8 in (*node.args, *node.kwargs.values())
+        for module in program.graph_module.modules()
+        if isinstance(module, GraphModule)
+        for node in module.graph.nodes
+    )
+
+
+def _partitioner(where: str, compile_spec: Any, *, bodies: bool) -> Any:
+    module, _, name = where.partition(":")
+    base: Any = getattr(import_executorch(module), name)
+    why = import_executorch("executorch.exir.backend.utils").WhyNoPartition(_LOGGER)
+
+    class Reporting(base):  # type: ignore[misc]
+        """The partitioner; states its reasons where the core collects them."""
+
+        def _create_operator_support(self, containing_program: Any, reporter: Any) -> Any:
+            self.reporter = reporter
+            return super()._create_operator_support(containing_program, reporter)
+
+        def _tag_module(self, module: Any, containing_program: Any, *args: Any) -> Any:
+            if module is not containing_program.graph_module and not bodies:
+                return set()
+            return super()._tag_module(module, containing_program, *args)
+
+        def partition(self, exported_program: Any) -> Any:
+            result = super().partition(exported_program)
+            for node, reason in self.reporter._rejected_nodes.items():
+                why(node, _SCHEMA.sub(r"\1", reason))
+            return result
+
+    return Reporting(compile_spec)
+
+
+class _Level:
+    """A logger's level for as long as a context lasts."""
+
+    def __init__(self, name: str, level: int) -> None:
+        self._logger, self._level = logging.getLogger(name), level
+
+    def __enter__(self) -> None:
+        self._before = self._logger.level
+        self._logger.setLevel(self._level)
+
+    def __exit__(self, *error: object) -> None:
+        self._logger.setLevel(self._before)
+
+
+def _quiet_backend() -> _Level:
+    # The core sets ExecuTorch's loggers to "debug" to hear of reasons. At "info" the backend dumps
+    # tables and makes its compilers verbose.
+    return _Level("executorch.backends.arm", logging.ERROR)

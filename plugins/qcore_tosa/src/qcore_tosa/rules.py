@@ -1,0 +1,153 @@
+"""Rules for the operators whose qspecs the core's toolkit does not place."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, Final
+
+import torch
+from attrs import frozen
+from torch.fx import Node
+from torchao.quantization.pt2e.quantizer import (
+    FixedQParamsQuantizationSpec,
+    QuantizationSpec,
+    SharedQuantizationSpec,
+)
+from torchao.quantization.pt2e.quantizer.quantizer import QuantizationSpecBase
+
+from qcore.annotation import OperatorMatch, Rejection
+from qcore.annotation.rules import write_annotation
+from qcore.graph import is_float_tensor, tensor_value
+from qcore.schemes import QuantizationConfig
+
+__all__ = ["CastRule", "FixedRangeRule", "FloatEdgesRule", "SameRangeInputsRule", "SameRangeRule"]
+
+_INTEGERS: Final = (torch.int8, torch.int16, torch.int32)
+
+
+def _float_inputs(match: OperatorMatch) -> list[Node]:
+    return [node for node in match.root.all_input_nodes if is_float_tensor(node)]
+
+
+def _write(
+    match: OperatorMatch,
+    inputs: dict[Node, QuantizationSpecBase | None],
+    output: QuantizationSpecBase | None,
+) -> None:
+    for node in match.nodes:
+        write_annotation(
+            node,
+            inputs if node is match.root else None,
+            output if node is match.output and is_float_tensor(node) else None,
+        )
+
+
+@frozen
+class FloatEdgesRule:
+    """Operators whose float inputs and output each have a range of their own.
+
+    Inputs that are indices or conditions stay as they are; constants have no inputs at all.
+    """
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate a match."""
+        inputs = dict.fromkeys(_float_inputs(match), config.input_activation)
+        _write(match, inputs, config.output_activation)
+        return None
+
+
+@frozen
+class SameRangeRule:
+    """Operators whose output has the range of their input, because no rescaling is in them."""
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate a match."""
+        source = match.root.args[0]
+        if not isinstance(source, Node) or not is_float_tensor(source):
+            return Rejection("its first input is no float32 tensor")
+        _write(
+            match, {source: config.input_activation}, SharedQuantizationSpec((source, match.root))
+        )
+        return None
+
+
+@frozen
+class SameRangeInputsRule:
+    """Comparisons: integers compare like the values only if both sides have one range."""
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate a match."""
+        first, *others = _float_inputs(match) or [None]
+        if first is None:
+            return Rejection("it compares no float32 tensors: there is nothing to quantize")
+        shared = SharedQuantizationSpec((first, match.root))
+        inputs: dict[Node, QuantizationSpecBase | None] = {first: config.input_activation}
+        inputs.update(dict.fromkeys(others, shared))
+        _write(match, inputs, None)
+        return None
+
+
+@frozen
+class FixedRangeRule:
+    """Functions that are defined on a fixed interval: the input's range is that interval.
+
+    A measured range could reach past its ends by rounding, where the function has no value.
+
+    Attributes:
+        limit: The interval's end; it is symmetric.
+    """
+
+    limit: float
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate a match."""
+        source = match.root.args[0]
+        assert isinstance(source, Node)
+        assert config.input_activation is not None
+        levels = 2 ** torch.iinfo(config.input_activation.dtype).bits
+        fixed = fixed_range(config.input_activation, 2 * self.limit / levels)
+        _write(match, {source: fixed}, config.output_activation)
+        return None
+
+
+def fixed_range(spec: QuantizationSpec, scale: float) -> FixedQParamsQuantizationSpec:
+    """Return a qspec with a given scale, no zero point, and otherwise that of another one."""
+    return FixedQParamsQuantizationSpec(
+        dtype=spec.dtype,
+        scale=scale,
+        zero_point=0,
+        quant_min=spec.quant_min,
+        quant_max=spec.quant_max,
+        qscheme=spec.qscheme,
+        is_dynamic=spec.is_dynamic,
+    )
+
+
+@frozen
+class CastRule:
+    """Casts: from integers the values are the quantized values; between floats nothing changes."""
+
+    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
+        """Annotate a match."""
+        node = match.root
+        source: Any = next(iter(node.all_input_nodes), None)
+        before, after = tensor_value(source), tensor_value(node)
+        if before is None or after is None:
+            return Rejection("it casts no tensor")
+        if before.dtype in _INTEGERS and after.dtype is torch.float32:
+            limits = torch.iinfo(before.dtype)
+            exact = QuantizationSpec(
+                dtype=before.dtype,
+                observer_or_fake_quant_ctr=operator.is_,
+                quant_min=limits.min,
+                quant_max=limits.max,
+                qscheme=torch.per_tensor_symmetric,
+            )
+            _write(match, {}, fixed_range(exact, 1.0))
+            return None
+        if before.dtype is after.dtype is torch.float32:
+            shared = SharedQuantizationSpec((source, node))
+            _write(match, {source: config.input_activation}, shared)
+            return None
+        kinds = f"{before.dtype} to {after.dtype}".replace("torch.", "")
+        return Rejection(f"a cast from {kinds} has no quantized form")

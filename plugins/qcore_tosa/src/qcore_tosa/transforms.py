@@ -1,0 +1,208 @@
+"""Rewrites before annotation: what will be quantized is decomposed into what TOSA has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from qcore.annotation import annotate_graph, clamps_to_hardtanh
+from qcore.annotation.annotate import DECISION
+from qcore.graph import (
+    ORIGINAL_NAME,
+    ORIGINAL_TARGET,
+    control_flow_bodies,
+    is_constant,
+    is_float_tensor,
+    tensor_value,
+)
+from qcore.lowering import import_executorch
+from qcore.plan import QuantizationPlan
+from qcore.quiet import quiet
+from qcore_tosa.support import ARITHMETIC, TABLE
+
+if TYPE_CHECKING:
+    from executorch.backends.arm.common.arm_compile_spec import ArmCompileSpec
+
+__all__ = ["decompose"]
+
+aten = torch.ops.aten
+
+# ExecuTorch's passes transform a node unless this says not to (``backends/arm/constants.py``).
+_KEEP: Final = "_arm_disallow_tfa"
+
+_FUSING: Final = frozenset(t for row in TABLE if row.fuses for t in row.targets)
+_ORIGIN: Final = (ORIGINAL_NAME, ORIGINAL_TARGET, "nn_module_stack")
+
+_ARITHMETIC: Final = frozenset(target for row in ARITHMETIC for target in row.targets)
+
+
+def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) -> GraphModule:
+    """Bring the operators that will be quantized into the forms that are annotated.
+
+    Composite operators are decomposed, scalars become tensors; what stays in float is kept. The
+    decompositions are ExecuTorch's own, so that they are those that its lowering expects.
+
+    Args:
+        model: The captured model; may be changed in place.
+        plan: What the user selected.
+        spec: The compile spec of the target, which some decompositions depend on.
+
+    Returns:
+        The model, with the same outputs in float.
+    """
+    clamps_to_hardtanh(model, plan, after=_FUSING)
+    _mark(model, plan)
+    before = [model, *(body for _, _, body in control_flow_bodies(model))]
+    shapes = list(map(_output_shapes, before))
+    for body in before[1:]:
+        _keep(body)
+    with quiet():
+        transformed = _run_passes(model, spec)
+    # prepare_pt2e hands on what the graph that it was given carries.
+    transformed.meta = model.meta
+    model = transformed
+    after = [model, *(body for _, _, body in control_flow_bodies(model))]
+    for graph, outputs in zip(after, shapes, strict=True):
+        _unmark(graph)
+        _restore_shapes(graph, outputs)
+    _add_zero_biases(model, plan)
+    return model
+
+
+def _keep(body: GraphModule) -> None:
+    """Let the passes leave a body alone; it is transformed by itself, when its turn comes."""
+    for node in body.graph.nodes:
+        node.meta[_KEEP] = True
+
+
+def _mark(model: GraphModule, plan: QuantizationPlan) -> None:
+    """Tell the passes what to keep, and put down what the user's rules go by."""
+    annotated = [node for node in model.graph.nodes if Q_ANNOTATION_KEY in node.meta]
+    annotate_graph(model, plan, TABLE, "")
+    for node in model.graph.nodes:
+        decision = node.meta.pop(DECISION, None)
+        if node not in annotated:
+            node.meta.pop(Q_ANNOTATION_KEY, None)
+        if node.op == "call_function":
+            quantized = decision is not None and decision.is_quantized
+            node.meta[_KEEP] = not (quantized or _is_integer_form(node))
+        elif node.op == "placeholder":
+            node.meta[_KEEP] = plan.selectors.is_empty
+        node.meta.setdefault(ORIGINAL_NAME, node.name)
+        node.meta.setdefault(ORIGINAL_TARGET, node.target)
+
+
+def _is_integer_form(node: Node) -> bool:
+    """Say whether an operator handles integers alone, in a way that is safe to rewrite.
+
+    Integer arithmetic is not: its scalars would become tensors of another type.
+    """
+    floats = is_float_tensor(node) or any(map(is_float_tensor, node.all_input_nodes))
+    known = TABLE.pattern_for(node) is not None
+    return known and not floats and node.target not in _ARITHMETIC
+
+
+def _unmark(model: GraphModule) -> None:
+    for node in reversed(model.graph.nodes):
+        node.meta.pop(_KEEP, None)
+        reader = next(iter(node.users), None)
+        if ORIGINAL_NAME not in node.meta and reader is not None:
+            # Some decompositions leave out where their first steps come from.
+            inherited = {key: reader.meta[key] for key in _ORIGIN if key in reader.meta}
+            node.meta = {**node.meta, **inherited}
+    names = {node.meta.get(ORIGINAL_NAME, node.name): node for node in model.graph.nodes}
+    taken = {node.name for node in model.graph.nodes}
+    for name, node in names.items():
+        # The last node of a decomposition computes the value that had the name.
+        if node.name != name and name not in taken:
+            node.name = name
+
+
+def _output_shapes(model: GraphModule) -> list[torch.Size | None]:
+    values = map(tensor_value, model.graph.output_node().all_input_nodes)
+    return [None if value is None else value.shape for value in values]
+
+
+def _restore_shapes(model: GraphModule, shapes: list[torch.Size | None]) -> None:
+    """Give outputs the rank back that they had.
+
+    The passes make tensors of one element of scalars, and so of what is computed with them; a loop
+    stops where its condition is no scalar.
+    """
+    output = model.graph.output_node()
+    for node, shape in zip(output.all_input_nodes, shapes, strict=True):
+        value = tensor_value(node)
+        if value is None or shape is None or value.dim() == len(shape):
+            continue
+        with model.graph.inserting_before(output):
+            scalar = model.graph.call_function(aten.reshape.default, (node, list(shape)))
+        scalar.meta = {**node.meta, "val": value.reshape(shape)}
+        output.replace_input_with(node, scalar)
+    model.recompile()
+
+
+def _run_passes(model: GraphModule, spec: ArmCompileSpec) -> GraphModule:
+    manager: Any = import_executorch("executorch.backends.arm._passes").ArmPassManager
+
+    class Passes(manager):  # type: ignore[misc]
+        """Generates the code of the graph once, not before and after each of fifty passes."""
+
+        def _transform_graph_module(self, graph_module: GraphModule) -> GraphModule:
+            for one in self.passes:
+                result = one(graph_module)
+                graph_module = result.graph_module
+            graph_module.recompile()
+            return graph_module
+
+    transformed = Passes(spec).transform_for_annotation_pipeline(model)
+    assert isinstance(transformed, GraphModule)
+    return transformed
+
+
+_BIASED: Final = frozenset(
+    {
+        aten.linear.default,
+        aten.conv1d.default,
+        aten.conv2d.default,
+        aten.conv3d.default,
+        aten.conv_transpose2d.input,
+    }
+)
+
+
+def _add_zero_biases(model: GraphModule, plan: QuantizationPlan) -> None:
+    """Give layers without a bias one of zeros: a bias that calibration corrects is quantized then.
+
+    TOSA's convolutions have a bias in any case.
+    """
+    changed = False
+    for node in list(model.graph.nodes):
+        config = plan.config_for(node) if node.target in _BIASED else None
+        if config is None or config.output_activation is None or not is_float_tensor(node):
+            continue
+        args = [*node.args, *[None] * (3 - len(node.args))]
+        if args[2] is not None or "bias" in node.kwargs or not is_constant(args[1]):
+            continue
+        channels = node.meta["val"].shape[-1 if node.target is aten.linear.default else 1]
+        if isinstance(args[0], Node) and args[0].meta["val"].dim() < args[1].meta["val"].dim():
+            continue  # Without a batch dimension the channels are elsewhere.
+        if not isinstance(channels, int):
+            continue
+        args[2] = _zeros(model, node, channels)
+        node.args = tuple(args)
+        changed = True
+    if changed:
+        model.recompile()
+
+
+def _zeros(model: GraphModule, node: Node, size: int) -> Node:
+    name = f"_zero_bias_{node.name}"
+    value = torch.zeros(size)
+    model.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
+    with model.graph.inserting_before(node):
+        attribute = model.graph.get_attr(name)
+    attribute.meta["val"] = node.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
+    return attribute

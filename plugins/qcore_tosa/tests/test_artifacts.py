@@ -1,0 +1,55 @@
+"""What goes through a compiler is kept, and written to files."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+
+from qcore.errors import LoweringError, RuntimeExecutionError
+from qcore_tosa.artifacts import Compilation, recorded_compilations, save_numbered
+from qcore_tosa.reference import _ReferenceProcess
+
+
+def test_a_compiler_is_replaced_and_put_back_even_after_an_error():
+    def original(tosa):
+        return tosa.upper()
+
+    backend = SimpleNamespace(compile=original)
+
+    def compile_(compiler, tosa):
+        return Compilation(tosa, compiler(tosa))
+
+    with (
+        contextlib.suppress(ZeroDivisionError),
+        recorded_compilations(backend, "compile", compile_) as found,
+    ):
+        assert backend.compile(b"graph") == b"GRAPH"
+        assert found[b"GRAPH"].tosa == b"graph"
+        raise ZeroDivisionError
+    assert backend.compile is original
+
+
+def test_one_content_gets_the_name_and_several_get_their_own(tmp_path):
+    target = tmp_path / "model.tosa"
+    assert save_numbered(target, {"a": b"1"}) == (target,)
+    files = save_numbered(target, {"a": b"1", "true.b": b"2"})
+    assert [file.name for file in files] == ["model.a.tosa", "model.true.b.tosa"]
+    assert files[1].read_bytes() == b"2"
+
+
+def test_nothing_to_save_and_folders_that_do_not_exist_are_errors(tmp_path):
+    with pytest.raises(LoweringError, match="no delegate"):
+        save_numbered(tmp_path / "model.tosa", {})
+    with pytest.raises(LoweringError, match="existing folder"):
+        save_numbered(tmp_path / "none" / "model.tosa", {"a": b"1"})
+
+
+def test_a_graph_that_the_reference_model_cannot_read_is_an_error_and_no_crash():
+    process = _ReferenceProcess({"0.tosa": b"no graph"}, 60)
+    try:
+        with pytest.raises(RuntimeExecutionError):
+            process.execute("0.tosa", [])
+    finally:
+        process.close()

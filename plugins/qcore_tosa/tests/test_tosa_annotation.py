@@ -1,0 +1,221 @@
+"""The support table at work: where the qspecs go, what is fused, what shares a range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import Node
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+
+import qcore
+from qcore_tosa import (
+    TosaQuantizer,
+    get_symmetric_a16w8_quantization_config,
+    get_symmetric_quantization_config,
+)
+
+aten = torch.ops.aten
+decomposed = torch.ops.quantized_decomposed
+IMAGE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+VECTOR = torch.rand(2, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+class Fn(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Any], *modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.layers = nn.ModuleList(modules)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self.function(*self.layers, *inputs)
+
+
+def quantizer(config: Any = None, spec: str = "TOSA-1.0+INT+int16+cf") -> TosaQuantizer:
+    return TosaQuantizer(spec).set_global(config or get_symmetric_quantization_config())
+
+
+def converted(model: nn.Module, *inputs: torch.Tensor, config: Any = None) -> torch.fx.GraphModule:
+    """Quantize in torchao's own flow."""
+    torch.manual_seed(0)
+    graph = torch.export.export(model.eval(), inputs).module()
+    prepared = prepare_pt2e(graph, quantizer(config))
+    prepared(*inputs)
+    return convert_pt2e(prepared)
+
+
+def node_of(graph: torch.fx.GraphModule, target: Any) -> Node:
+    return next(node for node in graph.graph.nodes if node.target is target)
+
+
+def range_into(node: Node, position: int = 0) -> tuple[float, int]:
+    """Return scale and zero point of the dequantize operator before an input."""
+    source = node.args[position]
+    assert source.target is decomposed.dequantize_per_tensor.default
+    return source.args[1], source.args[2]
+
+
+def range_out_of(node: Node) -> tuple[float, int]:
+    """Return scale and zero point of the quantize operator after a value."""
+    (user,) = node.users
+    assert user.target is decomposed.quantize_per_tensor.default
+    return user.args[1], user.args[2]
+
+
+def test_a_bias_is_int32_with_the_product_of_the_scales() -> None:
+    graph = converted(nn.Linear(8, 4), VECTOR)
+    linear = node_of(graph, aten.linear.default)
+    bias, weight = linear.args[2], linear.args[1]
+    scales = {name: value for name, value in graph.named_buffers() if "scale" in name}
+    assert getattr(graph, bias.args[0].target).dtype is torch.int32
+    activation, _ = range_into(linear)
+    torch.testing.assert_close(
+        scales[bias.args[1].target], scales[weight.args[1].target] * activation
+    )
+
+
+def test_layers_without_a_bias_get_one_that_is_quantized() -> None:
+    graph = converted(nn.Linear(8, 4, bias=False), VECTOR)
+    bias = node_of(graph, aten.linear.default).args[2]
+    assert getattr(graph, bias.args[0].target).dtype is torch.int32
+
+
+@pytest.mark.parametrize("clamp", [nn.ReLU(), nn.ReLU6(), Fn(lambda x: x.clamp(0, 4))])
+def test_clamps_from_zero_on_are_fused_into_the_layer_before(clamp: nn.Module) -> None:
+    q = quantizer()
+    qcore.quantize(nn.Sequential(nn.Conv2d(3, 4, 3), clamp), q, [IMAGE])
+    assert q.report is not None
+    assert all(d.pattern.startswith("conv2d + ") for d in q.report.decisions)
+
+
+def test_other_clamps_are_quantized_by_themselves() -> None:
+    graph = converted(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardtanh(-0.5, 0.5)), IMAGE)
+    range_out_of(node_of(graph, aten.conv2d.default))
+    range_out_of(node_of(graph, aten.hardtanh.default))
+
+
+def test_no_clamp_is_fused_with_16_bit_activations_whose_range_is_symmetric() -> None:
+    config = get_symmetric_a16w8_quantization_config()
+    graph = converted(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), IMAGE, config=config)
+    _, zero_point = range_out_of(node_of(graph, aten.conv2d.default))
+    assert zero_point == 0
+    range_out_of(node_of(graph, aten.relu.default))
+
+
+@pytest.mark.parametrize(("groups", "axis"), [(1, 1), (4, 0)])
+def test_transposed_convolutions_have_their_scales_along_the_outputs(
+    groups: int, axis: int
+) -> None:
+    graph = converted(nn.ConvTranspose2d(4, 4, 3, groups=groups), torch.randn(1, 4, 5, 5))
+    weight = node_of(graph, aten.conv_transpose2d.input).args[1]
+    assert weight.args[3] == axis
+
+
+def test_grouped_transposed_convolutions_take_one_scale_for_the_tensor() -> None:
+    model, x = nn.ConvTranspose2d(4, 6, 3, groups=2), torch.randn(1, 4, 5, 5)
+    with pytest.raises(qcore.errors.SelectionError, match="8a8w per-tensor"):
+        qcore.quantize(model, quantizer(), [x])
+    config = get_symmetric_quantization_config(is_per_channel=False)
+    torch.testing.assert_close(
+        converted(model, x, config=config)(x), model(x).detach(), atol=0.05, rtol=0
+    )
+
+
+def test_training_of_transposed_convolutions_avoids_the_kernel_for_rows() -> None:
+    config = get_symmetric_quantization_config(is_qat=True)
+    graph = torch.export.export(nn.ConvTranspose2d(4, 6, 3), (torch.randn(1, 4, 5, 5),)).module()
+    prepared = prepare_qat_pt2e(graph, quantizer(config))
+    prepared(torch.randn(1, 4, 5, 5))
+    assert decomposed.quantize_per_channel.default in {
+        node.target for node in convert_pt2e(prepared, fold_quantize=False).graph.nodes
+    }
+
+
+def test_both_sides_of_a_comparison_have_one_range() -> None:
+    graph = converted(Fn(lambda x: torch.where(x > x * 3, x, -x)), VECTOR)
+    compare = node_of(graph, aten.gt.Tensor)
+    assert range_into(compare, 0) == range_into(compare, 1)
+
+
+def test_what_views_and_joins_connect_has_one_range() -> None:
+    join = Fn(lambda x: torch.cat([x.reshape(-1) * 1.0, x.flatten() * 9.0]).view(2, -1))
+    graph = converted(join, VECTOR)
+    cat, view = node_of(graph, aten.cat.default), node_of(graph, aten.view.default)
+    assert range_out_of(cat) == range_out_of(view)
+    assert {source.args[1:3] for source in cat.args[0]} == {range_out_of(cat)}
+
+
+def test_a_model_of_data_movement_alone_is_quantized() -> None:
+    graph = converted(Fn(lambda x: x.relu().reshape(-1)), VECTOR)
+    assert range_into(node_of(graph, aten.relu.default))
+
+
+def test_data_movement_among_float_operators_stays_in_float() -> None:
+    q = TosaQuantizer("TOSA-1.0+FP+INT").set_global(get_symmetric_quantization_config())
+    q.set_operator_type(aten.sin.default, None).set_operator_type(aten.cos.default, None)
+    model = Fn(lambda x, y: (x.sin().reshape(-1).cos(), y + y))
+    report = qcore.quantize(model, q, [(VECTOR, VECTOR)]).report
+    assert report["reshape"].scheme is None
+    assert "float" in report["reshape"].reason
+
+
+def test_an_explicit_none_keeps_an_operator_out_of_its_surroundings() -> None:
+    q = TosaQuantizer("TOSA-1.0+FP+INT").set_global(get_symmetric_quantization_config())
+    q.set_node_name("permute", None)
+    report = qcore.quantize(Fn(lambda x: (x * 2).permute(1, 0) + 1), q, [VECTOR]).report
+    assert report["permute"].reason == "set_node_name('permute', None) leaves it in float"
+    assert report["mul"].is_quantized
+    assert report["add"].is_quantized
+
+
+def test_functions_of_a_fixed_interval_keep_to_it() -> None:
+    graph = converted(Fn(torch.atanh), VECTOR * 0.9)
+    scale, zero_point = range_into(node_of(graph, aten.atanh.default))
+    assert zero_point == 0
+    assert scale * 127 < 1
+
+
+def test_integers_keep_their_scalars_and_their_type() -> None:
+    model = Fn(lambda table, ids: table(ids + 1), nn.Embedding(8, 4))
+    ids = torch.tensor([[1, 2, 3]])
+    graph = converted(model, ids)
+    torch.testing.assert_close(graph(ids), model(ids), atol=0.05, rtol=0)
+    assert node_of(graph, aten.add.Tensor).args[1] == 1
+
+
+@pytest.mark.parametrize("value", [1e30, float("inf")])
+def test_constants_beyond_every_range_do_not_spoil_a_range(value: float) -> None:
+    graph = converted(Fn(lambda x: x + torch.full((8,), value).clamp(max=1.0)), VECTOR)
+    assert graph(VECTOR).isfinite().all()
+
+
+def test_float16_is_refused_with_what_to_do() -> None:
+    q = quantizer()
+    with pytest.raises(qcore.errors.SelectionError, match="Cast the model to float32 first"):
+        qcore.quantize(Fn(lambda x: x.sin()), q, [VECTOR.half()])
+
+
+def test_annotating_needs_no_time_that_grows_faster_than_the_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Generating a graph's code is what ExecuTorch's passes spend their time on."""
+    from torch.fx import GraphModule
+
+    generated: list[int] = []
+    original = GraphModule.recompile
+    monkeypatch.setattr(
+        GraphModule, "recompile", lambda self: (generated.append(1), original(self))[1]
+    )
+    counts = []
+    for layers in (4, 16):
+        model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(layers)])
+        graph = torch.export.export(model, (VECTOR,)).module()
+        generated.clear()
+        quantizer().transform_for_annotation(graph)
+        counts.append(len(generated))
+    assert counts[0] == counts[1]

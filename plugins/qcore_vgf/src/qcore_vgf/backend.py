@@ -1,0 +1,64 @@
+"""The VGF backend: what the core's hooks mean for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import define, field
+
+import qcore
+from qcore.errors import QcoreError
+from qcore.lowering import import_executorch
+from qcore_tosa import TosaBackend, tosa_specification
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from qcore.lowering import LoweredProgram
+
+__all__ = ["VgfBackend"]
+
+
+@define
+class VgfBackend(TosaBackend):
+    """Int8 and float on GPUs through Arm's ML extensions for Vulkan.
+
+    Attributes:
+        compile_spec: ExecuTorch's ``VgfCompileSpec``; by default one of the other two options.
+        tosa_spec: The TOSA specification, such as ``"TOSA-1.0+FP+INT"``; by default ExecuTorch's.
+        compiler_flags: Flags for Arm's model converter.
+    """
+
+    name: ClassVar[str] = "vgf"
+    conformance: ClassVar[Mapping[str, Any]] = {
+        "dynamic_shapes": False,
+        "lowers_operators": False,
+    }
+
+    compile_spec: Any = None
+    tosa_spec: str | None = field(default=None, kw_only=True)
+    compiler_flags: Sequence[str] = field(default=(), kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        specs = import_executorch("executorch.backends.arm.vgf")
+        if self.compile_spec is None:
+            spec = None if self.tosa_spec is None else tosa_specification(self.tosa_spec)
+            self.compile_spec = specs.VgfCompileSpec(spec, list(self.compiler_flags))
+        elif not isinstance(self.compile_spec, specs.VgfCompileSpec):
+            raise QcoreError(
+                "vgf takes ExecuTorch's VgfCompileSpec, got "
+                f"{type(self.compile_spec).__name__} ({self.compile_spec!r}). Pass "
+                "qcore_vgf.VgfCompileSpec(), or leave it out."
+            )
+        elif self.tosa_spec is not None or self.compiler_flags:
+            raise QcoreError(
+                "Pass vgf either a compile_spec or the options to build one, not both."
+            )
+
+    @qcore.hookimpl
+    def lower(self, program: ExportedProgram, options: Mapping[str, Any]) -> LoweredProgram:
+        """Delegate to VGF what it takes; the rest runs on portable kernels."""
+        from qcore_vgf.lowering import lower_to_vgf
+
+        return lower_to_vgf(program, self.compile_spec, **options)

@@ -1,0 +1,51 @@
+"""Running VGF programs on ExecuTorch's runtime over Vulkan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import attrs
+
+from qcore.lowering import ExecuTorchRunner, Session
+from qcore_vgf.vulkan import find_device, vulkan_environment
+
+__all__ = ["VgfRunner"]
+
+
+@attrs.frozen
+class VgfRunner(ExecuTorchRunner):
+    """Executes programs on ExecuTorch's VgfBackend, in a child process with Vulkan set up.
+
+    The runtime takes Vulkan from its environment as it starts; this process's stays as it is.
+    """
+
+    def __str__(self) -> str:
+        return str(find_device())
+
+    @contextmanager
+    def session(self, buffer: bytes) -> Iterator[Session]:
+        """Find a Vulkan device, start a child process and load a program in it.
+
+        Args:
+            buffer: The bytes of a ``.pte``.
+
+        Yields:
+            The session.
+
+        Raises:
+            RuntimeUnavailableError: Vulkan, the runtime or a backend is missing; the message says
+                what to install.
+            RuntimeExecutionError: The bytes are no complete program, or the runtime refuses it.
+            RuntimeCrashError: The child died while it loaded the program.
+        """
+        with vulkan_environment() as env:
+            runner = ExecuTorchRunner(
+                backends=self.backends,
+                modules=self.modules,
+                env={**env, **self.env},
+                threads=self.threads,
+                timeout_s=self.timeout_s,
+            )
+            with runner.session(buffer) as session:
+                yield session

@@ -1,0 +1,137 @@
+"""The VGF quantizer: schemes, parts left in float, conditionals; executed over Vulkan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchao.quantization.pt2e.quantizer import QuantizationConfig
+
+import qcore
+from qcore.errors import QcoreError, UnsupportedSchemeError
+from qcore_ethosu import EthosUCompileSpec
+from qcore_vgf import (
+    VgfCompileSpec,
+    VgfQuantizer,
+    get_symmetric_a16w8_quantization_config,
+    get_symmetric_quantization_config,
+    get_uint8_io_quantization_config,
+)
+
+
+class Net(nn.Module):
+    """Two layers with an activation each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(8, 16)
+        self.second = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.second(torch.relu(self.first(x))), -1)
+
+
+def test_both_ways_to_a_quantizer_have_executorchs_default_spec() -> None:
+    for q in (VgfQuantizer(), VgfQuantizer(VgfCompileSpec()), qcore.get_quantizer("vgf")):
+        assert q.name == "vgf"
+        assert q.backend.compile_spec.tosa_spec.support_float()
+
+
+def test_what_is_no_compile_spec_is_refused() -> None:
+    for wrong in (3, EthosUCompileSpec("ethos-u55-128")):
+        with pytest.raises(QcoreError, match="takes ExecuTorch's VgfCompileSpec"):
+            VgfQuantizer(wrong)
+    with pytest.raises(QcoreError, match="is no TOSA specification"):
+        qcore.get_quantizer("vgf", tosa_spec="TOSA-9")
+    with pytest.raises(QcoreError, match="not both"):
+        qcore.get_quantizer("vgf", compile_spec=VgfCompileSpec(), tosa_spec="TOSA-1.0+INT")
+
+
+def test_weight_only_quantization_is_refused() -> None:
+    weight = get_symmetric_quantization_config().weight
+    with pytest.raises(UnsupportedSchemeError, match="does not execute weight-only"):
+        VgfQuantizer().set_global(QuantizationConfig(None, None, weight, None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        get_symmetric_quantization_config(is_per_channel=True),
+        get_symmetric_quantization_config(is_per_channel=False),
+        get_symmetric_a16w8_quantization_config(is_per_channel=True),
+        get_symmetric_a16w8_quantization_config(is_per_channel=False),
+    ],
+    ids=["8a8w-per-channel", "8a8w-per-tensor", "16a8w-per-channel", "16a8w-per-tensor"],
+)
+def test_every_declared_scheme_lowers_whole_and_runs(config: Any, row: torch.Tensor) -> None:
+    q = VgfQuantizer().set_global(config)
+    result = qcore.quantize(Net(), q, [row])
+    program = q.lower(result.model, row)
+    assert program.report.is_fully_delegated
+    torch.testing.assert_close(program.run(row), result.model(row), rtol=0, atol=0.005)
+
+
+@pytest.mark.slow
+def test_a_module_set_to_none_is_in_float_in_the_executed_program() -> None:
+    model, rows = Net(), torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    outputs, kinds = {}, {}
+    for left in (None, "first"):
+        q = VgfQuantizer().set_global("8a8w per-tensor")
+        if left:
+            q.set_module_name(left, None)
+        result = qcore.quantize(model, q, [rows], bias_correction=False)
+        program = q.lower(result.model, rows)
+        outputs[left], kinds[left] = program.run(rows), float_operators(program)
+        if left:
+            assert {d.node for d in result.report.in_float} == {"linear"}
+    # A linear layer is a convolution in TOSA; the rest of what is in float quantizes the input.
+    assert kinds[None].get("CONV2D", 0) == 0
+    assert kinds["first"]["CONV2D"] == 1
+    exact = model(rows).detach()
+    assert (outputs["first"] - exact).norm() < (outputs[None] - exact).norm()
+
+
+def float_operators(program: Any) -> dict[str, int]:
+    """Count the operators in a program's TOSA graphs that compute in float."""
+    from collections import Counter
+
+    from tosa import DType, Op, TosaGraph
+
+    names = {value: name for name, value in vars(Op.Op).items() if isinstance(value, int)}
+    moving = {"CONST", "CONST_SHAPE", "RESHAPE", "TRANSPOSE", "CAST", "IDENTITY", "MUL", "SUB"}
+    found: Counter[str] = Counter()
+    for delegate in program.delegates:
+        graph = TosaGraph.TosaGraph.GetRootAs(delegate.compilation.tosa)
+        block = graph.Regions(0).Blocks(0)
+        floats = {
+            block.Tensors(i).Name()
+            for i in range(block.TensorsLength())
+            if block.Tensors(i).Type() == DType.DType.FP32
+        }
+        for i in range(block.OperatorsLength()):
+            operator = block.Operators(i)
+            if operator.Outputs(0) in floats:
+                found[names[operator.Op()]] += 1
+    return {name: count for name, count in found.items() if name not in moving}
+
+
+@pytest.mark.slow
+def test_both_paths_of_a_conditional_run(branches: nn.Module, row: torch.Tensor) -> None:
+    q = VgfQuantizer().set_global("8a8w")
+    graph = q.quantize_with_submodules(branches, [row, -row])
+    program = q.lower(graph, row)
+    for sample in (row, -row):
+        torch.testing.assert_close(program.run(sample), graph(sample), rtol=0, atol=0.01)
+
+
+@pytest.mark.slow
+def test_uint8_inputs_are_quantized_and_run(cnn: nn.Module, picture: torch.Tensor) -> None:
+    q = VgfQuantizer().set_global("8a8w").set_io(get_uint8_io_quantization_config())
+    result = qcore.quantize(cnn, q, [picture])
+    program = q.lower(result.model, picture)
+    step = float(result.model(picture).abs().max()) / 50
+    torch.testing.assert_close(program.run(picture), result.model(picture), rtol=0, atol=step)
