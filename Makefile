@@ -7,6 +7,7 @@ WORKERS ?= 2
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
 BIN := .venv/bin
 STAMP := .venv/.set-up
+FACTS := build/facts
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 # By default torch's threads spin while they wait for each other. On a machine that is busy with
@@ -14,7 +15,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench minilm rounding lint upstream-tests system-deps clean
+.PHONY: help demo test support outside bench minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -32,7 +33,20 @@ demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack); or
 # what another has not come to: fixtures are rarely made twice, and the slow tests stay the last.
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)  ## Run the tests, the fast ones first (WORKERS=2)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	@rm -rf $(FACTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --qcore-facts $(FACTS)
+	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md --check
+
+support: export OMP_NUM_THREADS ?= 1
+support: $(STAMP)  ## Make docs/support.md from what the conformance suite finds
+	@rm -rf $(FACTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --qcore-facts $(FACTS) \
+		plugins/*/tests/test_conformance.py
+	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md
+
+outside: export OMP_NUM_THREADS ?= 1
+outside: $(STAMP)  ## Try the wheels where nothing else of this repository is
+	@$(BIN)/python -m pytest outside
 
 bench: $(STAMP)  ## Compare with ExecuTorch's own quantizer
 	@$(BIN)/python benchmarks/xnnpack.py

@@ -71,13 +71,15 @@ class BackendHooks:
                     f"Backend {self.name!r}: {cls.__name__}.{hook} is no hook of qcore.{hint} "
                     f"The hooks: {', '.join(sorted(specs))}."
                 )
-            self._check_defaults(cls, hook, function)
+            self._check_parameters(cls, hook, function)
+        for hook in sorted(specs):
+            self._check_marked(cls, hook)
         try:
             self._manager.register(backend, self.name)
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
             raise BackendLoadError(
-                f"Backend {self.name!r} breaks the hook contract: {error} "
+                f"Backend {self.name!r} breaks the hook contract: {' '.join(str(error).split())} "
                 "Give the implementation the parameters of the hook in qcore.hookspecs."
             ) from error
         implemented = {caller.name for caller in self._manager.get_hookcallers(backend) or ()}
@@ -89,12 +91,24 @@ class BackendHooks:
                 "marked with @qcore.hookimpl."
             )
 
-    def _check_defaults(self, cls: type, hook: str, function: Any) -> None:
-        defaults = [
-            parameter.name
-            for parameter in inspect.signature(function).parameters.values()
-            if parameter.default is not parameter.empty
-        ]
+    def _check_marked(self, cls: type, hook: str) -> None:
+        function = inspect.getattr_static(cls, hook, None)
+        if inspect.isfunction(function) and hook not in dict(_implementations(cls)):
+            raise BackendLoadError(
+                f"Backend {self.name!r}: {cls.__name__}.{hook} has the name of a hook and is not "
+                "marked with @qcore.hookimpl: it would never be called. Mark it, or rename it."
+            )
+
+    def _check_parameters(self, cls: type, hook: str, function: Any) -> None:
+        parameters = inspect.signature(function).parameters.values()
+        variadic = [str(p) for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if variadic:
+            raise BackendLoadError(
+                f"Backend {self.name!r}: {cls.__name__}.{hook} takes {', '.join(variadic)}, which "
+                "stays empty: a hook's caller passes parameters by name. Name those of the hook in "
+                "qcore.hookspecs."
+            )
+        defaults = [p.name for p in parameters if p.default is not p.empty]
         if defaults:
             raise BackendLoadError(
                 f"Backend {self.name!r}: {cls.__name__}.{hook} gives {', '.join(defaults)} a "

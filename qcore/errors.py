@@ -23,6 +23,7 @@ __all__ = [
     "RuntimeCrashError",
     "RuntimeExecutionError",
     "RuntimeUnavailableError",
+    "ScaffoldError",
     "SelectionError",
     "UnknownBackendError",
     "UnsupportedSchemeError",
@@ -88,6 +89,10 @@ class CalibrationError(QcoreError):
 
 class LoweringError(QcoreError):
     """The quantized model cannot be turned into a program."""
+
+
+class ScaffoldError(QcoreError):
+    """The distribution of a new backend cannot be written."""
 
 
 class RuntimeUnavailableError(QcoreError):

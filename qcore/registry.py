@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qcore.quantizer import Quantizer
 
 __all__ = [
+    "NO_BACKEND",
     "BackendInfo",
     "backends",
     "check_backend_class",
@@ -36,6 +37,12 @@ __all__ = [
 
 BACKENDS: Final = "qcore.backends"
 EXTENSIONS: Final = "qcore.extensions"
+
+#: What to say where no backend is installed.
+NO_BACKEND: Final = (
+    "No backend is installed. A backend is a distribution of its own: install one, such as "
+    "qcore-xnnpack or qcore-vulkan, or write one, beginning with qcore new-backend NAME."
+)
 
 
 @frozen
@@ -212,8 +219,9 @@ def load_backend(name: str, options: dict[str, Any]) -> object:
 def _unknown(name: str, known: dict[str, BackendInfo]) -> str:
     if not known:
         return (
-            f"No backend {name!r}: none is installed. A backend is a distribution of its own; "
-            f"install one, e.g. pip install qcore-{name if name.isidentifier() else 'xnnpack'}."
+            f"No backend {name!r}: none is installed. A backend is a distribution of its own: "
+            f"pip install qcore-{name if name.isidentifier() else 'xnnpack'}, if there is one, or "
+            "write it, beginning with qcore new-backend NAME."
         )
     close = near_misses(name, known)
     hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -254,6 +262,7 @@ def extensions(manager: pluggy.PluginManager) -> None:
         try:
             loaded = entry_point.load()
             manager.register(loaded() if inspect.isclass(loaded) else loaded, entry_point.name)
+            manager.check_pending()  # A misspelt hook would never be called.
         except Exception as error:
             if manager.has_plugin(entry_point.name):
                 manager.unregister(name=entry_point.name)

@@ -29,25 +29,14 @@ from qcore.annotation import (
 from qcore.annotation.rules import annotation_of
 from qcore.errors import QcoreWarning
 from qcore.quantizer import Quantizer
+from qcore.schemes import QuantizationScheme
+from qcore.testing import Fn
 
 aten = torch.ops.aten
 Build = Callable[[], Quantizer]
 Capture = Callable[..., GraphModule]
 
 IMAGE = torch.randn(1, 3, 8, 8)
-
-
-class Fn(nn.Module):
-    """A model made of layers and a function over them."""
-
-    def __init__(self, function: Callable[..., torch.Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.function(self, *inputs)
 
 
 def conv() -> nn.Conv2d:
@@ -450,3 +439,15 @@ def test_the_work_of_annotation_is_linear_in_the_number_of_layers(toy: Build) ->
         assert len(quantizer.report.quantized) == 2 * count  # type: ignore[union-attr]
     assert calls[1] < 4.2 * calls[0]
     assert calls[2] < 4.2 * calls[1]
+
+
+def test_a_weight_only_configuration_quantizes_nothing_without_a_weight(
+    toy_backend: type, capture: Capture
+) -> None:
+    schemes = qcore.hookimpl(lambda self: [QuantizationScheme(8, None)])
+    backend = type("WeightOnly", (toy_backend,), {"supported_schemes": schemes})()
+    quantizer = Quantizer(backend, name="toy").set_global("8w")
+    annotated(quantizer, capture(Fn(lambda m, x: m.layer(x) + x, layer=conv()), IMAGE))
+    report = quantizer.report
+    assert [d.operator for d in report.quantized] == ["aten.conv2d.default"]
+    assert "it has no weight" in report["add"].reason

@@ -29,6 +29,7 @@ PAGES = {
     "docs/xnnpack.md": PRELUDE,
     "docs/vulkan.md": QCORE_FIRST,
     "docs/language-models.md": QCORE_FIRST,
+    "docs/versioning.md": QCORE_FIRST,
     "docs/vgf.md": QCORE_FIRST,
     "docs/ethosu.md": QCORE_FIRST,
 }

@@ -139,7 +139,23 @@ def test_a_backend_for_another_api_is_refused(
         (("def annotate(", "def anotate("), "anotate is no hook of qcore. Did you mean 'annotate'"),
         (("model, plan)", "model, plan=None)"), "annotate gives plan a default"),
         (("model, plan)", "model, plans)"), "breaks the hook contract"),
-        (("@qcore.hookimpl\n    def lower", "def lower"), "does not implement lower"),
+        (
+            ("program, options)", "program, **options)"),
+            r"lower takes \*\*options, which stays empty",
+        ),
+        (
+            (
+                "@qcore.hookimpl\n    def annotate",
+                "def validate_partial(self, model):\n"
+                "        return []\n    @qcore.hookimpl\n    def annotate",
+            ),
+            "validate_partial has the name of a hook and is not marked",
+        ),
+        (("@qcore.hookimpl\n    def lower", "def lowering"), "does not implement lower"),
+        (
+            ("@qcore.hookimpl\n    def lower", "def lower"),
+            "lower has the name of a hook and is not",
+        ),
     ],
 )
 def test_a_hook_that_breaks_the_contract_is_named(
@@ -211,6 +227,13 @@ def test_a_broken_extension_warns_once_and_is_skipped(good: Callable[..., None])
         assert_good_still_works()
         assert_good_still_works()
     assert len(seen) == 1
+
+
+def test_an_extension_that_misspells_a_hook_is_skipped(good: Callable[..., None]) -> None:
+    source = EXTENSION + "    def anotate(self):\n        return (yield)\n"
+    good("ext-dist", "odd_ext", source, group="qcore.extensions", odd="odd_ext:Extension")
+    with pytest.warns(QcoreWarning, match="'odd' of ext-dist 1.0 .* is skipped.*anotate"):
+        assert_good_still_works()
 
 
 @pytest.mark.slow

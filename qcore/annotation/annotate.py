@@ -172,6 +172,11 @@ def _reject(
     match: OperatorMatch, config: QuantizationConfig, model: GraphModule, backend: str
 ) -> Rejection | None:
     pattern = match.pattern
+    if config.input_activation is None and not hasattr(pattern.rule, "weight"):
+        return Rejection(
+            "it has no weight, and a weight-only configuration quantizes nothing else",
+            "Give it a configuration with input_activation set, or leave it in float.",
+        )
     is_dynamic = QuantizationScheme.from_config(config).is_dynamic
     if is_dynamic and not pattern.dynamic:
         return Rejection(

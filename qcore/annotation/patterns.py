@@ -57,7 +57,11 @@ Check: TypeAlias = "Callable[[OperatorMatch, QuantizationConfig, GraphModule], R
 
 
 class AnnotationRule(Protocol):
-    """Places the qspecs of a configuration on a match, or says why it cannot."""
+    """Places the qspecs of a configuration on a match, or says why it cannot.
+
+    A rule for operators with a weight has its position as ``weight``; others are never asked to
+    place a weight-only configuration.
+    """
 
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate the nodes of ``match``; returns a rejection where nothing was annotated."""

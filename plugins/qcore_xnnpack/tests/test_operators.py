@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qcore.testing import Fn
 from qcore_xnnpack.support import TABLE
 
 torch.manual_seed(0)  # The layers of the cases are the same in every run.
@@ -17,17 +18,6 @@ torch.manual_seed(0)  # The layers of the cases are the same in every run.
 IMAGE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 SIGNAL = IMAGE[0]
 OTHER = IMAGE.flip(3) * 2
-
-
-class Fn(nn.Module):
-    def __init__(self, function: Callable[..., torch.Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.function(self, *inputs)
 
 
 def conv(**options: Any) -> nn.Conv2d:
@@ -170,7 +160,8 @@ MIXED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "clamp with one bound": (lambda y: y.clamp(min=0.1), "no quantized aten.clamp"),
     "sigmoid": (torch.sigmoid, "no quantized aten.sigmoid.default"),
     "softmax of an image": (lambda y: y.softmax(-1), "no quantized aten.softmax"),
-    "mean of everything": (lambda y: y.mean().reshape(1), ""),
+    "mean of everything": (lambda y: y.mean().reshape(1), "no quantized aten.mean.default"),
+    "mean of rows": (lambda y: y.mean(-1), "averages over height and width of 4d tensors only"),
 }
 
 

@@ -48,6 +48,12 @@ class EthosUBackend(TosaBackend):
 
     name: ClassVar[str] = "ethosu"
     partial_quantization: ClassVar[bool] = False
+    conformance: ClassVar[Mapping[str, Any]] = {
+        "options": {"target": "ethos-u85-256"},
+        "partial": False,
+        "dynamic_shapes": False,
+        "lowers_operators": False,
+    }
 
     compile_spec: Any = None
     target: str | None = field(default=None, kw_only=True)

@@ -31,6 +31,10 @@ class VgfBackend(TosaBackend):
     """
 
     name: ClassVar[str] = "vgf"
+    conformance: ClassVar[Mapping[str, Any]] = {
+        "dynamic_shapes": False,
+        "lowers_operators": False,
+    }
 
     compile_spec: Any = None
     tosa_spec: str | None = field(default=None, kw_only=True)

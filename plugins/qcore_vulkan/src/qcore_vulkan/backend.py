@@ -29,6 +29,7 @@ class VulkanBackend:
 
     name: ClassVar[str] = "vulkan"
     api_version: ClassVar[int] = 1
+    conformance: ClassVar[Mapping[str, Any]] = {"runs": False, "verifies": True}
 
     @qcore.hookimpl
     def supported_schemes(self) -> Sequence[QuantizationScheme]:

@@ -195,7 +195,6 @@ _PASS_THROUGH: Final = tuple(
         ("relu", _RELUS),
         ("hardtanh", (aten.hardtanh.default, aten.hardtanh_.default)),
         ("max_pool2d", (aten.max_pool2d.default,)),
-        ("mean", (aten.mean.default, aten.mean.dim)),
         ("permute", (aten.permute.default, aten.permute_copy.default, aten.transpose.int)),
         (
             "view",
@@ -212,6 +211,28 @@ _PASS_THROUGH: Final = tuple(
         ),
         ("copy", (aten.contiguous.default, aten.clone.default)),
     )
+)
+
+
+def mean_of_images(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject means over anything but the height and width of images."""
+    del config, model
+    node = match.root
+    source, dims, *keep = node.args
+    rank = source.meta["val"].dim()
+    over = sorted(dim % rank for dim in dims or range(rank))
+    if rank == 4 and over == [2, 3] and keep == [True] and "dtype" not in node.kwargs:
+        return None
+    return Rejection(
+        "xnnpack averages over height and width of 4d tensors only",
+        "Leave it in float: it then runs on a portable kernel.",
+    )
+
+
+_MEAN: Final = OperatorPattern(
+    "mean", (aten.mean.dim,), PassThroughRule(), follows_input=True, checks=(mean_of_images,)
 )
 
 _PADS: Final = (aten.pad.default, aten.constant_pad_nd.default)
@@ -267,4 +288,4 @@ _MOVING: Final = (
     ),
 )
 
-TABLE: Final = SupportTable((*_MOVING, *_GEMMS, *_ELEMENTWISE, *_JOINING, *_PASS_THROUGH))
+TABLE: Final = SupportTable((*_MOVING, *_GEMMS, *_ELEMENTWISE, *_JOINING, _MEAN, *_PASS_THROUGH))

@@ -1,0 +1,1 @@
+"""Two extensions of qcore: one times every hook, one vetoes schemes."""

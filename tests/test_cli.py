@@ -1,0 +1,136 @@
+"""The ``qcore`` command: quick, quiet, and writing what installs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from qcore import registry
+from qcore.cli import app, main, scaffold
+from qcore.errors import ScaffoldError
+
+CODE = "import sys; from qcore.cli import main; sys.argv[0] = 'qcore'; main()"
+
+
+def qcore(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", CODE, *arguments], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_help_answers_in_less_than_a_third_of_a_second() -> None:
+    def seconds() -> float:
+        before = os.times()
+        start = time.perf_counter()
+        assert "new-backend" in qcore("--help").stdout
+        after = os.times()
+        busy = after.children_user + after.children_system
+        busy -= before.children_user + before.children_system
+        # On a machine that is busy with something else, the wall clock measures that.
+        return min(time.perf_counter() - start, busy)
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("backends",), ("new-backend", "tiny")])
+def test_no_command_imports_torch(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    listed = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+    done = subprocess.run(
+        [sys.executable, "-c", listed + CODE, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+    assert done.stderr == ""
+
+
+def test_backends_are_listed_with_their_distributions(
+    install: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("good-dist", "good_backend", "", good="good_backend:Backend")  # type: ignore[operator]
+    app.list_backends()
+    assert "good  good-dist 1.0 (good_backend:Backend)" in capsys.readouterr().out
+
+
+def test_without_a_backend_it_says_how_to_get_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "backends", dict)
+    app.list_backends()
+    assert "No backend is installed" in capsys.readouterr().out
+
+
+def test_a_scaffold_is_named_after_the_backend_everywhere(tmp_path: Path) -> None:
+    folder = scaffold.write_backend("my-npu", tmp_path / "somewhere")
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    assert project["project"]["name"] == "qcore-my-npu"
+    assert project["project"]["entry-points"]["qcore.backends"] == {
+        "my-npu": "qcore_my_npu:MyNpuBackend"
+    }
+    sources = sorted((folder / "src/qcore_my_npu").glob("*.py"))
+    assert [path.name for path in sources] == ["__init__.py", "backend.py", "support.py"]
+    for path in folder.rglob("*"):
+        if path.is_file():
+            text = path.read_text()
+            assert "{{" not in text
+            assert text.endswith("\n")
+    for path in folder.rglob("*.py"):
+        compile(path.read_text(), str(path), "exec")
+
+
+def test_scaffolded_code_is_clean(tmp_path: Path) -> None:
+    folder = scaffold.write_backend("my-npu", tmp_path / "qcore-my-npu")
+    for check in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *check, "--isolated", "--line-length=100", folder],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("My NPU", "Try 'my-npu'"),
+        ("", "no name for a backend"),
+        ("9", "no name for a backend"),
+        ("a--b", "single hyphens"),
+        ("quant", "which is the core"),
+    ],
+)
+def test_a_name_that_is_none_is_refused(name: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ScaffoldError, match=says):
+        scaffold.write_backend(name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path: Path, toy: object) -> None:
+    assert "toy" in registry.backends()
+    with pytest.raises(ScaffoldError, match="'toy' is taken by registered in this process"):
+        scaffold.write_backend("toy", tmp_path / "new")
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(ScaffoldError, match="is not empty.*--directory"):
+        scaffold.write_backend("tiny", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_an_error_is_one_line_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["qcore", "new-backend", "No Name"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith("qcore: 'No Name' is no name for a backend")

@@ -1,0 +1,111 @@
+"""What the suite asks of a backend that says no: that it refuses, with reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+
+import qcore
+from qcore import registry
+from qcore.errors import BackendLoadError, LoweringError, RuntimeUnavailableError
+from qcore.graph import is_float_tensor, tensor_value
+from qcore.report import Diagnostic
+from qcore.testing import BackendConformance, Requirements, Subject
+from qcore_portable import PortableBackend
+
+
+class NoHost:
+    """Stands for a device that is not here."""
+
+    def session(self, buffer: bytes) -> Any:
+        raise RuntimeUnavailableError("strict runs on the device only: save the program")
+
+
+class StrictBackend(PortableBackend):
+    """Takes whole models of fixed sizes only, and runs nothing here."""
+
+    conformance: ClassVar = {
+        "delegates": False,
+        "partial": False,
+        "dynamic_shapes": False,
+        "runs": False,
+    }
+
+    @qcore.hookimpl
+    def validate_partial(self, model: Any, plan: Any, report: Any) -> Any:
+        nodes = {node.name: node for node in model.graph.nodes}
+        return [
+            Diagnostic(d.node, d.operator, d.module, d.reason)
+            for d in report.in_float
+            if is_float_tensor(nodes[d.node])
+        ]
+
+    @qcore.hookimpl
+    def lower(self, program: Any, options: Any) -> Any:
+        import attrs
+
+        for node in program.graph.nodes:
+            value = tensor_value(node)
+            if value is not None and not all(isinstance(size, int) for size in value.shape):
+                raise LoweringError(f"strict plans memory for fixed sizes, and {node} varies.")
+        lowered = PortableBackend.lower(self, program, options)
+        return attrs.evolve(lowered, runner=NoHost())
+
+
+class Suite(BackendConformance):
+    __test__ = False
+    backend = "portable"
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Subject]:
+    qcore.register_backend("portable", StrictBackend)
+    yield Suite.make_subject()
+    registry.unregister_backend("portable")
+
+
+FACTS = (
+    ("partial_quantization", ()),
+    ("pt2e_flow", ("attention",)),
+    ("pt2e_flow", ("integer_tensors",)),
+    ("pt2e_flow", ("residual_add",)),
+    ("pt2e_flow", ("cond",)),
+    ("the_model_of_the_user_is_kept", ()),
+    ("the_result_is_the_same_every_time", ()),
+    ("selection_is_honoured", ("module name to None",)),
+    ("sizes_that_vary", ()),
+    ("a_program_that_does_not_run_here_says_so", ()),
+    ("a_program_refuses_inputs_that_do_not_fit", ()),
+    ("a_model_partly_in_float_lowers", ()),
+    ("quantized_operators_are_executed", ()),
+)
+
+
+@pytest.mark.parametrize(("check", "arguments"), FACTS)
+def test_a_backend_that_refuses_as_it_says_passes(
+    strict: Subject, check: str, arguments: tuple[str, ...]
+) -> None:
+    getattr(Suite(), f"test_{check}")(strict, *arguments)
+
+
+def test_a_refused_model_is_recorded_as_such(strict: Subject) -> None:
+    facts: dict[str, str] = {}
+    recording = Subject(
+        "portable", strict.requirements, lambda kind, key, value: facts.update({key: value})
+    )
+    Suite().test_pt2e_flow(recording, "attention")
+    assert facts == {"attention": "refused"}
+
+
+def test_requirements_of_another_name_are_an_error() -> None:
+    odd = type("Odd", (PortableBackend,), {"conformance": {"partialy": False}})
+    qcore.register_backend("odd", odd)
+    try:
+        with pytest.raises(
+            BackendLoadError, match="states partialy in conformance.*There are: opt"
+        ):
+            Requirements.declared_by("odd")
+    finally:
+        registry.unregister_backend("odd")

@@ -1,0 +1,104 @@
+"""The suite itself: options, expected failures, and what it says when it cannot start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcore import registry
+
+pytest_plugins = ["pytester"]
+
+TESTS = """
+from qcore.testing import BackendConformance, Requirements
+
+class TestConformance(BackendConformance):
+    backend = "{backend}"
+    requirements = Requirements(delegates=False)
+    expected_failures = {expected}
+"""
+
+CONFTEST = """
+import qcore, qcore_portable
+
+class Lying(qcore_portable.PortableBackend):
+    @qcore.hookimpl
+    def transform_for_annotation(self, model, plan):
+        raise RuntimeError("the library is missing")
+
+qcore.register_backend("portable", qcore_portable.PortableBackend)
+qcore.register_backend("broken", Lying)
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Iterator[Any]:
+    source = Path(__file__).parents[2] / "examples" / "qcore_portable" / "src"
+    pytester.syspathinsert(source)
+    pytester.makeconftest(CONFTEST)
+
+    def go(*arguments: str, backend: str = "portable", expected: str = "{}") -> pytest.RunResult:
+        pytester.makepyfile(test_it=TESTS.format(backend=backend, expected=expected))
+        return pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
+
+    yield go
+    for name in ("portable", "broken"):
+        if name in registry._registered:
+            registry.unregister_backend(name)
+
+
+def test_a_check_that_fails_as_expected_is_no_failure(run) -> None:
+    done = run(
+        "-k", "pt2e_flow and linear", backend="broken", expected='{"pt2e_flow": "no library"}'
+    )
+    done.assert_outcomes(xfailed=2)
+
+
+def test_an_expected_failure_may_name_one_parameter(run) -> None:
+    done = run(
+        "-k", "pt2e_flow and linear", backend="broken", expected='{"pt2e_flow[linear]": "no"}'
+    )
+    done.assert_outcomes(xfailed=1, failed=1)
+
+
+def test_an_expected_failure_that_passes_is_a_failure(run) -> None:
+    done = run("-k", "it_loads", expected='{"it_loads": "not yet"}')
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines("*XPASS(strict)*not yet*")
+
+
+@pytest.mark.parametrize(
+    ("expected", "says"),
+    [
+        ('{"pt2e_flaw": "why"}', "*there is no such check. Did you mean pt2e_flow*"),
+        ('{"pt2e_flow": " "}', "*expected_failures gives no reason for 'pt2e_flow'*"),
+    ],
+)
+def test_expected_failures_are_checked(run, expected: str, says: str) -> None:
+    done = run("-k", "names_and_reasons", expected=expected)
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(says)
+
+
+def test_a_failure_names_the_step_and_keeps_the_cause(run) -> None:
+    done = run("-k", "every_compute_node and linear", backend="broken")
+    done.stdout.fnmatch_lines(
+        "*broken: transform_for_annotation of linear, 8a8w static per-channel raised RuntimeError: "
+        "the library is missing (raised in the hook 'transform_for_annotation' of backend 'broken')"
+    )
+
+
+def test_the_command_runs_the_suite_for_a_name(pytester: pytest.Pytester, run) -> None:
+    command = ("--pyargs", "qcore.testing", "--qcore-backend", "nothing", "-k", "distribution")
+    done = pytester.runpytest_inprocess("-p", "no:cacheprovider", *command)
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines("*no distribution provides the backend 'nothing'*")
+
+
+def test_without_a_name_it_says_how_to_give_one(pytester: pytest.Pytester) -> None:
+    done = pytester.runpytest_inprocess("--pyargs", "qcore.testing", "-k", "it_loads")
+    assert done.ret != 0
+    done.stdout.fnmatch_lines("*names no backend. Write backend = 'yours'*--qcore-backend yours*")
