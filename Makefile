@@ -62,8 +62,9 @@ lint: $(STAMP)  ## Check style and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-upstream-tests: $(STAMP)  ## Run ExecuTorch's own quantizer tests with our quantizer
+upstream-tests: $(STAMP)  ## Run ExecuTorch's own tests with our quantizers; takes an hour
 	@$(BIN)/python plugins/qcore_xnnpack/tests/upstream/swap_quantizer.py
+	@$(BIN)/python plugins/qcore_tosa/tests/upstream/swap_quantizer.py
 
 system-deps:  ## Install the Vulkan driver that VGF programs run on (Debian, Ubuntu)
 	@tools/system-deps
