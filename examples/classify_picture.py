@@ -27,6 +27,8 @@ CROPS = 32
 SLOW_MS = 300
 FEW_CROPS, FEW_RUNS = 8, 3
 MOST_NODES_SHOWN = 8
+#: What backends have to be told.
+OPTIONS = {"ethosu": {"target": "ethos-u85-256"}}
 Pairs = list[tuple[str, float]]
 
 
@@ -62,16 +64,19 @@ def counted(samples: list[torch.Tensor], tell: Callable[[str], None]) -> Iterato
         yield sample
 
 
-def demo(backend: str, console: Console, progress: Progress) -> None:
+def demo(
+    backend: str, console: Console, progress: Progress, options: dict[str, str] | None = None
+) -> None:
     """Quantize, lower, run and compare.
 
     Args:
         backend: Name of an installed backend.
         console: Takes the result.
         progress: Takes what is being done.
+        options: Options of the backend; by default those of ``OPTIONS``.
     """
-    quantizer = qcore.get_quantizer(backend)
-    quantizer.set_global(qcore.get_symmetric_quantization_config(is_per_channel=True))
+    quantizer = qcore.get_quantizer(backend, **(options or OPTIONS.get(backend, {})))
+    quantizer.set_global("8a8w")
 
     with progress.step("Loading PyTorch, the model and the pictures"):
         import torch
@@ -186,9 +191,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default="xnnpack", help="an installed backend")
-    backend = parser.parse_args(arguments).backend
+    parser.add_argument("--target", help="the accelerator, for a backend that has several")
+    given = parser.parse_args(arguments)
+    options = {"target": given.target} if given.target else None
     try:
-        demo(backend, Console(highlight=False), Progress())
+        demo(given.backend, Console(highlight=False), Progress(), options)
     except qcore.QcoreError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
