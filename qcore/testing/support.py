@@ -29,7 +29,8 @@ _SCHEMES: Final = """\
 `8a8w` stands for activations and weights of 8 bits, `8da8w` for activations whose ranges are
 measured at run time, `8w` for weights alone. What was seen of each scheme:
 
-- *runs*: a program was lowered, executed on the host, and compared with the converted model;
+- *runs*: a program was lowered, executed by the backend's runner, which may be a reference model
+  where no host has the device, and compared with the converted model;
 - *verified*: a program was lowered, and what it holds was computed by reference and compared;
 - *lowers*: a program was lowered;
 - *converts*: a model was converted, and compared with float. A scheme for QAT ends here: how a
