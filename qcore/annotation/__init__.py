@@ -18,7 +18,11 @@ from qcore.annotation.rules import (
     PassThroughRule,
     PoolRule,
 )
-from qcore.annotation.transforms import clamps_to_hardtanh, scalars_to_attributes
+from qcore.annotation.transforms import (
+    clamps_to_hardtanh,
+    explicit_pool_strides,
+    scalars_to_attributes,
+)
 
 __all__ = [
     "CLAMPS",
@@ -36,5 +40,6 @@ __all__ = [
     "SupportTable",
     "annotate_graph",
     "clamps_to_hardtanh",
+    "explicit_pool_strides",
     "scalars_to_attributes",
 ]

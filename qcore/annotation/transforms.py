@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from qcore.graph import ORIGINAL_TARGET, is_float_tensor
 from qcore.plan import QuantizationPlan
 
-__all__ = ["clamps_to_hardtanh", "scalars_to_attributes"]
+__all__ = ["clamps_to_hardtanh", "explicit_pool_strides", "scalars_to_attributes"]
 
 aten = torch.ops.aten
 
@@ -120,3 +120,22 @@ def _bounds(node: Node) -> tuple[Any, Any]:
     low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
     high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
     return low, high
+
+
+def explicit_pool_strides(model: GraphModule) -> int:
+    """Write out the default stride of max-pooling, which ExecuTorch's backends read blindly.
+
+    Args:
+        model: The graph; changed in place.
+
+    Returns:
+        How many nodes changed.
+    """
+    changed = 0
+    for node in model.graph.nodes:
+        if node.op != "call_function" or node.target is not aten.max_pool2d.default:
+            continue
+        if len(node.args) == 2 or not node.args[2]:
+            node.args = (*node.args[:2], node.args[1], *node.args[3:])
+            changed += 1
+    return changed

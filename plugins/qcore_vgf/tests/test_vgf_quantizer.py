@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torchao.quantization.pt2e.quantizer import QuantizationConfig
 
 import qcore
@@ -126,6 +127,21 @@ def test_both_paths_of_a_conditional_run(branches: nn.Module, row: torch.Tensor)
     program = q.lower(graph, row)
     for sample in (row, -row):
         torch.testing.assert_close(program.run(sample), graph(sample), rtol=0, atol=0.01)
+
+
+@pytest.mark.slow
+def test_pooling_without_a_stride_lowers(picture: torch.Tensor) -> None:
+    class Pools(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return functional.avg_pool2d(functional.max_pool2d(x, 2), 2)
+
+    q = VgfQuantizer().set_global("8a8w")
+    result = qcore.quantize(Pools(), q, [picture])
+    program = q.lower(result.model, picture)
+    assert program.report.is_fully_delegated
+    output = program.run(picture, reference=True)
+    step = float(output.abs().max()) / 100
+    torch.testing.assert_close(output, result.model(picture), rtol=0, atol=step)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from qcore.annotation import annotate_graph, clamps_to_hardtanh
+from qcore.annotation import annotate_graph, clamps_to_hardtanh, explicit_pool_strides
 from qcore.annotation.annotate import DECISION
 from qcore.graph import (
     ORIGINAL_NAME,
@@ -53,6 +53,7 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
     Returns:
         The model, with the same outputs in float.
     """
+    explicit_pool_strides(model)
     clamps_to_hardtanh(model, plan, after=_FUSING)
     _mark(model, plan)
     before = [model, *(body for _, _, body in control_flow_bodies(model))]

@@ -9,11 +9,11 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from qcore.annotation import explicit_pool_strides
 from qcore.lowering import export_for_lowering
 
 __all__ = [
     "dynamic_weights_per_channel",
-    "explicit_pool_strides",
     "fuse_padding",
     "no_scalar_activations",
     "prepare_for_partitioner",
@@ -104,25 +104,6 @@ def _write_per_channel(model: GraphModule, node: Node, index: int) -> None:
         )
     restored.meta = dict(weight.meta)
     node.replace_input_with(weight, restored)
-
-
-def explicit_pool_strides(model: GraphModule) -> int:
-    """Write out the default stride of max-pooling, which ExecuTorch's partitioner reads blindly.
-
-    Args:
-        model: The graph; changed in place.
-
-    Returns:
-        How many nodes changed.
-    """
-    changed = 0
-    for node in model.graph.nodes:
-        if node.op != "call_function" or node.target is not aten.max_pool2d.default:
-            continue
-        if len(node.args) == 2 or not node.args[2]:
-            node.args = (*node.args[:2], node.args[1], *node.args[3:])
-            changed += 1
-    return changed
 
 
 def no_scalar_activations(model: GraphModule) -> int:
