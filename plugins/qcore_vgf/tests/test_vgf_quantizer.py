@@ -16,7 +16,6 @@ from qcore_ethosu import EthosUCompileSpec
 from qcore_vgf import (
     VgfCompileSpec,
     VgfQuantizer,
-    get_symmetric_a16w8_quantization_config,
     get_symmetric_quantization_config,
     get_uint8_io_quantization_config,
 )
@@ -55,25 +54,6 @@ def test_weight_only_quantization_is_refused() -> None:
     weight = get_symmetric_quantization_config().weight
     with pytest.raises(UnsupportedSchemeError, match="does not execute weight-only"):
         VgfQuantizer().set_global(QuantizationConfig(None, None, weight, None))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "config",
-    [
-        get_symmetric_quantization_config(is_per_channel=True),
-        get_symmetric_quantization_config(is_per_channel=False),
-        get_symmetric_a16w8_quantization_config(is_per_channel=True),
-        get_symmetric_a16w8_quantization_config(is_per_channel=False),
-    ],
-    ids=["8a8w-per-channel", "8a8w-per-tensor", "16a8w-per-channel", "16a8w-per-tensor"],
-)
-def test_every_declared_scheme_lowers_whole_and_runs(config: Any, row: torch.Tensor) -> None:
-    q = VgfQuantizer().set_global(config)
-    result = qcore.quantize(Net(), q, [row])
-    program = q.lower(result.model, row)
-    assert program.report.is_fully_delegated
-    torch.testing.assert_close(program.run(row), result.model(row), rtol=0, atol=0.005)
 
 
 @pytest.mark.slow
