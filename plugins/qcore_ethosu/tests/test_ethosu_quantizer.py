@@ -18,7 +18,6 @@ from qcore_ethosu import (
     EthosUCompileSpec,
     EthosUQuantizer,
     get_symmetric_a16w8_quantization_config,
-    get_symmetric_quantization_config,
     get_uint8_io_quantization_config,
 )
 from qcore_vgf import VgfCompileSpec
@@ -114,24 +113,15 @@ def test_integers_need_no_quantization() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("target", "config"),
-    [
-        ("ethos-u55-128", get_symmetric_quantization_config(is_per_channel=True)),
-        ("ethos-u65-256", get_symmetric_quantization_config(is_per_channel=False)),
-        ("ethos-u55-128", get_symmetric_a16w8_quantization_config(is_per_channel=False)),
-    ],
-    ids=["u55-8a8w", "u65-8a8w-per-tensor", "u55-16a8w-per-tensor"],
-)
-def test_smaller_targets_execute_the_schemes_too(
-    target: str, config: Any, cnn: nn.Module, picture: torch.Tensor
+def test_the_smallest_target_executes_16_bit_activations(
+    cnn: nn.Module, picture: torch.Tensor
 ) -> None:
-    q = get(target).set_global(config)
+    config = get_symmetric_a16w8_quantization_config(is_per_channel=False)
+    q = get("ethos-u55-128").set_global(config)
     result = qcore.quantize(cnn, q, [picture])
     program = q.lower(result.model, picture)
     assert program.report.cpu_operators == 0
-    step = float(result.model(picture).abs().max()) / 100
-    torch.testing.assert_close(program.run(picture), result.model(picture), rtol=0, atol=step)
+    torch.testing.assert_close(program.run(picture), result.model(picture), rtol=0, atol=0.001)
 
 
 class Residual(nn.Module):

@@ -100,17 +100,6 @@ def run_both_ways(program, samples):
     )
 
 
-def test_both_paths_of_a_conditional_run(convert, branches, row):
-    # Arm's model converter has no control flow, whatever the specification says.
-    spec = vgf_spec("TOSA-1.0+FP+INT+cf")
-    model, exported = convert(spec, branches, [(row,), (-row,)])
-    program = lower_to_vgf(exported, spec)
-    assert program.report.delegates == 3
-    for vulkan, reference, sample in run_both_ways(program, [row, -row]):
-        torch.testing.assert_close(vulkan, model(sample), rtol=0, atol=0)
-        torch.testing.assert_close(reference, model(sample), rtol=0, atol=0)
-
-
 def test_bodies_with_weights_are_delegates_that_own_them(convert_bodies, layers, row):
     samples = [(row,), (-row,)]
     model, exported = convert_bodies(vgf_spec(), layers, samples)

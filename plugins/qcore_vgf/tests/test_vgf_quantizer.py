@@ -102,9 +102,11 @@ def float_operators(program: Any) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_both_paths_of_a_conditional_run(branches: nn.Module, row: torch.Tensor) -> None:
-    q = VgfQuantizer().set_global("8a8w")
+    # Arm's model converter has no control flow, whatever the specification says.
+    q = qcore.get_quantizer("vgf", tosa_spec="TOSA-1.0+FP+INT+cf").set_global("8a8w")
     graph = q.quantize_with_submodules(branches, [row, -row])
     program = q.lower(graph, row)
+    assert program.report.delegates == 3
     for sample in (row, -row):
         torch.testing.assert_close(program.run(sample), graph(sample), rtol=0, atol=0.01)
 
@@ -120,7 +122,8 @@ def test_pooling_without_a_stride_lowers(picture: torch.Tensor) -> None:
     program = q.lower(result.model, picture)
     assert program.report.is_fully_delegated
     output = program.run(picture, reference=True)
-    step = float(output.abs().max()) / 100
+    # Pooling keeps the range of its input; its rounding may differ by one of 255 steps.
+    step = float(picture.max() - picture.min()) / 255 * 1.01
     torch.testing.assert_close(output, result.model(picture), rtol=0, atol=step)
 
 
