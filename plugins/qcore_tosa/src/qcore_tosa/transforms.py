@@ -122,8 +122,14 @@ def _unmark(model: GraphModule) -> None:
             node.name = name
 
 
+def _outputs(model: GraphModule) -> list[object]:
+    # One entry for each output: two of them may be one node, before or after the passes.
+    leaves: list[object] = torch.utils._pytree.tree_leaves(model.graph.output_node().args)
+    return leaves
+
+
 def _output_shapes(model: GraphModule) -> list[torch.Size | None]:
-    values = map(tensor_value, model.graph.output_node().all_input_nodes)
+    values = map(tensor_value, _outputs(model))
     return [None if value is None else value.shape for value in values]
 
 
@@ -134,9 +140,11 @@ def _restore_shapes(model: GraphModule, shapes: list[torch.Size | None]) -> None
     stops where its condition is no scalar.
     """
     output = model.graph.output_node()
-    for node, shape in zip(output.all_input_nodes, shapes, strict=True):
+    for node, shape in dict(zip(_outputs(model), shapes, strict=False)).items():
         value = tensor_value(node)
-        if value is None or shape is None or value.dim() == len(shape):
+        if not isinstance(node, Node) or value is None or shape is None:
+            continue
+        if value.dim() == len(shape) or value.numel() != shape.numel():
             continue
         with model.graph.inserting_before(output):
             scalar = model.graph.call_function(aten.reshape.default, (node, list(shape)))
