@@ -191,7 +191,11 @@ def _along_axis(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec | 
     if axis != 0 and inspect.isclass(made) and issubclass(made, FusedMovingAvgObsFakeQuantize):
         # torch's fused kernel takes rows for channels, whatever the axis.
         observer = FakeQuantize.with_args(
-            **{**observer.p.keywords, "observer": MovingAveragePerChannelMinMaxObserver}
+            **{
+                **observer.p.keywords,
+                "observer": MovingAveragePerChannelMinMaxObserver,
+                "ch_axis": axis,
+            }
         )
     return dataclasses.replace(spec, ch_axis=axis, observer_or_fake_quant_ctr=observer)
 
