@@ -17,7 +17,7 @@ import torch
 from attrs import define, field
 from torch.fx import GraphModule, Node
 
-from qcore.graph import tensor_attribute
+from qcore.graph import insert_constant, tensor_attribute
 
 __all__ = ["BiasCorrection"]
 
@@ -171,13 +171,9 @@ def _set_bias(graph: GraphModule, node: Node, correction: torch.Tensor) -> None:
     name = f"_corrected_bias_{node.name}"
     graph.register_buffer(name, value)
     reader = holder if isinstance(holder, Node) and holder is not bias_node else node
-    with graph.graph.inserting_before(reader):
-        attribute = graph.graph.get_attr(name)
+    attribute = insert_constant(graph, reader, name, node)
     if isinstance(bias_node, Node):
         attribute.meta = dict(bias_node.meta)
-    else:
-        fake_mode = node.meta["val"].fake_mode
-        attribute.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
     if reader is not node:
         reader.replace_input_with(bias_node, attribute)
     else:

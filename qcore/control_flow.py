@@ -13,6 +13,7 @@ from qcore.graph import PARAMETER_NAME, control_flow_bodies, tensor_attribute
 __all__ = [
     "direct_bodies",
     "drop_unread_operands",
+    "operands_of",
     "raise_constants",
     "replace_body",
     "sink_all_parameters",
@@ -43,6 +44,12 @@ def _operand_groups(call: Node) -> list[int]:
     return [i for i, argument in enumerate(call.args) if isinstance(argument, (tuple, list))]
 
 
+def operands_of(call: Node) -> list[Any]:
+    """Return what a conditional or loop passes to its bodies, what a loop carries first."""
+    groups: list[Any] = [call.args[position] for position in _operand_groups(call)]
+    return [operand for group in groups for operand in group]
+
+
 def sink_all_parameters(model: GraphModule) -> None:
     """Let the bodies that a graph runs read their parameters themselves; see the next function.
 
@@ -56,8 +63,6 @@ def sink_all_parameters(model: GraphModule) -> None:
         calls.setdefault(call, []).append(body)
     for call, bodies in calls.items():
         drop_unread_operands(call, bodies)
-        for body in bodies:
-            body.recompile()
     if calls:
         model.recompile()
 
@@ -73,11 +78,10 @@ def sink_parameters(model: GraphModule, call: Node, body: GraphModule) -> None:
         call: The ``cond`` or ``while_loop`` operator.
         body: One of its bodies; changed in place.
     """
-    groups: list[Any] = [call.args[position] for position in _operand_groups(call)]
-    carried = len(groups[0]) if len(groups) > 1 else 0  # A loop replaces what it carries.
-    operands = [operand for group in groups for operand in group]
+    *carried, _ = _operand_groups(call)  # A loop replaces what it carries.
+    kept = sum(len(call.args[position]) for position in carried)
     placeholders = [n for n in body.graph.nodes if n.op == "placeholder"]
-    pairs = list(zip(operands, placeholders, strict=True))[carried:]
+    pairs = list(zip(operands_of(call), placeholders, strict=True))[kept:]
     for operand, placeholder in pairs:
         if not isinstance(operand, Node) or operand.op != "get_attr" or not placeholder.users:
             continue
@@ -112,8 +116,6 @@ def raise_constants(model: GraphModule) -> None:
         for name, body in bodies.items():
             _raise_from(model, call, name, body, list(bodies.values()))
         drop_unread_operands(call, list(bodies.values()))
-        for body in bodies.values():
-            body.recompile()
     if calls:
         model.graph.eliminate_dead_code()
         model.recompile()
@@ -160,7 +162,7 @@ def drop_unread_operands(call: Node, bodies: list[GraphModule]) -> None:
 
     Args:
         call: The ``cond`` or ``while_loop`` operator; what a loop carries stays.
-        bodies: Its bodies; changed in place.
+        bodies: Its bodies; changed in place, their code included.
     """
     *carried, position = _operand_groups(call)
     offset = sum(len(call.args[p]) for p in carried)
@@ -175,3 +177,5 @@ def drop_unread_operands(call: Node, bodies: list[GraphModule]) -> None:
         for body, node in zip(bodies, seen, strict=True):
             body.graph.erase_node(node)
     call.update_arg(position, tuple(kept))
+    for body in bodies:
+        body.recompile()

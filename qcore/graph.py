@@ -23,6 +23,8 @@ __all__ = [
     "clone",
     "computes_floats",
     "control_flow_bodies",
+    "float_operands",
+    "insert_constant",
     "is_compute_node",
     "is_constant",
     "is_float_tensor",
@@ -185,6 +187,30 @@ def is_float_tensor(node: object) -> bool:
     """Say whether a node gives one float32 tensor, which is what observers can measure."""
     value = tensor_value(node)
     return value is not None and value.dtype == torch.float32
+
+
+def float_operands(node: Node) -> list[Node]:
+    """Return the inputs of a node that are float32 tensors, each once."""
+    return [source for source in node.all_input_nodes if is_float_tensor(source)]
+
+
+def insert_constant(model: GraphModule, before: Node, name: str, like: Node) -> Node:
+    """Insert a node that reads a tensor which the graph module has under a name.
+
+    Args:
+        model: The graph module, with the tensor registered.
+        before: The node to insert it in front of.
+        name: The tensor's name.
+        like: A node whose fake value belongs to the same tracing.
+
+    Returns:
+        The ``get_attr`` node.
+    """
+    with model.graph.inserting_before(before):
+        attribute = model.graph.get_attr(name)
+    from_tensor: Callable[..., Any] = like.meta["val"].fake_mode.from_tensor
+    attribute.meta["val"] = from_tensor(tensor_attribute(model, attribute), static_shapes=True)
+    return attribute
 
 
 def tensor_attribute(model: GraphModule, node: Node) -> torch.Tensor:

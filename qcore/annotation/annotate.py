@@ -16,6 +16,7 @@ from qcore.annotation.rules import (
 )
 from qcore.graph import (
     computes_floats,
+    float_operands,
     is_compute_node,
     is_float_tensor,
     module_path,
@@ -83,8 +84,7 @@ def _annotate_io(node: Node, plan: QuantizationPlan) -> None:
         if is_float_tensor(node):
             write_annotation(node, output=config.input_activation)
         return
-    values = [value for value in node.all_input_nodes if is_float_tensor(value)]
-    write_annotation(node, inputs=dict.fromkeys(values, config.output_activation))
+    write_annotation(node, inputs=dict.fromkeys(float_operands(node), config.output_activation))
 
 
 def _decide(
@@ -135,7 +135,7 @@ def _follow_input(node: Node, model: GraphModule, table: SupportTable) -> Decisi
         return None
     if config is None:
         return None
-    rejection = _first_rejection(OperatorMatch(pattern, node), config, model)
+    rejection = OperatorMatch(pattern, node).rejection(config, model)
     if rejection is not None:
         return _float(node, rejection)
     shared = sharing_with(source)
@@ -188,14 +188,7 @@ def _reject(
             f"{backend} runs {pattern.name} with dynamic activations only",
             "Give it a dynamic configuration, or leave it in float.",
         )
-    return _first_rejection(match, config, model)
-
-
-def _first_rejection(
-    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
-) -> Rejection | None:
-    found = (check(match, config, model) for check in match.pattern.checks)
-    return next(filter(None, found), None)
+    return match.rejection(config, model)
 
 
 def _not_in_table(node: Node, table: SupportTable, backend: str) -> Rejection:

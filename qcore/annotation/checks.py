@@ -14,6 +14,7 @@ from qcore.schemes import QuantizationConfig
 __all__ = [
     "HISTOGRAM_LIMIT",
     "constants_fit_histogram",
+    "convolution_groups",
     "float_inputs",
     "no_alpha",
     "static_weight",
@@ -85,3 +86,12 @@ def weight_shape(match: OperatorMatch) -> torch.Size | None:
     weight = match.root.args[getattr(match.pattern.rule, "weight", 1)]
     value = tensor_value(weight)
     return None if value is None else value.shape
+
+
+def convolution_groups(node: Node) -> int:
+    """Return the groups of a convolution, transposed or not."""
+    # The groups are the last but one argument of conv_transpose, the last of conv.
+    schema = node.target._schema.arguments
+    position = next(i for i, argument in enumerate(schema) if argument.name == "groups")
+    given: Any = node.args[position] if len(node.args) > position else 1
+    return int(node.kwargs.get("groups", given))

@@ -7,10 +7,10 @@ from the inputs to the outputs does not give, so clusters are annotated after ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 import torch
-from attrs import define, field
+from attrs import define
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import (
     FixedQParamsQuantizationSpec,
@@ -21,7 +21,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import QuantizationSpecBase
 
 from qcore.annotation.patterns import INTEGERS_ONLY, OperatorMatch, Rejection, SupportTable
 from qcore.annotation.rules import annotation_of, write_annotation
-from qcore.graph import is_float_tensor
+from qcore.graph import float_operands, is_float_tensor
 from qcore.plan import QuantizationPlan, explain
 from qcore.schemes import QuantizationConfig, QuantizationScheme
 
@@ -49,21 +49,20 @@ def annotate_clusters(
         What became of each node of such a pattern that had no annotation.
     """
     outcomes: dict[Node, Outcome] = {}
-    members: dict[Node, Rejection | None] = {}
+    members: set[Node] = set()
     for node in model.graph.nodes:
         pattern = table.pattern_for(node) if node.op == "call_function" else None
         if pattern is None or not pattern.shares_range or annotation_of(node) is not None:
             continue
         rejection = _keep_out(node, model, plan, table)
         if rejection is None:
-            members[node] = None
+            members.add(node)
         else:
             outcomes[node] = rejection
-    seen: set[Node] = set()
-    for node in members:
-        if node not in seen:
+    for node in sorted(members):
+        if node in members:
             cluster = _Cluster.around(node, members)
-            seen.update(cluster.nodes)
+            members.difference_update(cluster.nodes)
             outcomes.update(cluster.annotate(plan, table))
     return outcomes
 
@@ -77,12 +76,7 @@ def _keep_out(
     pattern = table.pattern_for(node)
     assert pattern is not None
     config = selection.config or QuantizationConfig(None, None, None, None)
-    match = OperatorMatch(pattern, node)
-    return next(filter(None, (check(match, config, model) for check in pattern.checks)), None)
-
-
-def _float_inputs(node: Node) -> list[Node]:
-    return [source for source in node.all_input_nodes if is_float_tensor(source)]
+    return OperatorMatch(pattern, node).rejection(config, model)
 
 
 def _is_tuple(node: Node) -> bool:
@@ -93,15 +87,14 @@ def _is_tuple(node: Node) -> bool:
 class _Cluster:
     """Nodes connected by values of one range, in the order of the graph."""
 
-    nodes: list[Node] = field(factory=list)
+    nodes: list[Node]
 
     @classmethod
-    def around(cls, start: Node, members: Iterable[Node]) -> _Cluster:
-        allowed = members if isinstance(members, dict) else set(members)
+    def around(cls, start: Node, members: Collection[Node]) -> _Cluster:
         found, pending = {start}, [start]
         while pending:
             for neighbour in _connected(pending.pop()):
-                if neighbour in allowed and neighbour not in found:
+                if neighbour in members and neighbour not in found:
                     found.add(neighbour)
                     pending.append(neighbour)
         return cls(sorted(found))
@@ -110,7 +103,7 @@ class _Cluster:
         self, plan: QuantizationPlan, table: SupportTable
     ) -> Iterator[tuple[Node, Outcome]]:
         """Write the annotations, and say what became of each node."""
-        edges = [(source, node) for node in self.nodes for source in _float_inputs(node)]
+        edges = [(source, node) for node in self.nodes for source in float_operands(node)]
         if not edges and not any(is_float_tensor(node) for node in self.nodes):
             return iter([(node, INTEGERS_ONLY) for node in self.nodes])
         spec, scheme = self._range(edges, plan)
@@ -124,7 +117,7 @@ class _Cluster:
         shared = SharedQuantizationSpec(root)
         for node in self.nodes:
             inputs: dict[Node, QuantizationSpecBase | None] = dict.fromkeys(
-                _float_inputs(node), shared
+                float_operands(node), shared
             )
             if node is root[1]:
                 inputs[root[0]] = spec

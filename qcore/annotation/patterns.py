@@ -126,6 +126,11 @@ class OperatorMatch:
         """The node whose value leaves the match."""
         return self.nodes[-1]
 
+    def rejection(self, config: QuantizationConfig, model: GraphModule) -> Rejection | None:
+        """Return the first reason of the pattern's checks against quantizing it, if any."""
+        found = (check(self, config, model) for check in self.pattern.checks)
+        return next(filter(None, found), None)
+
     @property
     def label(self) -> str:
         """Names for reports, as in ``conv2d + hardtanh``."""

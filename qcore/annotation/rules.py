@@ -37,6 +37,7 @@ __all__ = [
     "is_quantized_value",
     "product_scale_bias",
     "write_annotation",
+    "write_match",
 ]
 
 
@@ -83,11 +84,18 @@ def sharing_with(node: Node) -> SharedQuantizationSpec:
     return SharedQuantizationSpec(node)
 
 
-def _write_match(
+def write_match(
     match: OperatorMatch,
     inputs: Mapping[Node, QuantizationSpecBase | None],
     output: QuantizationSpecBase | None,
 ) -> None:
+    """Annotate the nodes of a match, with nothing quantized in between.
+
+    Args:
+        match: The match.
+        inputs: The qspec of each input edge of its operator.
+        output: The qspec of the value that leaves it.
+    """
     for node in match.nodes:
         write_annotation(
             node,
@@ -172,7 +180,7 @@ class GemmRule:
         bias = root.args[self.bias] if self.bias and len(root.args) > self.bias else None
         if isinstance(bias, Node):
             inputs[bias] = self._bias_qspec(root, activation, weight, config)
-        _write_match(match, inputs, config.output_activation)
+        write_match(match, inputs, config.output_activation)
         return None
 
     def _bias_qspec(
@@ -207,7 +215,7 @@ class ElementwiseRule:
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate a match."""
         inputs = dict.fromkeys(match.root.all_input_nodes, config.input_activation)
-        _write_match(match, inputs, config.output_activation)
+        write_match(match, inputs, config.output_activation)
         return None
 
 
@@ -225,7 +233,7 @@ class ConcatRule:
         shared = SharedQuantizationSpec((owner, match.root))
         inputs: dict[Node, QuantizationSpecBase | None] = {owner: config.input_activation}
         inputs.update({node: shared for node in joined if node is not owner})
-        _write_match(match, inputs, shared)
+        write_match(match, inputs, shared)
         return None
 
 
@@ -240,7 +248,7 @@ class PoolRule:
         incoming: QuantizationSpecBase | None = config.input_activation
         if is_quantized_value(source):
             incoming = sharing_with(source)
-        _write_match(match, {source: incoming}, SharedQuantizationSpec((source, match.root)))
+        write_match(match, {source: incoming}, SharedQuantizationSpec((source, match.root)))
         return None
 
 
@@ -260,5 +268,5 @@ class PassThroughRule:
                 f"It follows {source.name}: it is quantized when that is.",
             )
         shared = sharing_with(source)
-        _write_match(match, {source: shared}, shared)
+        write_match(match, {source: shared}, shared)
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Final
 
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.graph import ORIGINAL_TARGET, is_float_tensor
+from qcore.graph import ORIGINAL_TARGET, insert_constant, is_float_tensor
 from qcore.plan import QuantizationPlan
 
 __all__ = ["clamps_to_hardtanh", "explicit_pool_strides", "scalars_to_attributes"]
@@ -61,12 +61,8 @@ def scalars_to_attributes(
 
 def _attribute(model: GraphModule, node: Node, value: float, name: str) -> Node:
     like: torch.Tensor = node.meta["val"]
-    constant = torch.tensor(value, dtype=like.dtype, device=like.device)
-    model.register_buffer(name, constant)
-    with model.graph.inserting_before(node):
-        attribute = model.graph.get_attr(name)
-    from_tensor: Callable[..., Any] = node.meta["val"].fake_mode.from_tensor
-    attribute.meta["val"] = from_tensor(constant, static_shapes=True)
+    model.register_buffer(name, torch.tensor(value, dtype=like.dtype, device=like.device))
+    attribute = insert_constant(model, node, name, node)
     if "nn_module_stack" in node.meta:
         attribute.meta["nn_module_stack"] = node.meta["nn_module_stack"]
     return attribute

@@ -69,9 +69,7 @@ class TosaBackend:
             if node.op != "call_function":
                 continue
             decision = node.meta.get(DECISION)
-            quantized = (
-                annotation_of(node) is not None if decision is None else (decision.is_quantized)
-            )
+            quantized = decision.is_quantized if decision else annotation_of(node) is not None
             node.meta["custom"] = {**node.meta.get("custom", {}), _MARK: {"quantized": quantized}}
         return report
 

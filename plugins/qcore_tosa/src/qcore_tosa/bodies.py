@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, GraphModule, Node
 
-from qcore.control_flow import direct_bodies, drop_unread_operands
+from qcore.control_flow import direct_bodies, drop_unread_operands, operands_of
 from qcore.graph import clone, control_flow_bodies
 
 __all__ = ["has_bodies", "has_loops", "passes_constants", "put_back"]
@@ -51,7 +51,7 @@ def passes_constants(program: ExportedProgram) -> bool:
     return any(
         isinstance(operand, Node) and operand.name in constants
         for _, call, _ in control_flow_bodies(program.graph_module)
-        for operand in _operands(call)
+        for operand in operands_of(call)
     )
 
 
@@ -69,7 +69,7 @@ def put_back(edge: Any, program: ExportedProgram, lower: Callable[[ExportedProgr
     calls: dict[Node, list[GraphModule]] = {}
     before = direct_bodies(program.graph_module)
     for (name, call, _), (_, captured_call, body) in zip(direct_bodies(outer), before, strict=True):
-        operands = _operands(captured_call)
+        operands = operands_of(captured_call)
         values = [
             constants.get(operand.name) if isinstance(operand, Node) else None
             for operand in operands
@@ -80,8 +80,6 @@ def put_back(edge: Any, program: ExportedProgram, lower: Callable[[ExportedProgr
         calls.setdefault(call, []).append(replacement)
     for call, bodies in calls.items():
         drop_unread_operands(call, bodies)
-        for body in bodies:
-            body.recompile()
     _drop_unread_constants(lowered)
     outer.recompile()
 
@@ -98,11 +96,6 @@ def _drop_unread_constants(program: ExportedProgram) -> None:
     for tensors in (program.state_dict, program.constants):
         for target in [target for target in tensors if target not in kept]:
             del tensors[target]
-
-
-def _operands(call: Node) -> list[Any]:
-    groups = [argument for argument in call.args if isinstance(argument, (tuple, list))]
-    return [operand for group in groups for operand in group]
 
 
 def _constants(program: ExportedProgram) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcore.annotation import INTEGERS_ONLY, OperatorMatch, Rejection
-from qcore.annotation.checks import HISTOGRAM_LIMIT, weight_shape
+from qcore.annotation.checks import HISTOGRAM_LIMIT, convolution_groups, weight_shape
 from qcore.graph import is_float_tensor, tensor_value
 from qcore.schemes import PER_CHANNEL, QuantizationConfig
 
@@ -17,7 +17,6 @@ __all__ = [
     "float_edges",
     "is_fusable_clamp",
     "one_axis_of_channels",
-    "transposed_groups",
 ]
 
 aten = torch.ops.aten
@@ -52,12 +51,6 @@ def constant_fits(
     return Rejection(f"the constant {value:g} is too large to quantize")
 
 
-def transposed_groups(node: Node) -> int:
-    """Return the groups of a transposed convolution."""
-    groups: Any = node.args[6] if len(node.args) > 6 else 1
-    return int(groups)
-
-
 def one_axis_of_channels(
     match: OperatorMatch, config: QuantizationConfig, model: GraphModule
 ) -> Rejection | None:
@@ -66,7 +59,7 @@ def one_axis_of_channels(
     Their output channels lie along two dimensions of the weight, and a scale belongs to one.
     """
     del model
-    groups, shape = transposed_groups(match.root), weight_shape(match)
+    groups, shape = convolution_groups(match.root), weight_shape(match)
     per_channel = config.weight is not None and config.weight.qscheme in PER_CHANNEL
     if not per_channel or shape is None or groups in (1, shape[0]):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch.fx import GraphModule, Node
@@ -11,7 +11,8 @@ from torchao.quantization.pt2e.quantizer import SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import QuantizationSpecBase
 
 from qcore.annotation.rules import write_annotation
-from qcore.graph import BODY, is_float_tensor
+from qcore.control_flow import operands_of
+from qcore.graph import BODY, float_operands, is_float_tensor
 from qcore.plan import QuantizationPlan
 from qcore.schemes import QuantizationConfig
 
@@ -49,8 +50,8 @@ def _annotate_boundary(body: GraphModule, config: QuantizationConfig) -> None:
         if node.op == "placeholder" and node.users and is_float_tensor(node):
             write_annotation(node, output=config.input_activation)
         elif node.op == "output":
-            values = [value for value in node.all_input_nodes if is_float_tensor(value)]
-            write_annotation(node, inputs=dict.fromkeys(values, config.output_activation))
+            outputs = dict.fromkeys(float_operands(node), config.output_activation)
+            write_annotation(node, inputs=outputs)
 
 
 def _annotate_call(call: Node, config: QuantizationConfig) -> None:
@@ -59,9 +60,7 @@ def _annotate_call(call: Node, config: QuantizationConfig) -> None:
     ExecuTorch's lowering rescales every operand by the parameters of the first
     (``backends/arm/_passes/insert_rescales_pass.py``), so all of them have one range.
     """
-    groups = [argument for argument in call.args if isinstance(argument, (tuple, list))]
-    operands: list[Any] = [operand for group in groups for operand in group]
-    floats = [operand for operand in operands if is_float_tensor(operand)]
+    floats = [operand for operand in operands_of(call) if is_float_tensor(operand)]
     shared = SharedQuantizationSpec((floats[0], call)) if floats else None
     inputs: dict[Node, QuantizationSpecBase | None] = dict.fromkeys(floats, shared)
     inputs.update(dict.fromkeys(floats[:1], config.input_activation))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any, Final
 
 import torch
@@ -10,14 +9,13 @@ from attrs import frozen
 from torch.fx import Node
 from torchao.quantization.pt2e.quantizer import (
     FixedQParamsQuantizationSpec,
-    QuantizationSpec,
     SharedQuantizationSpec,
 )
 from torchao.quantization.pt2e.quantizer.quantizer import QuantizationSpecBase
 
 from qcore.annotation import OperatorMatch, Rejection
-from qcore.annotation.rules import write_annotation
-from qcore.graph import is_float_tensor, tensor_value
+from qcore.annotation.rules import write_match
+from qcore.graph import float_operands, is_float_tensor, tensor_value
 from qcore.schemes import QuantizationConfig
 
 __all__ = ["CastRule", "FixedRangeRule", "FloatEdgesRule", "SameRangeInputsRule", "SameRangeRule"]
@@ -25,21 +23,12 @@ __all__ = ["CastRule", "FixedRangeRule", "FloatEdgesRule", "SameRangeInputsRule"
 _INTEGERS: Final = (torch.int8, torch.int16, torch.int32)
 
 
-def _float_inputs(match: OperatorMatch) -> list[Node]:
-    return [node for node in match.root.all_input_nodes if is_float_tensor(node)]
-
-
 def _write(
     match: OperatorMatch,
     inputs: dict[Node, QuantizationSpecBase | None],
     output: QuantizationSpecBase | None,
 ) -> None:
-    for node in match.nodes:
-        write_annotation(
-            node,
-            inputs if node is match.root else None,
-            output if node is match.output and is_float_tensor(node) else None,
-        )
+    write_match(match, inputs, output if is_float_tensor(match.output) else None)
 
 
 @frozen
@@ -51,7 +40,7 @@ class FloatEdgesRule:
 
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate a match."""
-        inputs = dict.fromkeys(_float_inputs(match), config.input_activation)
+        inputs = dict.fromkeys(float_operands(match.root), config.input_activation)
         _write(match, inputs, config.output_activation)
         return None
 
@@ -77,7 +66,7 @@ class SameRangeInputsRule:
 
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate a match."""
-        first, *others = _float_inputs(match) or [None]
+        first, *others = float_operands(match.root) or [None]
         if first is None:
             return Rejection("it compares no float32 tensors: there is nothing to quantize")
         shared = SharedQuantizationSpec((first, match.root))
@@ -105,22 +94,18 @@ class FixedRangeRule:
         assert isinstance(source, Node)
         assert config.input_activation is not None
         levels = 2 ** torch.iinfo(config.input_activation.dtype).bits
-        fixed = fixed_range(config.input_activation, 2 * self.limit / levels)
+        spec = config.input_activation
+        fixed = FixedQParamsQuantizationSpec(
+            dtype=spec.dtype,
+            scale=2 * self.limit / levels,
+            zero_point=0,
+            quant_min=spec.quant_min,
+            quant_max=spec.quant_max,
+            qscheme=spec.qscheme,
+            is_dynamic=spec.is_dynamic,
+        )
         _write(match, {source: fixed}, config.output_activation)
         return None
-
-
-def fixed_range(spec: QuantizationSpec, scale: float) -> FixedQParamsQuantizationSpec:
-    """Return a qspec with a given scale, no zero point, and otherwise that of another one."""
-    return FixedQParamsQuantizationSpec(
-        dtype=spec.dtype,
-        scale=scale,
-        zero_point=0,
-        quant_min=spec.quant_min,
-        quant_max=spec.quant_max,
-        qscheme=spec.qscheme,
-        is_dynamic=spec.is_dynamic,
-    )
 
 
 @frozen
@@ -136,14 +121,15 @@ class CastRule:
             return Rejection("it casts no tensor")
         if before.dtype in _INTEGERS and after.dtype is torch.float32:
             limits = torch.iinfo(before.dtype)
-            exact = QuantizationSpec(
+            exact = FixedQParamsQuantizationSpec(
                 dtype=before.dtype,
-                observer_or_fake_quant_ctr=operator.is_,
+                scale=1.0,
+                zero_point=0,
                 quant_min=limits.min,
                 quant_max=limits.max,
                 qscheme=torch.per_tensor_symmetric,
             )
-            _write(match, {}, fixed_range(exact, 1.0))
+            _write(match, {}, exact)
             return None
         if before.dtype is after.dtype is torch.float32:
             shared = SharedQuantizationSpec((source, node))

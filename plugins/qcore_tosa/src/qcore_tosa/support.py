@@ -20,13 +20,16 @@ from qcore.annotation import (
     OperatorPattern,
     SupportTable,
 )
-from qcore.annotation.checks import constants_fit_histogram, float_inputs
+from qcore.annotation.checks import (
+    constants_fit_histogram,
+    convolution_groups,
+    float_inputs,
+)
 from qcore_tosa.checks import (
     constant_fits,
     float_edges,
     is_fusable_clamp,
     one_axis_of_channels,
-    transposed_groups,
 )
 from qcore_tosa.rules import (
     CastRule,
@@ -60,7 +63,7 @@ def _operators(names: str) -> list[Any]:
 
 def _transposed_axis(node: Node) -> int:
     # The weight is (inputs, outputs / groups, ...); depthwise, its inputs are its outputs.
-    return 1 if transposed_groups(node) == 1 else 0
+    return 1 if convolution_groups(node) == 1 else 0
 
 
 _RELUS: Final = tuple(_operators("relu relu_ hardtanh hardtanh_"))

@@ -14,6 +14,7 @@ from qcore.graph import (
     ORIGINAL_NAME,
     ORIGINAL_TARGET,
     control_flow_bodies,
+    insert_constant,
     is_constant,
     is_float_tensor,
     tensor_value,
@@ -81,7 +82,7 @@ def _keep(body: GraphModule) -> None:
 
 def _mark(model: GraphModule, plan: QuantizationPlan) -> None:
     """Tell the passes what to keep, and put down what the user's rules go by."""
-    annotated = [node for node in model.graph.nodes if Q_ANNOTATION_KEY in node.meta]
+    annotated = {node for node in model.graph.nodes if Q_ANNOTATION_KEY in node.meta}
     annotate_graph(model, plan, TABLE, "")
     for node in model.graph.nodes:
         decision = node.meta.pop(DECISION, None)
@@ -140,7 +141,7 @@ def _restore_shapes(model: GraphModule, shapes: list[torch.Size | None]) -> None
     stops where its condition is no scalar.
     """
     output = model.graph.output_node()
-    for node, shape in dict(zip(_outputs(model), shapes, strict=False)).items():
+    for node, shape in dict(zip(_outputs(model), shapes, strict=True)).items():
         value = tensor_value(node)
         if not isinstance(node, Node) or value is None or shape is None:
             continue
@@ -209,9 +210,6 @@ def _add_zero_biases(model: GraphModule, plan: QuantizationPlan) -> None:
 
 def _zeros(model: GraphModule, node: Node, size: int) -> Node:
     name = f"_zero_bias_{node.name}"
-    value = torch.zeros(size)
-    model.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
-    with model.graph.inserting_before(node):
-        attribute = model.graph.get_attr(name)
-    attribute.meta["val"] = node.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
-    return attribute
+    value = torch.nn.Parameter(torch.zeros(size), requires_grad=False)
+    model.register_parameter(name, value)
+    return insert_constant(model, node, name, node)

@@ -25,6 +25,7 @@ from qcore.annotation import (
 )
 from qcore.annotation.checks import (
     constants_fit_histogram,
+    convolution_groups,
     float_inputs,
     no_alpha,
     static_weight,
@@ -73,20 +74,12 @@ _RELUS: Final[tuple[Any, ...]] = (aten.relu.default, aten.relu_.default)
 _CLAMPS: Final[tuple[Any, ...]] = (*_RELUS, aten.hardtanh.default, aten.hardtanh_.default)
 
 
-def _convolution_groups(match: OperatorMatch) -> int:
-    # The groups are the last but one argument of conv_transpose, the last of conv.
-    schema = match.root.target._schema.arguments
-    position = next(i for i, argument in enumerate(schema) if argument.name == "groups")
-    given: Any = match.root.args[position] if len(match.root.args) > position else 1
-    return int(match.root.kwargs.get("groups", given))
-
-
 def one_group(
     match: OperatorMatch, config: QuantizationConfig, model: GraphModule
 ) -> Rejection | None:
     """Reject grouped transposed convolutions."""
     del config, model
-    groups = _convolution_groups(match)
+    groups = convolution_groups(match.root)
     if groups == 1:
         return None
     return Rejection(
@@ -109,7 +102,7 @@ def dynamic_is_plain_2d(
             "xnnpack runs only 2d convolutions with dynamic activations",
             "Give it a static configuration.",
         )
-    groups = _convolution_groups(match)
+    groups = convolution_groups(match.root)
     if groups > 1 and shape[1] == 1:
         return Rejection(
             "xnnpack runs no depthwise convolution with dynamic activations",
