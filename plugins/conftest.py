@@ -87,6 +87,35 @@ def bodies_converted(compile_spec: Any, model: nn.Module, samples: Sequence[Any]
         return converted, export_for_lowering(converted, samples[0])
 
 
+def operators_in(program: Any) -> list[tuple[str, str, str]]:
+    """Return name, type of the first input and type of the result of each operator in TOSA graphs.
+
+    Constants are left out.
+    """
+    from tosa import DType, Op, TosaGraph
+
+    names, types = (
+        {value: name for name, value in vars(kind).items() if isinstance(value, int)}
+        for kind in (Op.Op, DType.DType)
+    )
+    found = []
+    for delegate in program.delegates:
+        block = TosaGraph.TosaGraph.GetRootAs(delegate.compilation.tosa).Regions(0).Blocks(0)
+        tensors = [block.Tensors(i) for i in range(block.TensorsLength())]
+        dtypes = {tensor.Name(): types[tensor.Type()] for tensor in tensors}
+        for i in range(block.OperatorsLength()):
+            operator = block.Operators(i)
+            if operator.InputsLength():
+                source, result = operator.Inputs(0), operator.Outputs(0)
+                found.append((names[operator.Op()], dtypes[source], dtypes[result]))
+    return found
+
+
+@pytest.fixture(scope="session")
+def tosa_operators() -> Callable[[Any], list[tuple[str, str, str]]]:
+    return operators_in
+
+
 @pytest.fixture(scope="session")
 def convert_bodies() -> Callable[..., Converted]:
     return bodies_converted

@@ -7,7 +7,7 @@ or run.
 from __future__ import annotations
 
 from qcore.lowering.executorch import import_executorch, lower_with_partitioner
-from qcore.lowering.export import export_for_lowering
+from qcore.lowering.export import export_for_lowering, rewritten
 from qcore.lowering.program import LoweredProgram, run_program
 from qcore.lowering.report import LoweringReport, NodeRecord, StrayNode
 from qcore.lowering.runner import ExecuTorchRunner, Latency, Runner, Session
@@ -26,5 +26,6 @@ __all__ = [
     "export_for_lowering",
     "import_executorch",
     "lower_with_partitioner",
+    "rewritten",
     "run_program",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "export_for_lowering",
     "private_copy",
     "recorded_module_path",
+    "rewritten",
     "shared_provenance",
     "slim_metadata",
     "user_input_names",
@@ -294,3 +295,36 @@ def export_for_lowering(
         exported = export(graph, sample.args, sample.kwargs, dynamic_shapes=dynamic_shapes)
     slim_metadata(exported.graph_module)
     return exported
+
+
+def rewritten(
+    program: ExportedProgram,
+    wanted: Callable[[Node], bool],
+    rewrite: Callable[[GraphModule, Node], None],
+) -> ExportedProgram:
+    """Rewrite nodes of a converted model in ways that need new constants or other operators.
+
+    The model is exported again, which traces what the rewriting left: it may insert any function
+    of tensors, and nodes without fake values.
+
+    Args:
+        program: The exported converted model.
+        wanted: Says whether a node is to be rewritten.
+        rewrite: Takes the graph module and such a node, and changes the graph around it.
+
+    Returns:
+        The same program where no node is wanted, else a new one.
+    """
+    from torch.fx import GraphModule
+
+    if not any(map(wanted, program.graph.nodes)):
+        return program
+    model = program.module(check_guards=False)
+    assert isinstance(model, GraphModule)
+    for node in list(model.graph.nodes):
+        if wanted(node):
+            rewrite(model, node)
+    model.graph.eliminate_dead_code()
+    model.recompile()
+    args, kwargs = program.example_inputs or ((), {})
+    return export_for_lowering(model, args or kwargs)

@@ -123,3 +123,14 @@ def test_a_loop_that_no_sample_enters_stays_in_float_with_a_warning() -> None:
     with pytest.warns(qcore.errors.QcoreWarning, match="No calibration sample reached"):
         graph = quantizer().quantize_with_submodules(Doubling(), [torch.ones(4)])
     torch.testing.assert_close(graph(torch.ones(4)), torch.ones(4), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d])
+def test_a_convolution_of_a_single_sample_lowers(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(4, 4, 3), nn.ReLU()).eval()
+    x = X[0] if kind is nn.Conv1d else X[0].reshape(4, 4, 2).repeat(1, 1, 2)
+    result = qcore.quantize(model, quantizer(), [x], progress=False)
+    output = quantizer().lower(result.model, (x,)).run(x)
+    assert output.shape == model(x).shape
+    torch.testing.assert_close(output, result.model(x), rtol=0, atol=0.02)

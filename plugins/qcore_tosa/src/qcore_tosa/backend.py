@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import define
 from torch.fx import GraphModule
@@ -14,7 +14,8 @@ from qcore.annotation.annotate import DECISION
 from qcore.annotation.rules import annotation_of
 from qcore_tosa.compile_spec import as_compile_spec
 from qcore_tosa.control_flow import annotate_control_flow
-from qcore_tosa.schemes import INT8, INT16
+from qcore_tosa.marks import mark_quantized
+from qcore_tosa.schemes import DYNAMIC, INT8, INT16
 from qcore_tosa.support import TABLE
 from qcore_tosa.transforms import decompose
 
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from qcore.schemes import QuantizationScheme
 
 __all__ = ["TosaBackend"]
-
-# ExecuTorch's partitioner takes into an integer delegate what this marks
-# (``backends/arm/common/annotation_meta.py``).
-_MARK: Final = "_arm_annotation_info"
 
 
 @define
@@ -51,9 +48,10 @@ class TosaBackend:
 
     @qcore.hookimpl
     def supported_schemes(self) -> Sequence[QuantizationScheme]:
-        """8a8w on every target; 16a8w with TOSA's extension ``int16``."""
+        """8a8w on every target; 16a8w with TOSA's extension ``int16``, 8da8w with float."""
         spec = self.compile_spec.tosa_spec
-        return (*INT8, *INT16) if spec.support_extension("int16") else INT8
+        dynamic = DYNAMIC if spec.support_float() else ()
+        return (*INT8, *(INT16 if spec.support_extension("int16") else ()), *dynamic)
 
     @qcore.hookimpl
     def transform_for_annotation(self, model: GraphModule, plan: QuantizationPlan) -> GraphModule:
@@ -70,7 +68,7 @@ class TosaBackend:
                 continue
             decision = node.meta.get(DECISION)
             quantized = decision.is_quantized if decision else annotation_of(node) is not None
-            node.meta["custom"] = {**node.meta.get("custom", {}), _MARK: {"quantized": quantized}}
+            mark_quantized(node, quantized)
         return report
 
     @qcore.hookimpl

@@ -8,12 +8,18 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcore.annotation import INTEGERS_ONLY, OperatorMatch, Rejection
-from qcore.annotation.checks import HISTOGRAM_LIMIT, convolution_groups, weight_shape
+from qcore.annotation.checks import (
+    HISTOGRAM_LIMIT,
+    convolution_groups,
+    static_weight,
+    weight_shape,
+)
 from qcore.graph import is_float_tensor, tensor_value
 from qcore.schemes import PER_CHANNEL, QuantizationConfig
 
 __all__ = [
     "constant_fits",
+    "constant_weight_if_dynamic",
     "float_edges",
     "is_fusable_clamp",
     "one_axis_of_channels",
@@ -49,6 +55,15 @@ def constant_fits(
     if not isinstance(value, (int, float)) or abs(value) <= HISTOGRAM_LIMIT:
         return None
     return Rejection(f"the constant {value:g} is too large to quantize")
+
+
+def constant_weight_if_dynamic(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject dynamic layers whose weight is computed at run time, too."""
+    activation = config.input_activation
+    dynamic = activation is not None and activation.is_dynamic
+    return static_weight(match, config, model) if dynamic else None
 
 
 def one_axis_of_channels(

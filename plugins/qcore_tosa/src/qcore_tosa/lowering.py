@@ -17,6 +17,7 @@ from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
+from qcore_tosa.dynamic import decompose_dynamic
 from qcore_tosa.mends import mended_passes
 from qcore_tosa.program import TosaProgram
 
@@ -175,6 +176,7 @@ def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -
 def _partitioned(exported: ExportedProgram, compile_spec: Any, target: Target) -> Any:
     """Delegate what the compiler takes, and lower bodies apart where it does not take them."""
     exir = import_executorch("executorch.exir")
+    exported = decompose_dynamic(exported)
     whole = target.control_flow and compile_spec.tosa_spec.support_extension("cf")
     loops = has_loops(exported)
     if loops and not whole:

@@ -11,6 +11,7 @@ import qcore
 from qcore.schemes import QuantizationConfig, QuantizationScheme
 
 __all__ = [
+    "DYNAMIC",
     "INT8",
     "INT16",
     "get_symmetric_a8w4_quantization_config",
@@ -26,9 +27,11 @@ _EPS_INT16: Final = 2**-12
 _IO: Final = QuantizationScheme(None, 8, "per_tensor", layer="io")
 
 
-def _schemes(activation_bits: int, eps: float) -> tuple[QuantizationScheme, ...]:
+def _schemes(
+    activation_bits: int, eps: float, is_dynamic: bool = False
+) -> tuple[QuantizationScheme, ...]:
     return tuple(
-        QuantizationScheme(8, activation_bits, granularity, is_qat=is_qat, smallest_scale=eps)
+        QuantizationScheme(8, activation_bits, granularity, is_dynamic, is_qat, smallest_scale=eps)
         for is_qat in (False, True)
         for granularity in ("per_channel", "per_tensor")
     )
@@ -36,6 +39,9 @@ def _schemes(activation_bits: int, eps: float) -> tuple[QuantizationScheme, ...]
 
 #: What every target executes.
 INT8: Final = (*_schemes(8, _EPS_INT8), _IO)
+
+#: What targets that also compute in float execute, too.
+DYNAMIC: Final = _schemes(8, _EPS_INT8, is_dynamic=True)
 
 #: What targets with TOSA's extension ``int16`` execute, too.
 INT16: Final = _schemes(16, _EPS_INT16)

@@ -27,6 +27,7 @@ from qcore.annotation.checks import (
 )
 from qcore_tosa.checks import (
     constant_fits,
+    constant_weight_if_dynamic,
     float_edges,
     is_fusable_clamp,
     one_axis_of_channels,
@@ -75,7 +76,8 @@ _GEMMS: Final = (
         fuses=_RELUS,
         may_fuse=is_fusable_clamp,
         folds_batch_norm=True,
-        checks=(float_inputs,),
+        dynamic=True,
+        checks=(float_inputs, constant_weight_if_dynamic),
     ),
     *_rows(
         GemmRule(integer_bias=True, weight_axis=_transposed_axis),

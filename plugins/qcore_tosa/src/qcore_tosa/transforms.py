@@ -22,6 +22,7 @@ from qcore.graph import (
 from qcore.lowering import import_executorch
 from qcore.plan import QuantizationPlan
 from qcore.quiet import quiet
+from qcore_tosa.marks import KEEP
 from qcore_tosa.support import ARITHMETIC, TABLE
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["decompose"]
 
 aten = torch.ops.aten
-
-# ExecuTorch's passes transform a node unless this says not to (``backends/arm/constants.py``).
-_KEEP: Final = "_arm_disallow_tfa"
 
 _FUSING: Final = frozenset(t for row in TABLE if row.fuses for t in row.targets)
 _ORIGIN: Final = (ORIGINAL_NAME, ORIGINAL_TARGET, "nn_module_stack")
@@ -56,6 +54,7 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
     """
     explicit_pool_strides(model)
     clamps_to_hardtanh(model, plan, after=_FUSING)
+    _add_batch_dimensions(model, plan)
     _mark(model, plan)
     before = [model, *(body for _, _, body in control_flow_bodies(model))]
     shapes = list(map(_output_shapes, before))
@@ -74,10 +73,35 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
     return model
 
 
+def _add_batch_dimensions(model: GraphModule, plan: QuantizationPlan) -> None:
+    """Give convolutions of a single sample a batch of one, as TOSA's have.
+
+    Where ExecuTorch's lowering does it, the result is reshaped before it is quantized, and the
+    lowering stops.
+    """
+    for node in list(model.graph.nodes):
+        if node.target not in _FUSING or node.target is aten.linear.default:
+            continue
+        source, weight = (tensor_value(argument) for argument in node.args[:2])
+        if source is None or weight is None or source.dim() == weight.dim():
+            continue
+        if plan.config_for(node) is None:
+            continue
+        sample = node.args[0]
+        with model.graph.inserting_before(node):
+            batch = model.graph.call_function(aten.unsqueeze.default, (sample, 0))
+        with model.graph.inserting_after(node):
+            result = model.graph.call_function(aten.squeeze.dim, (node, 0))
+        batch.meta, result.meta = {**node.meta, "val": source.unsqueeze(0)}, dict(node.meta)
+        node.replace_all_uses_with(result, lambda user, result=result: user is not result)
+        node.replace_input_with(sample, batch)
+        node.meta["val"] = node.meta["val"].unsqueeze(0)
+
+
 def _keep(body: GraphModule) -> None:
     """Let the passes leave a body alone; it is transformed by itself, when its turn comes."""
     for node in body.graph.nodes:
-        node.meta[_KEEP] = True
+        node.meta[KEEP] = True
 
 
 def _mark(model: GraphModule, plan: QuantizationPlan) -> None:
@@ -90,9 +114,9 @@ def _mark(model: GraphModule, plan: QuantizationPlan) -> None:
             node.meta.pop(Q_ANNOTATION_KEY, None)
         if node.op == "call_function":
             quantized = decision is not None and decision.is_quantized
-            node.meta[_KEEP] = not (quantized or _is_integer_form(node))
+            node.meta[KEEP] = not (quantized or _is_integer_form(node))
         elif node.op == "placeholder":
-            node.meta[_KEEP] = plan.selectors.is_empty
+            node.meta[KEEP] = plan.selectors.is_empty
         node.meta.setdefault(ORIGINAL_NAME, node.name)
         node.meta.setdefault(ORIGINAL_TARGET, node.target)
 
@@ -109,7 +133,7 @@ def _is_integer_form(node: Node) -> bool:
 
 def _unmark(model: GraphModule) -> None:
     for node in reversed(model.graph.nodes):
-        node.meta.pop(_KEEP, None)
+        node.meta.pop(KEEP, None)
         reader = next(iter(node.users), None)
         if ORIGINAL_NAME not in node.meta and reader is not None:
             # Some decompositions leave out where their first steps come from.
@@ -197,8 +221,6 @@ def _add_zero_biases(model: GraphModule, plan: QuantizationPlan) -> None:
         if args[2] is not None or "bias" in node.kwargs or not is_constant(args[1]):
             continue
         channels = node.meta["val"].shape[-1 if node.target is aten.linear.default else 1]
-        if isinstance(args[0], Node) and args[0].meta["val"].dim() < args[1].meta["val"].dim():
-            continue  # Without a batch dimension the channels are elsewhere.
         if not isinstance(channels, int):
             continue
         args[2] = _zeros(model, node, channels)

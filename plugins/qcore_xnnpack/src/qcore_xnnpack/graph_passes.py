@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qcore.annotation import explicit_pool_strides
-from qcore.lowering import export_for_lowering
+from qcore.lowering import rewritten
 
 __all__ = [
     "dynamic_weights_per_channel",
@@ -61,16 +61,7 @@ def dynamic_weights_per_channel(program: ExportedProgram) -> ExportedProgram:
     Returns:
         The same program where nothing had to change, else a new one.
     """
-    if not any(_is_dynamic_per_tensor(node) for node in program.graph.nodes):
-        return program
-    model = program.module(check_guards=False)
-    assert isinstance(model, GraphModule)
-    for index, node in enumerate(list(model.graph.nodes)):
-        if _is_dynamic_per_tensor(node):
-            _write_per_channel(model, node, index)
-    model.recompile()
-    args, kwargs = program.example_inputs or ((), {})
-    return export_for_lowering(model, args or kwargs)
+    return rewritten(program, _is_dynamic_per_tensor, _write_per_channel)
 
 
 def _is_dynamic_per_tensor(node: Node) -> bool:
@@ -84,7 +75,7 @@ def _is_dynamic_per_tensor(node: Node) -> bool:
     )
 
 
-def _write_per_channel(model: GraphModule, node: Node, index: int) -> None:
+def _write_per_channel(model: GraphModule, node: Node) -> None:
     weight = node.args[1]
     assert isinstance(weight, Node)
     source, scale, zero_point, *limits = weight.args[:6]
@@ -94,9 +85,9 @@ def _write_per_channel(model: GraphModule, node: Node, index: int) -> None:
     zeros = torch.full((channels,), int(zero_point), dtype=torch.int64)
     parameters = []
     for name, value in (("scales", scales), ("zero_points", zeros)):
-        model.register_buffer(f"_{name}_{index}", value)
+        model.register_buffer(f"_{name}_{node.name}", value)
         with model.graph.inserting_before(node):
-            parameters.append(model.graph.get_attr(f"_{name}_{index}"))
+            parameters.append(model.graph.get_attr(f"_{name}_{node.name}"))
     with model.graph.inserting_before(node):
         restored = model.graph.call_function(
             torch.ops.quantized_decomposed.dequantize_per_channel.default,
