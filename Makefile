@@ -36,13 +36,15 @@ test: $(STAMP)  ## Run the tests, the fast ones first (WORKERS=2)
 	@rm -rf $(FACTS)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --qcore-facts $(FACTS)
 	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md --check
+	@$(BIN)/python tools/support_sections.py --check
 
 support: export OMP_NUM_THREADS ?= 1
-support: $(STAMP)  ## Make docs/support.md from what the conformance suite finds
+support: $(STAMP)  ## Make docs/support.md from what the conformance suite finds, and the pages' tables
 	@rm -rf $(FACTS)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --qcore-facts $(FACTS) \
 		plugins/*/tests/test_conformance.py
 	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md
+	@$(BIN)/python tools/support_sections.py
 
 outside: export OMP_NUM_THREADS ?= 1
 outside: $(STAMP)  ## Try the wheels where nothing else of this repository is
@@ -65,9 +67,10 @@ lint: $(STAMP)  ## Check style and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-upstream-tests: $(STAMP)  ## Run ExecuTorch's own tests with our quantizers; takes an hour
+upstream-tests: export OMP_NUM_THREADS ?= 1
+upstream-tests: $(STAMP)  ## Run ExecuTorch's own tests with our quantizers; takes hours
 	@$(BIN)/python plugins/qcore_xnnpack/tests/upstream/swap_quantizer.py
-	@$(BIN)/python plugins/qcore_tosa/tests/upstream/swap_quantizer.py
+	@$(BIN)/python plugins/qcore_tosa/tests/upstream/swap_quantizer.py -n $(WORKERS) --dist worksteal
 
 system-deps:  ## Install the Vulkan driver that VGF programs run on (Debian, Ubuntu)
 	@tools/system-deps

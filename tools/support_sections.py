@@ -1,0 +1,137 @@
+"""Fills the parts of docs/ that list schemes and operators, from what the plugins declare.
+
+``python tools/support_sections.py`` writes them; with ``--check`` it says whether they are current.
+They stand between ``<!-- supported schemes -->`` or ``<!-- supported operators -->`` and
+``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import qcore
+from qcore.annotation import OperatorPattern, SupportTable
+from qcore.quantizer import Quantizer
+from qcore.schemes import QuantizationScheme
+
+DOCS: Final = Path(__file__).parent.parent / "docs"
+
+_PART: Final = re.compile(r"(<!-- supported (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the parts, or compare them.
+
+    Args:
+        arguments: Perhaps ``--check``.
+
+    Returns:
+        The exit status: 1 where a page is not current.
+    """
+    from qcore_ethosu.support import U55_LACKS
+    from qcore_tosa.support import TABLE
+
+    vgf = {"vgf": qcore.get_quantizer("vgf")}
+    targets = ("ethos-u55-128", "ethos-u65-256", "ethos-u85-256")
+    npus = {name: qcore.get_quantizer("ethosu", target=name) for name in targets}
+    lacking = {
+        packet: f"not on U55 and U65: {what}"
+        for what, packets in U55_LACKS.items()
+        for packet in packets
+    }
+    stale = []
+    for page, quantizers, limits in (("vgf", vgf, {}), ("ethosu", npus, lacking)):
+        parts = {
+            "schemes": "\n".join(schemes(quantizers)),
+            "operators": "\n".join(operators(TABLE, quantizers, limits)),
+        }
+        path = DOCS / f"{page}.md"
+        kept = path.read_text(encoding="utf-8")
+        made = _PART.sub(lambda found, parts=parts: _filled(found, parts), kept)
+        if made != kept and "--check" in arguments:
+            stale.append(f"{path.name} is not current. Write it again with: make support")
+        elif made != kept:
+            path.write_text(made, encoding="utf-8")
+    print(*stale, sep="\n", end="\n" if stale else "")
+    return int(bool(stale))
+
+
+def _filled(found: re.Match[str], parts: Mapping[str, str]) -> str:
+    start, name, end = found.groups()
+    return f"{start}\n{parts[name]}\n\n{end}"
+
+
+def schemes(quantizers: Mapping[str, Quantizer]) -> Iterator[str]:
+    """List the schemes of each target.
+
+    Args:
+        quantizers: By the name of the target.
+
+    Yields:
+        The lines of a table.
+    """
+    supported = {name: _names(q.supported_schemes) for name, q in quantizers.items()}
+    targets = supported if len(supported) > 1 else ()
+    yield from _header("scheme", *targets)
+    for scheme in dict.fromkeys(name for names in supported.values() for name in names):
+        yield _row(scheme, *("yes" if scheme in supported[name] else "—" for name in targets))
+
+
+def _names(supported: Sequence[QuantizationScheme]) -> list[str]:
+    names = [str(scheme).removesuffix(" QAT") for scheme in supported]
+    trained = {name for name, scheme in zip(names, supported, strict=True) if scheme.is_qat}
+    return [f"{name}, PTQ and QAT" if name in trained else name for name in dict.fromkeys(names)]
+
+
+def operators(
+    table: SupportTable, quantizers: Mapping[str, Quantizer], limits: Mapping[Any, str]
+) -> Iterator[str]:
+    """List the operators of a support table, those alike in one row.
+
+    Args:
+        table: The table.
+        quantizers: Of the targets that share it.
+        limits: What to say of operators that not every target has, by operator.
+
+    Yields:
+        The lines of a table.
+    """
+    kinds = {scheme.is_dynamic for q in quantizers.values() for scheme in q.supported_schemes}
+    alike: dict[tuple[str, str], list[str]] = {}
+    for pattern in table:
+        flags = ((False, pattern.static, "static"), (True, pattern.dynamic, "dynamic"))
+        activations = [name for kind, has, name in flags if has and kind in kinds]
+        key = ", ".join(activations), "; ".join(_remarks(pattern, limits))
+        alike.setdefault(key, []).append(pattern.name)
+    yield from _header("operators", "activations", "")
+    for (activations_of, remarks), names in alike.items():
+        yield _row(", ".join(dict.fromkeys(names)), activations_of, remarks)
+
+
+def _remarks(pattern: OperatorPattern, limits: Mapping[Any, str]) -> Iterator[str]:
+    if pattern.fuses:
+        yield "relu, relu6 and clamps from 0 on run as part of it"
+    if pattern.shares_range:
+        yield "one range with what it reads"
+    yield from dict.fromkeys(
+        limits[target.overloadpacket]
+        for target in pattern.targets
+        if getattr(target, "overloadpacket", None) in limits
+    )
+
+
+def _header(*titles: str) -> Iterator[str]:
+    yield _row(*titles)
+    yield _row(*["---"] * len(titles))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
