@@ -125,6 +125,24 @@ def test_a_loop_that_no_sample_enters_stays_in_float_with_a_warning() -> None:
     torch.testing.assert_close(graph(torch.ones(4)), torch.ones(4), atol=0.1, rtol=0)
 
 
+def test_a_loop_that_reads_a_constant_computes_the_same() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.limit = nn.Buffer(torch.tensor([30.0]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.while_loop(
+                lambda value: (value.sum() < self.limit).squeeze(),
+                lambda value: (value + torch.ones_like(value),),
+                (x,),
+            )[0]
+
+    x = torch.zeros(2, 4)
+    graph = quantizer().transform_for_annotation(captured(Loop(), x))
+    assert torch.equal(graph(x), torch.full((2, 4), 4.0))
+
+
 @pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d])
 def test_a_convolution_of_a_single_sample_lowers(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)

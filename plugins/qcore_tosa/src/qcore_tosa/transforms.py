@@ -165,7 +165,8 @@ def _restore_shapes(model: GraphModule, shapes: list[torch.Size | None]) -> None
     stops where its condition is no scalar.
     """
     output = model.graph.output_node()
-    for node, shape in dict(zip(_outputs(model), shapes, strict=True)).items():
+    # A loop's body hands on what it only reads, too, after a pass that appends it.
+    for node, shape in dict(zip(_outputs(model), shapes, strict=False)).items():
         value = tensor_value(node)
         if not isinstance(node, Node) or value is None or shape is None:
             continue
