@@ -140,7 +140,8 @@ def run_on_vulkan() -> None:
         runtime = importlib.import_module("executorch.extension.pybindings._portable_lib")
         importlib.import_module("executorch.kernels.quantized")
         program = runtime._load_for_executorch_from_buffer(manager.buffer)
-        return tuple(program.forward([value.contiguous() for value in inputs]))
+        values = [v.contiguous() if isinstance(v, torch.Tensor) else v for v in inputs]
+        return tuple(program.forward(values))
 
     stage.get_elf_path, stage.run_target = get_elf_path, run_target
 
