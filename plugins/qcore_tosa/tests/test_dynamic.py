@@ -41,8 +41,10 @@ def quantized(model: nn.Module, x: torch.Tensor, scheme: str) -> tuple[Any, Any]
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-@pytest.mark.parametrize("scheme", ["8da8w", "8da8w per-tensor"])
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    ("layer", "scheme"),
+    [*((layer, "8da8w") for layer in LAYERS), ("conv2d", "8da8w per-tensor")],
+)
 def test_a_layer_computes_in_integers_what_the_converted_model_does(
     layer: str, scheme: str, tosa_operators: Operators
 ) -> None:
@@ -53,7 +55,7 @@ def test_a_layer_computes_in_integers_what_the_converted_model_does(
     products = [kinds for kinds in tosa_operators(program) if "CONV" in kinds[0]]
     assert [kinds[1:] for kinds in products] == [("INT8", "INT32")]
     assert not program.report.undelegated
-    for sample in (x, -x, 100 * x):
+    for sample in (x, -100 * x):
         assert sqnr_db(model(sample).detach(), converted(sample)) > 30
         assert sqnr_db(converted(sample), program.run(sample)) > 100
 

@@ -44,8 +44,29 @@ KINDS = "tosa_INT or vgf_quant or u55_INT or u85_INT"
 # ExecuTorch's name for where VGF programs run on a host.
 BOARD = "vkml_emulation_layer"
 
-#: Cases of theirs that ours does not pass, by a pattern of their names, and why.
-DIFFERENCES: dict[str, str] = {}
+#: Cases of theirs that ours does not pass, by a pattern of file and name, and why.
+DIFFERENCES: dict[str, str] = {
+    r"test_add_tensor_\w+_i32\b|test_sigmoid_32bit\.py": "no scheme has int32 activations",
+    r"test_to_\w+_REDUNDANT_CAST\[rand_fp16_fp16\]": "float16 is not quantized",
+    r"test_silu_\w+_inplace\[op_silu_rank4_negative_large_rand\]": (
+        "the operator overwrites the test's data while it calibrates; with the input's range for "
+        "the output, as theirs has, every result is zero and passes"
+    ),
+    r"grouped_qat_axis0_keeps_fused_fake_quant\[axis0_grouped\]": (
+        "a grouped transposed convolution is refused per channel: dimension 0 of its weight holds "
+        "inputs"
+    ),
+    r"qat_correct_qspec_wrong_ctor_axis": (
+        "a fake quantization whose constructor contradicts its qspec keeps what it was built with"
+    ),
+    r"test_while_loop_.*large_threshold": (
+        "what a loop reads has one range, for ExecuTorch rescales all of it by the parameters of "
+        "the first operand; beside a large threshold the values are rounded away"
+    ),
+}
+
+#: Cases that theirs is expected to fail and ours passes.
+PASSED = (r"test_conv_transpose2d_\w+_a8w4\[(?!grouped).*per_channel_quant=True\]",)
 
 
 class TosaQuantizer(qcore_tosa.TosaQuantizer):
@@ -164,11 +185,18 @@ def pytest_runtest_teardown() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Expect the failures that are by design."""
+    """Expect the failures that are by design, and no others where ours does better."""
+    not_simulated = pytest.mark.xfail(raises=FileNotFoundError, reason="Ethos-U is not simulated")
+    for item in items:
+        if "_u55_" in item.name or "_u85_" in item.name:
+            item.add_marker(not_simulated)
     for item in () if THEIRS else items:
+        case = f"{item.path.name}::{item.name}"
         for pattern, reason in DIFFERENCES.items():
-            if re.search(pattern, item.name):
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+            if re.search(pattern, case):
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True), append=False)
+        if any(re.search(pattern, case) for pattern in PASSED):
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "xfail"]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
