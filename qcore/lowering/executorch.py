@@ -16,6 +16,7 @@ from qcore.lowering.export import (
     bounds_of,
     export_for_lowering,
     private_copy,
+    quick_decompositions,
     shared_provenance,
     user_input_names,
 )
@@ -108,7 +109,7 @@ def lower_with_partitioner(
     """
     exir = import_executorch("executorch.exir")
     clock = _Clock(backend)
-    with quiet(), paused_gc(), shared_provenance():
+    with quiet(), paused_gc(), shared_provenance(), quick_decompositions():
         with clock.stage("export"):
             exported = export_for_lowering(program, example_inputs, dynamic_shapes)
         inputs, outputs = _specs(exported)

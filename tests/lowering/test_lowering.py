@@ -8,9 +8,11 @@ import logging
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._ops import OperatorBase
 
 from qcore.errors import LoweringError, QcoreWarning, RuntimeUnavailableError
 from qcore.lowering import ExecuTorchRunner, LoweringReport, import_executorch
@@ -48,6 +50,16 @@ def test_importing_the_package_imports_neither_torch_nor_executorch():
 def test_lowering_prints_nothing(exported, sample, capfd):
     lower(exported.module(), (sample,))
     assert capfd.readouterr() == ("", "")
+
+
+def test_quick_decompositions_change_no_byte_and_leave_torch_as_it_was(
+    exported, sample, monkeypatch
+):
+    before = OperatorBase.py_impl
+    quick = lower(exported, (sample,)).buffer
+    assert OperatorBase.py_impl is before
+    monkeypatch.setattr("qcore.lowering.executorch.quick_decompositions", nullcontext)
+    assert lower(exported, (sample,)).buffer == quick
 
 
 def test_importing_executorch_prints_nothing():

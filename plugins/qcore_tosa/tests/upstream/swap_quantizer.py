@@ -13,7 +13,6 @@ failures where they would start one.
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib
 import importlib.util
@@ -22,16 +21,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch._export import utils as export_utils
-from torch._ops import OperatorBase
 from torch.fx import GraphModule
 
 import qcore_tosa
+from qcore.lowering.export import quick_decompositions
 from qcore.pt2e import PreparedModel
 from qcore_vgf.vulkan import vulkan_environment
 
@@ -122,31 +121,6 @@ if not THEIRS and __name__ != "__main__":
     swap()
 
 
-def quicken() -> None:
-    """Save a third of the time, which torch spends on what does not change between exports.
-
-    It lists its operators anew for every decomposition, and evaluates type hints whenever it
-    registers a kernel for one of them.
-    """
-    for name in ("_materialize_cpp_cia_ops", "_collect_all_valid_cia_ops_for_namespace"):
-        setattr(export_utils, name, functools.cache(getattr(export_utils, name)))
-    slow: Any = OperatorBase.py_impl
-
-    def py_impl(self: Any, key: Any) -> Any:
-        if not isinstance(key, torch._C.DispatchKey) or key in self.py_kernels:
-            return slow(self, key)
-
-        def register(kernel: Any) -> Any:
-            self.py_kernels[key] = kernel
-            self._dispatch_cache.clear()
-            return kernel
-
-        return register
-
-    OperatorBase.py_impl = py_impl
-    gc.disable()
-
-
 def run_on_vulkan() -> None:
     """Execute VGF programs in this process, whose environment has to be that of a Vulkan device."""
     stage: Any = importlib.import_module("executorch.backends.arm.test.tester.serialize")
@@ -169,10 +143,17 @@ def run_on_vulkan() -> None:
 
 def pytest_configure() -> None:
     """Prepare this process."""
-    quicken()
+    _session.enter_context(quick_decompositions())
+    gc.disable()
     run_on_vulkan()
 
 
+def pytest_unconfigure() -> None:
+    """Undo what lasts for a session."""
+    _session.close()
+
+
+_session = ExitStack()
 _since_collected = 0
 
 
