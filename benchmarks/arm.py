@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -121,9 +122,11 @@ def figures(side: str, case: str, pictures: int) -> dict[str, Any]:
         except Exception as error:
             clock.seconds["lower, s"] = float("nan")
             print(f"{case}: ExecuTorch does not lower its own model: {error}", file=sys.stderr)
+        peak = peak_memory_mib()
         program = ours.lower(converted, crops[0])
     else:
         program = clock.run("lower", ours.lower, converted, crops[0])
+        peak = peak_memory_mib()
     outputs = torch.cat(list(program.run_many([(crop,) for crop in crops[:pictures]])))
     report = program.report
     result = {
@@ -134,7 +137,7 @@ def figures(side: str, case: str, pictures: int) -> dict[str, Any]:
             simulated[:pictures], outputs
         ),
         **clock.seconds,
-        "peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak memory, MiB": peak,
         "size of the .pte, MB": len(program.buffer) / 1e6,
         "delegates": report.delegates,
         "compute nodes not delegated": len(report.undelegated),
@@ -147,6 +150,11 @@ def figures(side: str, case: str, pictures: int) -> dict[str, Any]:
             "cycles, M": report.total_cycles / 1e6,
         }
     return result
+
+
+def peak_memory_mib() -> float:
+    """Return the most memory that this process had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def layer_figures(side: str) -> dict[str, float]:
@@ -176,7 +184,10 @@ def measure(side: str, case: str, pictures: int) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, __file__, "--side", side, "--case", case]
         command += ["--pictures", str(pictures), "--output", file.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # ExecuTorch looks for Arm's model converter on the PATH.
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        env = {**os.environ, "PATH": path}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{side} failed on {case}:\n{done.stderr[-4000:]}")
         result: dict[str, Any] = json.loads(Path(file.name).read_text())
