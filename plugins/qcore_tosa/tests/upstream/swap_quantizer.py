@@ -58,6 +58,7 @@ DIFFERENCES: dict[str, str] = {
     r"qat_correct_qspec_wrong_ctor_axis": (
         "a fake quantization whose constructor contradicts its qspec keeps what it was built with"
     ),
+    r"test_matmul_u[58]5_INT\w*\[.*_1d\]": "fails with theirs, too: no aten.dot, no aten.mv",
     r"test_while_loop_.*large_threshold": (
         "what a loop reads has one range, for ExecuTorch rescales all of it by the parameters of "
         "the first operand; beside a large threshold the values are rounded away"
@@ -127,7 +128,12 @@ def run_on_vulkan() -> None:
     find_runner, run_elsewhere = stage.get_elf_path, stage.run_target
 
     def get_elf_path(board: str, *args: Any, **kwargs: Any) -> str:
-        return sys.executable if board == BOARD else find_runner(board, *args, **kwargs)
+        if board == BOARD:
+            return sys.executable
+        try:
+            return str(find_runner(board, *args, **kwargs))
+        except FileNotFoundError:
+            pytest.xfail(f"compiled, and not executed: {board} is not installed")
 
     def run_target(manager: Any, inputs: Any, folder: Any, board: str, *args: Any) -> Any:
         if board != BOARD:
@@ -167,10 +173,6 @@ def pytest_runtest_teardown() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Expect the failures that are by design, and no others where ours does better."""
-    not_simulated = pytest.mark.xfail(raises=FileNotFoundError, reason="Ethos-U is not simulated")
-    for item in items:
-        if "_u55_" in item.name or "_u85_" in item.name:
-            item.add_marker(not_simulated)
     for item in () if THEIRS else items:
         case = f"{item.path.name}::{item.name}"
         for pattern, reason in DIFFERENCES.items():
