@@ -7,6 +7,7 @@ They stand between ``<!-- supported schemes -->`` or ``<!-- supported operators 
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         }
         path = DOCS / f"{page}.md"
         kept = path.read_text(encoding="utf-8")
-        made = _PART.sub(lambda found, parts=parts: _filled(found, parts), kept)
+        made = _PART.sub(functools.partial(_filled, parts), kept)
         if made != kept and "--check" in arguments:
             stale.append(f"{path.name} is not current. Write it again with: make support")
         elif made != kept:
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     return int(bool(stale))
 
 
-def _filled(found: re.Match[str], parts: Mapping[str, str]) -> str:
+def _filled(parts: Mapping[str, str], found: re.Match[str]) -> str:
     start, name, end = found.groups()
     return f"{start}\n{parts[name]}\n\n{end}"
 
