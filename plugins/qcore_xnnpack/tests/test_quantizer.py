@@ -101,11 +101,12 @@ def test_a_module_left_in_float_is_float_in_the_program() -> None:
     assert (program.run(X) - result.model(X)).abs().max() < 0.05
 
 
-def test_quantization_aware_training_ends_in_an_int8_program() -> None:
+@pytest.mark.parametrize("is_per_channel", [True, False])
+def test_quantization_aware_training_ends_in_an_int8_program(is_per_channel: bool) -> None:
     torch.manual_seed(0)
     model = Net().train()
     graph = torch.export.export(model, (X,)).module()
-    config = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+    config = get_symmetric_quantization_config(is_per_channel=is_per_channel, is_qat=True)
     quantizer = XNNPACKQuantizer().set_global(config)
     prepared = prepare_qat_pt2e(graph, quantizer)
     optimizer = torch.optim.SGD(prepared.parameters(), lr=0.05)
