@@ -32,6 +32,7 @@ __all__ = [
     "module_frames",
     "module_path",
     "operator_name",
+    "overload_packet",
     "tensor_attribute",
     "tensor_value",
 ]
@@ -126,6 +127,11 @@ def operator_name(node: Node) -> str:
     """Return an operator's name as users write it, as in ``aten.conv2d.default``."""
     target = node.target
     return target.__name__ if callable(target) and not _is_overload(target) else str(target)
+
+
+def overload_packet(node: Node) -> Any:
+    """Return the operator of a node without its overload, such as ``aten.conv2d``; else None."""
+    return getattr(node.target, "overloadpacket", None)
 
 
 def _is_overload(target: object) -> bool:

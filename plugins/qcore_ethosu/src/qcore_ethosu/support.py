@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.graph import computes_floats, module_path, operator_name
+from qcore.graph import computes_floats, module_path, operator_name, overload_packet
 from qcore.report import AnnotationReport, Decision, Diagnostic
 
 __all__ = ["U55_LACKS", "unsupported_nodes"]
@@ -95,7 +95,7 @@ def _float_error(decision: Decision) -> Diagnostic:
 
 def _lacking(model: GraphModule, target: str) -> Iterator[Diagnostic]:
     for node in model.graph.nodes:
-        what = _REASONS.get(_packet(node))
+        what = _REASONS.get(overload_packet(node))
         if what is not None:
             yield Diagnostic(
                 node.name,
@@ -104,7 +104,3 @@ def _lacking(model: GraphModule, target: str) -> Iterator[Diagnostic]:
                 f"{target} has no {what}",
                 _ADVICE,
             )
-
-
-def _packet(node: Node) -> Any:
-    return getattr(node.target, "overloadpacket", None) if node.op == "call_function" else None

@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from qcore.graph import tensor_attribute
+from qcore.graph import overload_packet, tensor_attribute
 from qcore.lowering import rewritten
 from qcore_tosa.marks import mark_quantized
 
@@ -26,21 +26,7 @@ decomposed = torch.ops.quantized_decomposed
 _ACCUMULATOR: Final = (-(2**31) + 1, 2**31 - 1, torch.int32)
 
 # Layer -> how many dimensions it convolves along.
-_LAYERS: Final[dict[Any, int]] = {
-    aten.linear.default: 0,
-    aten.conv1d.default: 1,
-    aten.conv1d.padding: 1,
-    aten.conv2d.default: 2,
-    aten.conv2d.padding: 2,
-    aten.conv3d.default: 3,
-    aten.conv3d.padding: 3,
-}
-# The overload that takes numbers for each that takes "same" or "valid".
-_NUMERIC: Final[dict[Any, Any]] = {
-    aten.conv1d.padding: aten.conv1d.default,
-    aten.conv2d.padding: aten.conv2d.default,
-    aten.conv3d.padding: aten.conv3d.default,
-}
+_LAYERS: Final[dict[Any, int]] = {aten.linear: 0, aten.conv1d: 1, aten.conv2d: 2, aten.conv3d: 3}
 
 
 def decompose_dynamic(program: ExportedProgram) -> ExportedProgram:
@@ -60,7 +46,7 @@ def decompose_dynamic(program: ExportedProgram) -> ExportedProgram:
 
 
 def _is_dynamic(node: Node) -> bool:
-    if node.op != "call_function" or node.target not in _LAYERS:
+    if overload_packet(node) not in _LAYERS:
         return False
     activation = _source(node, 0)
     if activation.target is not decomposed.dequantize_per_tensor.tensor:
@@ -78,7 +64,7 @@ def _decompose(model: GraphModule, layer: Node) -> None:
     _measure_of(activation).target = _choose_qparams
     value, scale, zero_point, *kind = _source(activation, 0).args
     weight, scales, limits = _integer_weight(model, layer)
-    spatial = _LAYERS[layer.target]
+    spatial = _LAYERS[overload_packet(layer)]
     shape = (-1, *(1,) * spatial)
     found = layer.normalized_arguments(model, normalize_to_only_use_kwargs=True)
     assert found is not None
@@ -107,8 +93,9 @@ def _decompose(model: GraphModule, layer: Node) -> None:
         integers = call(_to_integers, value, scale, zero_point, *kind)
         stored = constant("weight", weight)
         kernel = call(decomposed.dequantize_per_tensor.default, stored, 1.0, 0, *limits)
-        target = _NUMERIC.get(layer.target, layer.target)
-        product = call(target, integers, kernel, *options, quantized=True)
+        # The overload that takes numbers, also where the layer says "same" or "valid".
+        layer_type = overload_packet(layer).default
+        product = call(layer_type, integers, kernel, *options, quantized=True)
         sums = weight.sum(tuple(range(1, weight.dim())), dtype=torch.float32)
         result = call(
             _to_floats,
