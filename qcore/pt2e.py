@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from attrs import define, evolve, field
 from torch.fx import Graph, GraphModule
+from torchao.quantization.pt2e import qat_utils
 from torchao.quantization.pt2e.quantize_pt2e import (
     convert_pt2e,
     prepare_pt2e,
@@ -25,7 +26,7 @@ from qcore.control_flow import (
     sink_all_parameters,
 )
 from qcore.errors import QcoreWarning
-from qcore.graph import clone, control_flow_bodies, is_observer
+from qcore.graph import clone, control_flow_bodies, is_observer, overload_packet
 from qcore.report import REPORT, AnnotationReport
 
 __all__ = ["Body", "PreparedModel"]
@@ -80,7 +81,7 @@ class PreparedModel:
         """
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
         recording = _Recording(quantizer)
-        with _counted_names():
+        with _counted_names(), _fusions_of_present_convolutions():
             prepared = prepare(model, recording)
         originals = recording.bodies or {}
         result = cls(prepared)
@@ -199,6 +200,35 @@ def _counted_names() -> Iterator[None]:
         module.get_new_attr_name_with_prefix = before
 
 
+@contextmanager
+def _fusions_of_present_convolutions() -> Iterator[None]:
+    """Fuse batch norms only into the kinds of convolution that a model has.
+
+    For quantization-aware training, torchao exports some 100 patterns in ``convert_pt2e``, a
+    quarter of them for each of four kinds, which takes most of the time for all but large models.
+    """
+    names = ("_fuse_conv_bn_qat_helper", "_fold_conv_bn_qat_helper")
+    before = {name: getattr(qat_utils, name) for name in names}
+
+    def where_present(fuse: Callable[..., GraphModule]) -> Callable[..., GraphModule]:
+        def fused(
+            model: GraphModule, kind: Callable[..., Any], *args: Any, **kw: Any
+        ) -> GraphModule:
+            wanted = getattr(torch.ops.aten, kind.__name__)
+            present = any(overload_packet(node) == wanted for node in model.graph.nodes)
+            return fuse(model, kind, *args, **kw) if present else model
+
+        return fused
+
+    for name, fuse in before.items():
+        setattr(qat_utils, name, where_present(fuse))
+    try:
+        yield
+    finally:
+        for name, fuse in before.items():
+            setattr(qat_utils, name, fuse)
+
+
 def _located(body: Body) -> AnnotationReport:
     decisions = (evolve(d, node=f"{body.path}/{d.node}") for d in body.report.decisions)
     return evolve(body.report, decisions=tuple(decisions))
@@ -224,7 +254,8 @@ def _converted(model: GraphModule, fold_quantize: bool) -> GraphModule:
         bodies[name] = _converted(body, fold_quantize) if observed else body
         # Passes over the parent delete the submodules of bodies; they get a stand-in instead.
         replace_body(model, name, _stand_in(model))
-    converted = convert_pt2e(model, fold_quantize=fold_quantize)
+    with _fusions_of_present_convolutions():
+        converted = convert_pt2e(model, fold_quantize=fold_quantize)
     for name, body in bodies.items():
         replace_body(converted, name, body)
     return converted

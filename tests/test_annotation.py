@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import qcore
 from qcore.annotation import (
@@ -266,16 +266,6 @@ def test_half_precision_is_left_alone_with_advice(toy: Build, capture: Capture) 
     decision = quantizer.report["linear"]  # type: ignore[index]
     assert "float16" in decision.reason
     assert "Cast the model to float32" in decision.advice
-
-
-def test_conv_bn_relu_is_one_pattern_in_qat(toy: Build) -> None:
-    model = nn.Sequential(conv(), nn.BatchNorm2d(3), nn.ReLU()).train()
-    graph = torch.export.export(model, (IMAGE.repeat(2, 1, 1, 1),)).module()
-    quantizer = toy().set_global(qcore.get_symmetric_quantization_config(True, is_qat=True))
-    prepared = prepare_qat_pt2e(graph, quantizer)
-    assert {d.pattern for d in quantizer.report.quantized} == {"conv2d + batch_norm + relu"}  # type: ignore[union-attr]
-    prepared(IMAGE.repeat(2, 1, 1, 1)).sum().backward()
-    assert quantize_ops(convert_pt2e(prepared)) == 2
 
 
 def test_dynamic_schemes_leave_what_they_do_not_cover_with_a_reason(
