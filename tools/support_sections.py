@@ -18,6 +18,7 @@ import qcore
 from qcore.annotation import OperatorPattern, SupportTable
 from qcore.quantizer import Quantizer
 from qcore.schemes import QuantizationScheme
+from qcore.testing.support import markdown_table
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
 
@@ -47,8 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     stale = []
     for page, quantizers, limits in (("vgf", vgf, {}), ("ethosu", npus, lacking)):
         parts = {
-            "schemes": "\n".join(schemes(quantizers)),
-            "operators": "\n".join(operators(TABLE, quantizers, limits)),
+            "schemes": schemes(quantizers),
+            "operators": operators(TABLE, quantizers, limits),
         }
         path = DOCS / f"{page}.md"
         kept = path.read_text(encoding="utf-8")
@@ -63,23 +64,25 @@ def main(arguments: Sequence[str]) -> int:
 
 def _filled(parts: Mapping[str, str], found: re.Match[str]) -> str:
     start, name, end = found.groups()
-    return f"{start}\n{parts[name]}\n\n{end}"
+    return f"{start}\n{parts[name]}\n{end}"
 
 
-def schemes(quantizers: Mapping[str, Quantizer]) -> Iterator[str]:
+def schemes(quantizers: Mapping[str, Quantizer]) -> str:
     """List the schemes of each target.
 
     Args:
         quantizers: By the name of the target.
 
-    Yields:
-        The lines of a table.
+    Returns:
+        A table in Markdown.
     """
     supported = {name: _names(q.supported_schemes) for name, q in quantizers.items()}
     targets = supported if len(supported) > 1 else ()
-    yield from _header("scheme", *targets)
-    for scheme in dict.fromkeys(name for names in supported.values() for name in names):
-        yield _row(scheme, *("yes" if scheme in supported[name] else "—" for name in targets))
+    rows = (
+        [scheme, *("yes" if scheme in supported[name] else "—" for name in targets)]
+        for scheme in dict.fromkeys(name for names in supported.values() for name in names)
+    )
+    return markdown_table(["scheme", *targets], rows)
 
 
 def _names(supported: Sequence[QuantizationScheme]) -> list[str]:
@@ -90,7 +93,7 @@ def _names(supported: Sequence[QuantizationScheme]) -> list[str]:
 
 def operators(
     table: SupportTable, quantizers: Mapping[str, Quantizer], limits: Mapping[Any, str]
-) -> Iterator[str]:
+) -> str:
     """List the operators of a support table, those alike in one row.
 
     Args:
@@ -98,8 +101,8 @@ def operators(
         quantizers: Of the targets that share it.
         limits: What to say of operators that not every target has, by operator.
 
-    Yields:
-        The lines of a table.
+    Returns:
+        A table in Markdown.
     """
     kinds = {scheme.is_dynamic for q in quantizers.values() for scheme in q.supported_schemes}
     alike: dict[tuple[str, str], list[str]] = {}
@@ -108,9 +111,11 @@ def operators(
         activations = [name for kind, has, name in flags if has and kind in kinds]
         key = ", ".join(activations), "; ".join(_remarks(pattern, limits))
         alike.setdefault(key, []).append(pattern.name)
-    yield from _header("operators", "activations", "")
-    for (activations_of, remarks), names in alike.items():
-        yield _row(", ".join(dict.fromkeys(names)), activations_of, remarks)
+    rows = (
+        [", ".join(dict.fromkeys(names)), activations_of, remarks]
+        for (activations_of, remarks), names in alike.items()
+    )
+    return markdown_table(["operators", "activations", ""], rows)
 
 
 def _remarks(pattern: OperatorPattern, limits: Mapping[Any, str]) -> Iterator[str]:
@@ -123,15 +128,6 @@ def _remarks(pattern: OperatorPattern, limits: Mapping[Any, str]) -> Iterator[st
         for target in pattern.targets
         if getattr(target, "overloadpacket", None) in limits
     )
-
-
-def _header(*titles: str) -> Iterator[str]:
-    yield _row(*titles)
-    yield _row(*["---"] * len(titles))
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

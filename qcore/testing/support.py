@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["main", "page", "read_facts"]
+__all__ = ["main", "markdown_table", "page", "read_facts"]
 
 Facts = Mapping[str, Mapping[str, Mapping[str, str]]]
 
@@ -113,11 +113,24 @@ def _table(facts: Facts, kind: str, title: str, shown: Callable[[str], str]) -> 
     keys = sorted({key for values in found.values() for key in values})
     if not keys:
         return ""
-    rows = [[title, *backends], ["---"] * (len(backends) + 1)]
-    for key in keys:
-        cells = (shown(found[b][key]) if key in found[b] else "—" for b in backends)
-        rows.append([key, *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    rows = (
+        [key, *(shown(found[b][key]) if key in found[b] else "—" for b in backends)] for key in keys
+    )
+    return markdown_table([title, *backends], rows)
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table in Markdown.
+
+    Args:
+        titles: Of the columns.
+        rows: Their cells.
+
+    Returns:
+        The table, ending with a line break.
+    """
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _failures(facts: Facts) -> Iterator[str]:
