@@ -57,6 +57,7 @@ def test_inputs_of_several_sizes_are_weighted_alike(toy: Build) -> None:
         model, toy().set_global(COARSE), samples, dynamic_shapes=shapes, bias_correction=False
     )
 
+    @torch.no_grad()
     def bias(quantized: Any) -> float:
         return abs(sum(float((quantized.model(x) - model(x)).mean()) for x in samples))
 

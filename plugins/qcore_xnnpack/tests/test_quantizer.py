@@ -116,7 +116,7 @@ def test_quantization_aware_training_ends_in_an_int8_program(is_per_channel: boo
         loss = (prepared(X) - 1).pow(2).mean()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     converted = convert_pt2e(move_exported_model_to_eval(prepared))
     program = quantizer.lower(converted, (X,))
