@@ -64,14 +64,20 @@ DIFFERENCES: dict[str, str] = {
     r"test_conv_transpose2d_u85_INT\[grouped,per_channel_quant=True\]": (
         "fails with theirs, too: no scales per channel of grouped transposed convolutions"
     ),
-    r"test_while_loop_.*large_threshold": (
+    r"test_slice_tensor_u55_INT_step\[bool_2d_step4\]": (
+        "fails with theirs, too: slices of booleans are not lowered"
+    ),
+    r"test_while_loop_(?!u55).*large_threshold": (
         "what a loop reads has one range, for ExecuTorch rescales all of it by the parameters of "
         "the first operand; beside a large threshold the values are rounded away"
     ),
 }
 
 #: Cases that theirs is expected to fail and ours passes.
-PASSED = (r"test_conv_transpose2d_\w+_a8w4\[(?!grouped).*per_channel_quant=True\]",)
+PASSED = (
+    r"test_conv_transpose2d_\w+_a8w4\[(?!grouped).*per_channel_quant=True\]",
+    r"test_conv_transpose2d_u55_INT_not_delegated\[grouped",
+)
 
 
 class TosaQuantizer(qcore_tosa.TosaQuantizer):
@@ -146,7 +152,8 @@ def run_on_vulkan() -> None:
         runtime = importlib.import_module("executorch.extension.pybindings._portable_lib")
         importlib.import_module("executorch.kernels.quantized")
         program = runtime._load_for_executorch_from_buffer(manager.buffer)
-        values = [v.contiguous() if isinstance(v, torch.Tensor) else v for v in inputs]
+        # Expanded tensors become dense; others keep the order of dimensions that was exported.
+        values = [v.clone() if isinstance(v, torch.Tensor) else v for v in inputs]
         return tuple(program.forward(values))
 
     stage.get_elf_path, stage.run_target = get_elf_path, run_target
