@@ -78,8 +78,9 @@ def quantized(side: str, quantizer: Any, model: Any, samples: list[Any], clock: 
     import torch
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    exported = clock.run("capture", torch.export.export, model, (samples[0],))
-    graph = exported.module(check_guards=False)
+    graph = clock.run(
+        "capture", lambda: torch.export.export(model, (samples[0],)).module(check_guards=False)
+    )
     prepared = clock.run("prepare", prepare_pt2e, graph, quantizer)
     clock.run("calibrate", lambda: [prepared(sample) for sample in samples])
     return clock.run("convert", convert_pt2e, prepared)
