@@ -152,3 +152,24 @@ def test_a_convolution_of_a_single_sample_lowers(kind: type[nn.Module]) -> None:
     output = quantizer().lower(result.model, (x,)).run(x)
     assert output.shape == model(x).shape
     torch.testing.assert_close(output, result.model(x), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("pool", "x"),
+    [
+        pytest.param(nn.MaxPool1d(3, 2, 1, ceil_mode=True), X, id="max"),
+        pytest.param(nn.AvgPool1d(3, 2, 1, count_include_pad=False), X, id="average"),
+        pytest.param(nn.AdaptiveAvgPool1d(1), X, id="adaptive average"),
+        pytest.param(nn.AvgPool1d(2), X[0], id="a single sample"),
+    ],
+)
+def test_pooling_in_one_dimension_lowers(pool: nn.Module, x: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 4, 1), pool).eval()
+    result = qcore.quantize(model, quantizer(), [x], progress=False)
+    assert not result.report.in_float
+    program = quantizer().lower(result.model, (x,))
+    assert program.report.is_fully_delegated
+    output = program.run(x)
+    torch.testing.assert_close(output, result.model(x), rtol=0, atol=0.02)
+    torch.testing.assert_close(output, model(x).detach(), rtol=0, atol=0.05)

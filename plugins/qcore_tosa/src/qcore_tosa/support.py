@@ -1,8 +1,9 @@
 """What the TOSA integer profile executes: the operators, as data.
 
 The rows are the operators that ExecuTorch 1.4's Arm quantizer knows
-(``backends/arm/quantizer/quantizer_support.py``). Composite ones stand here, too: whether they are
-decomposed before annotation depends on whether they would be quantized.
+(``backends/arm/quantizer/quantizer_support.py``), and pooling in one dimension. Composite ones
+stand here, too: whether they are decomposed before annotation depends on whether they would be
+quantized.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ _CONSTANTS: Final = _rows(
 
 _SAME_RANGE: Final = _rows(
     SameRangeRule(),
-    """adaptive_avg_pool2d, upsample_bilinear2d.vec, upsample_nearest2d.vec, avg_pool2d,
-    max_pool2d, mean mean.dim""",
+    """adaptive_avg_pool1d, adaptive_avg_pool2d, upsample_bilinear2d.vec, upsample_nearest2d.vec,
+    avg_pool1d, avg_pool2d, max_pool1d, max_pool2d, mean mean.dim""",
     checks=(float_edges,),
 )
 

@@ -35,6 +35,13 @@ aten = torch.ops.aten
 _FUSING: Final = frozenset(t for row in TABLE if row.fuses for t in row.targets)
 _ORIGIN: Final = (ORIGINAL_NAME, ORIGINAL_TARGET, "nn_module_stack")
 
+# Pooling in one dimension -> in two, and what each argument after the input is for the new one.
+_POOLS: Final[dict[Any, tuple[Any, tuple[int, ...]]]] = {
+    aten.max_pool1d.default: (aten.max_pool2d.default, (1, 1, 0, 1)),
+    aten.avg_pool1d.default: (aten.avg_pool2d.default, (1, 1, 0)),
+    aten.adaptive_avg_pool1d.default: (aten.adaptive_avg_pool2d.default, (1,)),
+}
+
 _ARITHMETIC: Final = frozenset(target for row in ARITHMETIC for target in row.targets)
 
 
@@ -52,6 +59,7 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
     Returns:
         The model, with the same outputs in float.
     """
+    _pool_in_two_dimensions(model, plan)
     explicit_pool_strides(model)
     clamps_to_hardtanh(model, plan, after=_FUSING)
     _add_batch_dimensions(model, plan)
@@ -71,6 +79,44 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
         _restore_shapes(graph, outputs)
     _add_zero_biases(model, plan)
     return model
+
+
+def _pool_in_two_dimensions(model: GraphModule, plan: QuantizationPlan) -> None:
+    """Give pooling in one dimension a second one, of size one, and a batch where there is none.
+
+    ExecuTorch does it after quantization, when the new operators have no scales.
+    """
+    for node in list(model.graph.nodes):
+        value = tensor_value(node)
+        if node.target not in _POOLS or value is None or plan.config_for(node) is None:
+            continue
+        added = [-2] if value.dim() == 3 else [0, -2]
+        node.meta.update({ORIGINAL_NAME: node.name, ORIGINAL_TARGET: node.target})
+        sample = source = node.args[0]
+        assert isinstance(source, Node)
+        for dim in added:
+            with model.graph.inserting_before(node):
+                wider = model.graph.call_function(aten.unsqueeze.default, (source, dim))
+            wider.meta = {**node.meta, "val": source.meta["val"].unsqueeze(dim)}
+            source = wider
+        node.replace_input_with(sample, source)
+        node.target, neutral = _POOLS[node.target]
+        sizes = zip(node.args[1:], neutral, strict=False)
+        node.args = (
+            source,
+            *([fill, *_sizes(size)] if _sizes(size) else [] for size, fill in sizes),
+            *node.args[1 + len(neutral) :],
+        )
+        with model.graph.inserting_after(node):
+            result = model.graph.call_function(aten.squeeze.dims, (node, added))
+        result.meta = dict(node.meta)
+        node.replace_all_uses_with(result, lambda user, result=result: user is not result)
+        for dim in added:
+            node.meta["val"] = node.meta["val"].unsqueeze(dim)
+
+
+def _sizes(value: Any) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
 
 
 def _add_batch_dimensions(model: GraphModule, plan: QuantizationPlan) -> None:

@@ -67,6 +67,10 @@ DIFFERENCES: dict[str, str] = {
     r"test_slice_tensor_u55_INT_step\[bool_2d_step4\]": (
         "fails with theirs, too: slices of booleans are not lowered"
     ),
+    r"test_max_pool1d\.py::test_max_pool2d_\w+_decomposed": (
+        "looks for max_pool1d, which is quantized as the two-dimensional one; with theirs it stays "
+        "in float, which passes on VGF alone"
+    ),
     r"test_while_loop_(?!u55).*large_threshold": (
         "what a loop reads has one range, for ExecuTorch rescales all of it by the parameters of "
         "the first operand; beside a large threshold the values are rounded away"
