@@ -92,27 +92,14 @@ def _pool_in_two_dimensions(model: GraphModule, plan: QuantizationPlan) -> None:
             continue
         added = [-2] if value.dim() == 3 else [0, -2]
         node.meta.update({ORIGINAL_NAME: node.name, ORIGINAL_TARGET: node.target})
-        sample = source = node.args[0]
-        assert isinstance(source, Node)
-        for dim in added:
-            with model.graph.inserting_before(node):
-                wider = model.graph.call_function(aten.unsqueeze.default, (source, dim))
-            wider.meta = {**node.meta, "val": source.meta["val"].unsqueeze(dim)}
-            source = wider
-        node.replace_input_with(sample, source)
         node.target, neutral = _POOLS[node.target]
         sizes = zip(node.args[1:], neutral, strict=False)
         node.args = (
-            source,
+            node.args[0],
             *([fill, *_sizes(size)] if _sizes(size) else [] for size, fill in sizes),
             *node.args[1 + len(neutral) :],
         )
-        with model.graph.inserting_after(node):
-            result = model.graph.call_function(aten.squeeze.dims, (node, added))
-        result.meta = dict(node.meta)
-        node.replace_all_uses_with(result, lambda user, result=result: user is not result)
-        for dim in added:
-            node.meta["val"] = node.meta["val"].unsqueeze(dim)
+        _add_dimensions(model, node, added)
 
 
 def _sizes(value: Any) -> list[int]:
@@ -133,15 +120,25 @@ def _add_batch_dimensions(model: GraphModule, plan: QuantizationPlan) -> None:
             continue
         if plan.config_for(node) is None:
             continue
-        sample = node.args[0]
+        _add_dimensions(model, node, [0])
+
+
+def _add_dimensions(model: GraphModule, node: Node, added: list[int]) -> None:
+    """Give the first input of a node more dimensions, one after the other, and take them away."""
+    sample = source = node.args[0]
+    assert isinstance(source, Node)
+    for dim in added:
         with model.graph.inserting_before(node):
-            batch = model.graph.call_function(aten.unsqueeze.default, (sample, 0))
-        with model.graph.inserting_after(node):
-            result = model.graph.call_function(aten.squeeze.dim, (node, 0))
-        batch.meta, result.meta = {**node.meta, "val": source.unsqueeze(0)}, dict(node.meta)
-        node.replace_all_uses_with(result, lambda user, result=result: user is not result)
-        node.replace_input_with(sample, batch)
-        node.meta["val"] = node.meta["val"].unsqueeze(0)
+            wider = model.graph.call_function(aten.unsqueeze.default, (source, dim))
+        wider.meta = {**node.meta, "val": source.meta["val"].unsqueeze(dim)}
+        source = wider
+    node.replace_input_with(sample, source)
+    with model.graph.inserting_after(node):
+        result = model.graph.call_function(aten.squeeze.dims, (node, added))
+    result.meta = dict(node.meta)
+    node.replace_all_uses_with(result, lambda user: user is not result)
+    for dim in added:
+        node.meta["val"] = node.meta["val"].unsqueeze(dim)
 
 
 def _keep(body: GraphModule) -> None:
