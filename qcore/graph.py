@@ -23,6 +23,7 @@ __all__ = [
     "clone",
     "computes_floats",
     "control_flow_bodies",
+    "each_dimension",
     "float_operands",
     "insert_constant",
     "is_compute_node",
@@ -198,6 +199,20 @@ def is_float_tensor(node: object) -> bool:
 def float_operands(node: Node) -> list[Node]:
     """Return the inputs of a node that are float32 tensors, each once."""
     return [source for source in node.all_input_nodes if is_float_tensor(source)]
+
+
+def each_dimension(value: Any, count: int = 1) -> list[int]:
+    """Write out an argument such as ``stride``, which one number gives for all dimensions.
+
+    Args:
+        value: A number, or a sequence of one or ``count`` numbers; empty where it is not given.
+        count: The dimensions.
+
+    Returns:
+        A number for each dimension.
+    """
+    numbers = [value] if isinstance(value, int) else list(value)
+    return numbers * count if len(numbers) == 1 else numbers
 
 
 def insert_constant(model: GraphModule, before: Node, name: str, like: Node) -> Node:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from qcore.control_flow import (
 )
 from qcore.errors import QcoreWarning
 from qcore.graph import clone, control_flow_bodies, is_observer, overload_packet
+from qcore.patching import patched
 from qcore.report import REPORT, AnnotationReport
 
 __all__ = ["Body", "PreparedModel"]
@@ -168,8 +169,7 @@ class _Recording(Quantizer):  # type: ignore[misc]
         self._quantizer.validate(model)
 
 
-@contextmanager
-def _counted_names() -> Iterator[None]:
+def _counted_names() -> AbstractContextManager[None]:
     """Name observers by counting on.
 
     torch tries every number from 0 for each of them, which takes most of the time for large models
@@ -177,7 +177,6 @@ def _counted_names() -> Iterator[None]:
     """
     # As an attribute of its package the module is hidden by a function of its name.
     module: Any = importlib.import_module("torch.ao.quantization.fx.prepare")
-    before = module.get_new_attr_name_with_prefix
     counts: dict[tuple[int, str], int] = {}
 
     def with_prefix(prefix: str) -> Callable[[torch.nn.Module], str]:
@@ -193,22 +192,16 @@ def _counted_names() -> Iterator[None]:
 
         return new_name
 
-    module.get_new_attr_name_with_prefix = with_prefix
-    try:
-        yield
-    finally:
-        module.get_new_attr_name_with_prefix = before
+    return patched(module, get_new_attr_name_with_prefix=with_prefix)
 
 
-@contextmanager
-def _fusions_of_present_convolutions() -> Iterator[None]:
+def _fusions_of_present_convolutions() -> AbstractContextManager[None]:
     """Fuse batch norms only into the kinds of convolution that a model has.
 
     For quantization-aware training, torchao exports some 100 patterns in ``convert_pt2e``, a
     quarter of them for each of four kinds, which takes most of the time for all but large models.
     """
     names = ("_fuse_conv_bn_qat_helper", "_fold_conv_bn_qat_helper")
-    before = {name: getattr(qat_utils, name) for name in names}
 
     def where_present(fuse: Callable[..., GraphModule]) -> Callable[..., GraphModule]:
         def fused(
@@ -220,13 +213,8 @@ def _fusions_of_present_convolutions() -> Iterator[None]:
 
         return fused
 
-    for name, fuse in before.items():
-        setattr(qat_utils, name, where_present(fuse))
-    try:
-        yield
-    finally:
-        for name, fuse in before.items():
-            setattr(qat_utils, name, fuse)
+    fusions = {name: where_present(getattr(qat_utils, name)) for name in names}
+    return patched(qat_utils, **fusions)
 
 
 def _located(body: Body) -> AnnotationReport:

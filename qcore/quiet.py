@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from qcore.patching import LIBRARIES
 
 __all__ = ["hush", "paused_gc", "quiet"]
 
@@ -21,7 +22,6 @@ _IMPORT_NOISE = {
     "torchao": ("Failed to load", "Skipping import of cpp extensions"),
     "torch.utils._pytree": ("%s is an Enum subclass", "<enum "),
 }
-_lock = threading.RLock()
 
 
 class _LibraryNoise(logging.Filter):
@@ -70,7 +70,7 @@ def quiet() -> Iterator[None]:
     # Without a handler on the root, logging.info() of a library would install one for good.
     placeholder = None if root.handlers else logging.NullHandler()
     noise = _LibraryNoise()
-    with _lock, warnings.catch_warnings():
+    with LIBRARIES, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=_WARNING_MODULES)
         if placeholder is not None:
             root.addHandler(placeholder)

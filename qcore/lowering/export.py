@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qcore.errors import LoweringError
 from qcore.lowering.specs import TensorSpec, check_values, spec_of
+from qcore.patching import patched
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -81,27 +82,18 @@ def slim_metadata(root: GraphModule) -> None:
                 node.meta["custom"] = {**(node.meta.get("custom") or {}), MODULE_KEY: path}
 
 
-@contextmanager
-def shared_provenance() -> Iterator[None]:
+def shared_provenance() -> AbstractContextManager[None]:
     """Let copies of a node share the record of where it came from, which nothing changes.
 
     Every pass of a compiler wraps that record of each node in a new one and copies all that is
     inside; with a hundred passes that is a tenth of the lowering.
 
-    Yields:
-        Nothing.
+    Returns:
+        A context in which they do.
     """
     from torch.fx.traceback import NodeSource
 
-    before = NodeSource.__dict__.get("__deepcopy__")
-    NodeSource.__deepcopy__ = lambda self, memo: self
-    try:
-        yield
-    finally:
-        if before is None:
-            del NodeSource.__deepcopy__
-        else:
-            NodeSource.__deepcopy__ = before
+    return patched(NodeSource, __deepcopy__=lambda self, memo: self)
 
 
 @contextmanager
@@ -121,7 +113,7 @@ def quick_decompositions() -> Iterator[None]:
     from torch._ops import OperatorBase
 
     listings = ("_materialize_cpp_cia_ops", "_collect_all_valid_cia_ops_for_namespace")
-    before = {name: getattr(utils, name) for name in listings}
+    cached = {name: functools.cache(getattr(utils, name)) for name in listings}
     py_impl: Any = OperatorBase.py_impl
 
     def register(self: Any, key: Any) -> Any:
@@ -135,15 +127,8 @@ def quick_decompositions() -> Iterator[None]:
 
         return keep
 
-    for name, function in before.items():
-        setattr(utils, name, functools.cache(function))
-    OperatorBase.py_impl = register
-    try:
+    with patched(utils, **cached), patched(OperatorBase, py_impl=register):
         yield
-    finally:
-        OperatorBase.py_impl = py_impl
-        for name, function in before.items():
-            setattr(utils, name, function)
 
 
 def _oldest(source: Any) -> Any:

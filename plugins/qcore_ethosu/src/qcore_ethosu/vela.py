@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
 from qcore.errors import LoweringError, RuntimeUnavailableError
+from qcore.patching import patched
 from qcore_tosa.artifacts import Compilation
 
 __all__ = ["VelaFigures", "compile_with_vela", "require_vela"]
@@ -168,20 +168,11 @@ def compile_with_vela(
         The command stream as ExecuTorch packs it, with :class:`VelaFigures`.
     """
     del verbose
-    with _vela_in_child(sys.modules[compile_.__module__]) as vela:
+    vela = _Vela()
+    with patched(sys.modules[compile_.__module__], vela=vela):
         binary = compile_(tosa, arguments, intermediate_path=intermediate_path)
     assert vela.figures is not None
     return Compilation(tosa, binary, vela.figures)
-
-
-@contextmanager
-def _vela_in_child(module: Any) -> Iterator[_Vela]:
-    original = module.vela
-    module.vela = stand_in = _Vela()
-    try:
-        yield stand_in
-    finally:
-        module.vela = original
 
 
 def require_vela() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from qcore.errors import LoweringError
+from qcore.patching import LIBRARIES, patched
 
 if TYPE_CHECKING:
     import os
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 __all__ = ["Compilation", "Delegate", "delegates_of", "recorded_compilations", "save_numbered"]
-
-_lock = threading.RLock()
 
 
 @attrs.frozen(eq=False)
@@ -72,7 +70,7 @@ def recorded_compilations(
         The compilations by their binary; filled during the context.
     """
     found: dict[bytes, Compilation] = {}
-    with _lock:
+    with LIBRARIES:
         original = getattr(backend, name)
 
         def record(*args: Any, **kwargs: Any) -> bytes:
@@ -80,11 +78,8 @@ def recorded_compilations(
             found[made.binary] = made
             return made.binary
 
-        setattr(backend, name, record)
-        try:
+        with patched(backend, **{name: record}):
             yield found
-        finally:
-            setattr(backend, name, original)
 
 
 def delegates_of(

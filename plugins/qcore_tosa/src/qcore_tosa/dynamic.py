@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from qcore.graph import overload_packet, tensor_attribute
+from qcore.graph import each_dimension, overload_packet, tensor_attribute
 from qcore.lowering import rewritten
 from qcore_tosa.marks import mark_quantized
 
@@ -72,7 +72,7 @@ def _decompose(model: GraphModule, layer: Node) -> None:
     padding: list[int] = []
     options: tuple[Any, ...] = ()
     if spatial:
-        dilation = _sizes(given["dilation"], spatial)
+        dilation = each_dimension(given["dilation"], spatial)
         padding = _sides(given["padding"], dilation, weight.shape[2:])
         options = (None, given["stride"], [0] * spatial, dilation, given["groups"])
 
@@ -144,14 +144,9 @@ def _sides(padding: Any, dilation: list[int], kernel: Sequence[int]) -> list[int
         totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
         pairs = [(total // 2, total - total // 2) for total in totals]
     else:
-        sizes = _sizes(0 if padding == "valid" else padding, len(kernel))
+        sizes = each_dimension(0 if padding == "valid" else padding, len(kernel))
         pairs = [(size, size) for size in sizes]
     return [side for pair in reversed(pairs) for side in pair]
-
-
-def _sizes(value: Any, count: int) -> list[int]:
-    sizes = [value] if isinstance(value, int) else list(value)
-    return sizes * count if len(sizes) == 1 else sizes
 
 
 def _choose_qparams(

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager
 
 from qcore.lowering import import_executorch
+from qcore.patching import patched
 
 __all__ = ["mended_passes"]
 
-_lock = threading.RLock()
 
-
-@contextmanager
-def mended_passes() -> Iterator[None]:
+def mended_passes() -> AbstractContextManager[None]:
     """Let convolutions of 16-bit activations give 16 bits, as those of 8-bit activations give 8.
 
     ExecuTorch 1.4 leaves the result as int32 if a reader rescales it to int32, as an addition does
@@ -23,13 +18,9 @@ def mended_passes() -> Iterator[None]:
     residual connection, then stops the lowering with "Unsupported input dtype torch.int32"; and
     without the saturation to 16 bits the addition overflows, which the reference model refuses as
     unpredictable.
+
+    Returns:
+        A context in which they do.
     """
     module = import_executorch("executorch.backends.arm._passes.rewrite_conv_pass")
-    cls: Any = module.RewriteConvPass
-    with _lock:
-        before = cls._has_int32_rescale_user
-        cls._has_int32_rescale_user = lambda self, node: False
-        try:
-            yield
-        finally:
-            cls._has_int32_rescale_user = before
+    return patched(module.RewriteConvPass, _has_int32_rescale_user=lambda self, node: False)

@@ -14,6 +14,7 @@ from qcore.graph import (
     ORIGINAL_NAME,
     ORIGINAL_TARGET,
     control_flow_bodies,
+    each_dimension,
     insert_constant,
     is_constant,
     is_float_tensor,
@@ -93,17 +94,11 @@ def _pool_in_two_dimensions(model: GraphModule, plan: QuantizationPlan) -> None:
         added = [-2] if value.dim() == 3 else [0, -2]
         node.meta.update({ORIGINAL_NAME: node.name, ORIGINAL_TARGET: node.target})
         node.target, neutral = _POOLS[node.target]
-        sizes = zip(node.args[1:], neutral, strict=False)
-        node.args = (
-            node.args[0],
-            *([fill, *_sizes(size)] if _sizes(size) else [] for size, fill in sizes),
-            *node.args[1 + len(neutral) :],
-        )
+        sizes = zip(neutral, map(each_dimension, node.args[1:]), strict=False)
+        # A stride that is not given is an empty list.
+        wider = [[fill, *size] if size else [] for fill, size in sizes]
+        node.args = (node.args[0], *wider, *node.args[1 + len(neutral) :])
         _add_dimensions(model, node, added)
-
-
-def _sizes(value: Any) -> list[int]:
-    return [value] if isinstance(value, int) else list(value)
 
 
 def _add_batch_dimensions(model: GraphModule, plan: QuantizationPlan) -> None:

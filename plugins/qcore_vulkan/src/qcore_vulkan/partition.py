@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 from torch.fx import GraphModule, Node
 
 from qcore.lowering import import_executorch
+from qcore.patching import patched
 
 __all__ = ["edge_passes", "vulkan_partitioner"]
 
@@ -42,20 +41,10 @@ def vulkan_partitioner(compile_options: dict[str, Any] | None) -> Any:
 
         def partition(self, program: Any) -> Any:
             # Its class of supported operators can be given in no other way.
-            with _replaced(module, _OPERATORS, operators):
+            with patched(module, **{_OPERATORS: operators}):
                 return self._theirs.partition(program)
 
     return Partitioner()
-
-
-@contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
 
 
 def _operators(module: Any) -> Any:
