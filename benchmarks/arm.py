@@ -82,8 +82,17 @@ def quantized(side: str, quantizer: Any, model: Any, samples: list[Any], clock: 
         "capture", lambda: torch.export.export(model, (samples[0],)).module(check_guards=False)
     )
     prepared = clock.run("prepare", prepare_pt2e, graph, quantizer)
-    clock.run("calibrate", lambda: [prepared(sample) for sample in samples])
+    clock.run("calibrate", calibrate, prepared, samples)
     return clock.run("convert", convert_pt2e, prepared)
+
+
+def calibrate(prepared: Any, samples: list[Any]) -> None:
+    """Run the samples as ``qcore.quantize`` does, without autograd."""
+    import torch
+
+    with torch.no_grad():
+        for sample in samples:
+            prepared(sample)
 
 
 def lower_with_executorch(model: Any, quantizer: Any, sample: Any) -> None:
