@@ -9,11 +9,13 @@ from typing import Any, Final
 
 import torch
 from attrs import frozen
+from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qcore.errors import CaptureError
 from qcore.graph import clone, is_observer
+from qcore.quiet import quiet
 
 __all__ = [
     "Sample",
@@ -116,9 +118,21 @@ def capture(
             "The model is quantized already: it has quantize operators or observers. Pass the "
             "float model; set_* rules select its parts."
         )
+    _check_weights(graph)
     remove_guards(graph)
     inline_grad_modes(graph)
     return graph
+
+
+def _check_weights(graph: GraphModule) -> None:
+    for name, value in (*graph.named_parameters(), *graph.named_buffers()):
+        if isinstance(value, FakeTensor) or value.is_meta or not value.is_floating_point():
+            continue
+        if bool(value.isnan().any()):
+            raise CaptureError(
+                f"{name!r} holds NaN, which no range covers. Load the weights of a training that "
+                "went well."
+            )
 
 
 def _is_quantized(node: Node) -> bool:
@@ -151,9 +165,10 @@ def exported_program(
         CaptureError: The module cannot be exported.
     """
     try:
-        return torch.export.export(
-            model, example.args, example.kwargs or None, dynamic_shapes=dynamic_shapes
-        )
+        with quiet():
+            return torch.export.export(
+                model, example.args, example.kwargs or None, dynamic_shapes=dynamic_shapes
+            )
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CaptureError(

@@ -12,6 +12,7 @@ from torch.export import Dim
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import qcore
+from qcore.capture import Sample, capture
 from qcore.errors import CaptureError
 from qcore.quantizer import Quantizer
 
@@ -149,3 +150,17 @@ def test_a_model_that_is_quantized_already_is_refused(toy: Build) -> None:
 def test_something_that_is_no_model_is_refused(toy: Build) -> None:
     with pytest.raises(CaptureError, match=r"Cannot capture str: pass a torch.nn.Module"):
         quantized("model.pt2", toy)
+
+
+def test_weights_that_are_not_numbers_are_refused_by_name(toy: Build) -> None:
+    broken = model()
+    with torch.no_grad():
+        broken.get_parameter("0.weight")[0] = float("nan")
+    with pytest.raises(CaptureError, match=r"'0\.weight' holds NaN.*Load the weights"):
+        quantized(broken, toy)
+
+
+@pytest.mark.filterwarnings("error")
+def test_capturing_a_recurrent_network_warns_of_nothing() -> None:
+    lstm = nn.LSTM(4, 4).eval()
+    capture(lstm, Sample((torch.rand(2, 1, 4),), {}))
