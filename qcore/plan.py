@@ -247,7 +247,7 @@ class QuantizationPlan:
         if rule is None or rule.config is None:
             return Selection(None, rule) if rule else _UNSET
         keep = self.selectors.filter_function
-        if keep is not None and is_compute_node(node) and not keep(node):
+        if keep is not None and is_compute_node(node) and not _kept(keep, node):
             return Selection(None, Rule(RuleKind.FILTER, "...", None))
         return Selection(rule.config, rule)
 
@@ -320,6 +320,17 @@ class QuantizationPlan:
             return _missing(rule, found, seen.types, "module type")
         found = {key for key in seen.operators if str(key) == rule.key}
         return _missing(rule, found, map(str, seen.operators), "operator")
+
+
+def _kept(keep: FilterFunction, node: Node) -> bool:
+    try:
+        return bool(keep(node))
+    except Exception as error:
+        raise SelectionError(
+            f"The function of set_filter_function stops at {node.name} ({node.target}) with "
+            f"{type(error).__name__}: {error}. It gets every operator of the model, and says "
+            "whether that is quantized."
+        ) from error
 
 
 @frozen

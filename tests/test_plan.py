@@ -183,6 +183,12 @@ def test_a_module_used_twice_is_selected_both_times() -> None:
     assert [plan.config_for(n) for n in calls] == [CONFIGS["a"]] * 2
 
 
+def test_a_filter_function_that_stops_is_named_with_the_node(toy: Callable[[], Quantizer]) -> None:
+    quantizer = toy().set_global("8a8w").set_filter_function(lambda node: node.args[9] is None)
+    with pytest.raises(SelectionError, match=r"set_filter_function stops at linear.*IndexError"):
+        qcore.quantize(nn.Linear(4, 4), quantizer, [torch.rand(1, 4)])
+
+
 def test_the_filter_function_only_takes_away() -> None:
     plan = _plan([(("add_global", ()), CONFIGS["a"])])
     plan.selectors.filter_function = lambda node: node.name != "conv2d"
