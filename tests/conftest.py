@@ -44,7 +44,7 @@ TOY_TABLE = SupportTable(
         ),
         OperatorPattern(
             "conv2d",
-            (aten.conv2d.default,),
+            (aten.conv2d.default, aten.conv2d.padding),
             GemmRule(),
             fuses=CLAMPS,
             folds_batch_norm=True,

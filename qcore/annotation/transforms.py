@@ -119,7 +119,7 @@ def _bounds(node: Node) -> tuple[Any, Any]:
 
 
 def explicit_pool_strides(model: GraphModule) -> int:
-    """Write out the default stride of max-pooling, which ExecuTorch's backends read blindly.
+    """Write out the default stride of pooling, which ExecuTorch's backends read blindly.
 
     Args:
         model: The graph; changed in place.
@@ -129,7 +129,7 @@ def explicit_pool_strides(model: GraphModule) -> int:
     """
     changed = 0
     for node in model.graph.nodes:
-        if node.op != "call_function" or node.target is not aten.max_pool2d.default:
+        if node.target not in (aten.max_pool2d.default, aten.avg_pool2d.default):
             continue
         if len(node.args) == 2 or not node.args[2]:
             node.args = (*node.args[:2], node.args[1], *node.args[3:])
