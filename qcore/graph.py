@@ -34,6 +34,7 @@ __all__ = [
     "module_path",
     "operator_name",
     "overload_packet",
+    "remember_origin",
     "tensor_attribute",
     "tensor_value",
 ]
@@ -213,6 +214,16 @@ def each_dimension(value: Any, count: int = 1) -> list[int]:
     """
     numbers = [value] if isinstance(value, int) else list(value)
     return numbers * count if len(numbers) == 1 else numbers
+
+
+def remember_origin(node: Node) -> None:
+    """Put down a node's name and operator, before a rewrite changes them.
+
+    Args:
+        node: Any node; what was put down before is kept.
+    """
+    node.meta.setdefault(ORIGINAL_NAME, node.name)
+    node.meta.setdefault(ORIGINAL_TARGET, node.target)
 
 
 def insert_constant(model: GraphModule, before: Node, name: str, like: Node) -> Node:

@@ -4,12 +4,14 @@ from qcore.annotation.annotate import annotate_graph
 from qcore.annotation.patterns import (
     CLAMPS,
     INTEGERS_ONLY,
+    REPLACE_OR_MOVE,
     AnnotationRule,
     Check,
     OperatorMatch,
     OperatorPattern,
     Rejection,
     SupportTable,
+    without_float32,
 )
 from qcore.annotation.rules import (
     ConcatRule,
@@ -27,6 +29,7 @@ from qcore.annotation.transforms import (
 __all__ = [
     "CLAMPS",
     "INTEGERS_ONLY",
+    "REPLACE_OR_MOVE",
     "AnnotationRule",
     "Check",
     "ConcatRule",
@@ -42,4 +45,5 @@ __all__ = [
     "clamps_to_hardtanh",
     "explicit_pool_strides",
     "scalars_to_attributes",
+    "without_float32",
 ]

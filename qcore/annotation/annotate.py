@@ -7,7 +7,13 @@ from typing import Final
 from torch.fx import GraphModule, Node
 
 from qcore.annotation.clusters import Outcome, annotate_clusters
-from qcore.annotation.patterns import INTEGERS_ONLY, OperatorMatch, Rejection, SupportTable
+from qcore.annotation.patterns import (
+    INTEGERS_ONLY,
+    REPLACE_OR_MOVE,
+    OperatorMatch,
+    Rejection,
+    SupportTable,
+)
 from qcore.annotation.rules import (
     annotation_of,
     is_quantized_value,
@@ -194,5 +200,5 @@ def _reject(
 def _not_in_table(node: Node, table: SupportTable, backend: str) -> Rejection:
     if not any(map(computes_floats, (*node.all_input_nodes, node))):
         return INTEGERS_ONLY
-    advice = table.advice.get(node.target, "")
+    advice = table.advice.get(node.target, REPLACE_OR_MOVE)
     return Rejection(f"{backend} has no quantized {operator_name(node)}", advice)

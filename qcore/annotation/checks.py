@@ -65,9 +65,20 @@ def constants_fit_histogram(
         if node.op != "get_attr":
             continue
         value = tensor_attribute(model, node)
-        if value.numel() == 1 and not abs(value.item()) <= HISTOGRAM_LIMIT:
-            return Rejection(f"the constant {value.item():g} is too large to quantize")
+        rejection = fits_histogram(value.item()) if value.numel() == 1 else None
+        if rejection is not None:
+            return rejection
     return None
+
+
+def fits_histogram(value: float) -> Rejection | None:
+    """Reject a constant that is too large for a histogram."""
+    if abs(value) <= HISTOGRAM_LIMIT:
+        return None
+    return Rejection(
+        f"the constant {value:g} is too large to quantize",
+        "Use a smaller one: what is far outside the range of the other values saturates anyway.",
+    )
 
 
 def no_alpha(
@@ -90,8 +101,13 @@ def weight_shape(match: OperatorMatch) -> torch.Size | None:
 
 def convolution_groups(node: Node) -> int:
     """Return the groups of a convolution, transposed or not."""
-    # The groups are the last but one argument of conv_transpose, the last of conv.
-    schema = node.target._schema.arguments
-    position = next(i for i, argument in enumerate(schema) if argument.name == "groups")
-    given: Any = node.args[position] if len(node.args) > position else 1
-    return int(node.kwargs.get("groups", given))
+    return int(argument_of(node, "groups", 1))
+
+
+def argument_of(node: Node, name: str, default: Any) -> Any:
+    """Return an argument by its name in the operator's schema."""
+    target: Any = node.target
+    names = [argument.name for argument in target._schema.arguments]
+    position = names.index(name)
+    given = node.args[position] if len(node.args) > position else default
+    return node.kwargs.get(name, given)

@@ -19,7 +19,13 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import QuantizationSpecBase
 
-from qcore.annotation.patterns import INTEGERS_ONLY, OperatorMatch, Rejection, SupportTable
+from qcore.annotation.patterns import (
+    INTEGERS_ONLY,
+    OperatorMatch,
+    Rejection,
+    SupportTable,
+    without_float32,
+)
 from qcore.annotation.rules import annotation_of, write_annotation
 from qcore.graph import float_operands, is_float_tensor
 from qcore.plan import QuantizationPlan, explain
@@ -105,7 +111,7 @@ class _Cluster:
         """Write the annotations, and say what became of each node."""
         edges = [(source, node) for node in self.nodes for source in float_operands(node)]
         if not edges and not any(is_float_tensor(node) for node in self.nodes):
-            return iter([(node, INTEGERS_ONLY) for node in self.nodes])
+            return iter([(node, without_float32(node) or INTEGERS_ONLY) for node in self.nodes])
         spec, scheme = self._range(edges, plan)
         if spec is None or not edges:
             reason = Rejection(

@@ -9,7 +9,7 @@ import torch
 from attrs import field, frozen
 from torch.fx import GraphModule, Node
 
-from qcore.graph import operator_name
+from qcore.graph import is_float_tensor, operator_name, tensor_value
 from qcore.plan import QuantizationPlan
 from qcore.schemes import QuantizationConfig
 
@@ -17,12 +17,14 @@ __all__ = [
     "BATCH_NORMS",
     "CLAMPS",
     "INTEGERS_ONLY",
+    "REPLACE_OR_MOVE",
     "AnnotationRule",
     "Check",
     "OperatorMatch",
     "OperatorPattern",
     "Rejection",
     "SupportTable",
+    "without_float32",
 ]
 
 aten = torch.ops.aten
@@ -50,8 +52,27 @@ class Rejection:
     advice: str = ""
 
 
+#: What to do about operators that a backend does not quantize, where nothing more is known.
+REPLACE_OR_MOVE: Final = "Replace it by operators that are quantized, or move it out of the model."
+
 #: For operators that neither read nor give a float tensor.
 INTEGERS_ONLY: Final = Rejection("it computes integers or booleans: there is nothing to quantize")
+
+
+def without_float32(node: Node) -> Rejection | None:
+    """Reject operators that neither read nor give float32."""
+    nodes = (*node.all_input_nodes, node)
+    if any(map(is_float_tensor, nodes)):
+        return None
+    others = {value.dtype for n in nodes if (value := tensor_value(n)) is not None}
+    floats = sorted(str(d).removeprefix("torch.") for d in others if d.is_floating_point)
+    if not floats:
+        return INTEGERS_ONLY
+    return Rejection(
+        f"it computes in {', '.join(floats)}, and only float32 is quantized",
+        "Cast the model to float32 first.",
+    )
+
 
 Check: TypeAlias = "Callable[[OperatorMatch, QuantizationConfig, GraphModule], Rejection | None]"
 

@@ -24,7 +24,7 @@ from torchao.quantization.pt2e.quantizer import (
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY, QuantizationSpecBase
 
 from qcore.annotation.patterns import OperatorMatch, Rejection
-from qcore.graph import is_constant, is_float_tensor
+from qcore.graph import float_operands, is_constant, is_float_tensor
 from qcore.schemes import PER_CHANNEL, QuantizationConfig
 
 __all__ = [
@@ -210,12 +210,16 @@ def _along_axis(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec | 
 
 @frozen
 class ElementwiseRule:
-    """Operators whose tensor inputs are activations, each with a range of its own."""
+    """Operators whose float inputs and output each have a range of their own.
+
+    Inputs that are indices or conditions stay as they are; constants have no inputs at all.
+    """
 
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate a match."""
-        inputs = dict.fromkeys(match.root.all_input_nodes, config.input_activation)
-        write_match(match, inputs, config.output_activation)
+        inputs = dict.fromkeys(float_operands(match.root), config.input_activation)
+        output = config.output_activation if is_float_tensor(match.output) else None
+        write_match(match, inputs, output)
         return None
 
 
