@@ -95,6 +95,20 @@ def test_a_driver_that_is_too_old_is_named_with_what_it_lacks(monkeypatch):
         find_device()
 
 
+def test_a_driver_for_another_architecture_is_passed_over(monkeypatch, tmp_path):
+    real = find_device().manifest
+    other = tmp_path / "lvp_icd.i686.json"
+    other.write_text('{"file_format_version": "1.0.0", "ICD": {"library_path": "/none.so"}}')
+    monkeypatch.setenv("VK_DRIVER_FILES", f"{other}:{real}")
+    assert find_device().manifest == real
+
+
+def test_a_driver_that_hangs_is_an_error_and_no_hang(monkeypatch):
+    monkeypatch.setattr(vulkan, "_PROBE_TIMEOUT_S", 0.001)
+    with pytest.raises(RuntimeUnavailableError, match=r"did not answer within.*reference=True"):
+        find_device()
+
+
 def test_layers_that_are_not_installed_are_asked_for(monkeypatch):
     monkeypatch.setattr(Emulation, "find", classmethod(lambda cls: None))
     with pytest.raises(RuntimeUnavailableError, match=r'pip install "executorch\[vgf\]"'):

@@ -40,12 +40,6 @@ class VgfRunner(ExecuTorchRunner):
             RuntimeCrashError: The child died while it loaded the program.
         """
         with vulkan_environment() as env:
-            runner = ExecuTorchRunner(
-                backends=self.backends,
-                modules=self.modules,
-                env={**env, **self.env},
-                threads=self.threads,
-                timeout_s=self.timeout_s,
-            )
-            with runner.session(buffer) as session:
+            runner = attrs.evolve(self, env={**env, **self.env})
+            with ExecuTorchRunner.session(runner, buffer) as session:
                 yield session

@@ -202,11 +202,15 @@ def _emulated_device() -> VulkanDevice:
     manifests = _driver_manifests(_LLVMPIPE)
     if not manifests:
         _unavailable("Mesa's software driver for Vulkan (llvmpipe)", "mesa-vulkan-drivers")
-    with _environment(manifests[0], emulated=True) as env:
-        answer = _probe(env)
-    if not answer["devices"]:
+    # One for each architecture: those of others have no device.
+    for manifest in manifests:
+        with _environment(manifest, emulated=True) as env:
+            answer = _probe(env)
+        if answer["devices"]:
+            break
+    else:
         raise RuntimeUnavailableError(
-            f"The Vulkan driver {manifests[0]} does not start with Arm's emulation layers: "
+            f"The Vulkan driver {manifest} does not start with Arm's emulation layers: "
             f"{answer['error'] or 'it has no device'}. {_WITHOUT_VULKAN}"
         )
     device = answer["devices"][0]
@@ -223,7 +227,7 @@ def _emulated_device() -> VulkanDevice:
             f"{', '.join(_NATIVE)} are missing. Install the versions that go together: "
             f'pip install "executorch[vgf]". {_WITHOUT_VULKAN}'
         )
-    return VulkanDevice(device["name"], device["driver"], manifests[0], emulated=True)
+    return VulkanDevice(device["name"], device["driver"], manifest, emulated=True)
 
 
 _HOW: Final = (
@@ -245,19 +249,26 @@ def _has(device: Mapping[str, Any], extensions: Sequence[str]) -> bool:
 
 def _probe(env: Mapping[str, str]) -> dict[str, Any]:
     script = Path(__file__).with_name("_probe.py")
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", str(script)],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_PROBE_TIMEOUT_S,
-    )
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        return {"loader": True, "error": f"a driver failed: {last[0]}", "devices": []}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", str(script)],
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_PROBE_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return _failed(f"it did not answer within {_PROBE_TIMEOUT_S} s")
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines()
+        return _failed(said[-1] if said else f"exit status {error.returncode}")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
+
+
+def _failed(how: str) -> dict[str, Any]:
+    return {"loader": True, "error": f"a driver failed: {how}", "devices": []}
 
 
 def _driver_manifests(pattern: str) -> list[Path]:
