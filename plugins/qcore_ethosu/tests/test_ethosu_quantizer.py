@@ -96,6 +96,28 @@ def test_smaller_targets_name_what_they_lack_beside_it() -> None:
     assert "choose an Ethos-U85" in text
 
 
+class Products(nn.Module):
+    """A product of two activations, as attention has them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.T @ x
+
+
+def test_smaller_targets_have_no_products_of_16_bit_activations() -> None:
+    with pytest.raises(PartialQuantizationError, match=r"matmul.*16-bit.*with 8a8w"):
+        qcore.quantize(Products(), get("ethos-u65-256").set_global("16a8w"), [X])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "scheme"), [("ethos-u65-256", "8a8w"), ("ethos-u85-256", "16a8w")]
+)
+def test_the_other_products_of_activations_compile(target: str, scheme: str) -> None:
+    q = get(target).set_global(scheme)
+    result = qcore.quantize(Products(), q, [X])
+    assert q.lower(result.model, X).report.cpu_operators == 0
+
+
 def test_what_no_rule_selects_is_refused_too() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid())
     with pytest.raises(PartialQuantizationError, match=r"sigmoid.*no rule selects it"):

@@ -22,7 +22,8 @@ EXECUTION: Final = (
 class EthosUReport(LoweringReport):
     """What was delegated, and what Vela made of it.
 
-    The estimates of several delegates add up: they run one after the other.
+    The figures of several delegates add up, for they run one after the other; the SRAM that they
+    share is that of the largest.
 
     Attributes:
         vela: Vela's figures of each delegate.

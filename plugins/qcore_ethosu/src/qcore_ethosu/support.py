@@ -12,10 +12,12 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
+from qcore.annotation import REPLACE_OR_MOVE
+from qcore.annotation.rules import annotation_of
 from qcore.graph import computes_floats, module_path, operator_name, overload_packet
 from qcore.report import AnnotationReport, Decision, Diagnostic
 
-__all__ = ["U55_LACKS", "unsupported_nodes"]
+__all__ = ["U55_LACKS", "U55_LACKS_IN_16_BITS", "unsupported_nodes"]
 
 aten = torch.ops.aten
 
@@ -52,10 +54,19 @@ U55_LACKS: Final[dict[str, tuple[Any, ...]]] = {
     "resizing": (aten.upsample_nearest2d, aten.upsample_bilinear2d),
 }
 
+#: What it has for 8 bits only.
+U55_LACKS_IN_16_BITS: Final[dict[str, tuple[Any, ...]]] = {
+    "products of two 16-bit tensors": (aten.matmul, aten.mm, aten.bmm),
+    "transposed convolutions of 16-bit activations": (aten.conv_transpose2d,),
+}
+
 _REASONS: Final = {packet: what for what, packets in U55_LACKS.items() for packet in packets}
+_REASONS_IN_16_BITS: Final = {
+    packet: what for what, packets in U55_LACKS_IN_16_BITS.items() for packet in packets
+}
 
 _ADVICE: Final = "Replace it by other operators, move it out of the model, or choose an Ethos-U85."
-_FLOAT_ADVICE: Final = "Replace it by operators that are quantized, or move it out of the model."
+_ADVICE_IN_16_BITS: Final = "Quantize it with 8a8w, or choose an Ethos-U85."
 
 
 def unsupported_nodes(
@@ -89,18 +100,27 @@ def _float_error(decision: Decision) -> Diagnostic:
         decision.operator,
         decision.module,
         f"it would stay in float: {decision.reason}",
-        decision.advice or _FLOAT_ADVICE,
+        decision.advice or REPLACE_OR_MOVE,
     )
 
 
 def _lacking(model: GraphModule, target: str) -> Iterator[Diagnostic]:
     for node in model.graph.nodes:
-        what = _REASONS.get(overload_packet(node))
+        packet = overload_packet(node)
+        what, advice = _REASONS.get(packet), _ADVICE
+        if _reads_16_bits(node) and packet in _REASONS_IN_16_BITS:
+            what, advice = _REASONS_IN_16_BITS[packet], _ADVICE_IN_16_BITS
         if what is not None:
             yield Diagnostic(
                 node.name,
                 operator_name(node),
                 module_path(node),
                 f"{target} has no {what}",
-                _ADVICE,
+                advice,
             )
+
+
+def _reads_16_bits(node: Node) -> bool:
+    annotation = annotation_of(node)
+    inputs = annotation.input_qspec_map.values() if annotation is not None else ()
+    return any(getattr(spec, "dtype", None) is torch.int16 for spec in inputs)

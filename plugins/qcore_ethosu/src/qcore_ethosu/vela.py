@@ -23,6 +23,8 @@ __all__ = ["VelaFigures", "compile_with_vela", "require_vela"]
 
 _MEMORIES: Final = ("sram", "dram", "on_chip_flash", "off_chip_flash")
 _KIB: Final = 1024
+# What its errors about its own command line hold.
+_ABOUT_OPTIONS: Final = ("usage: vela", "CLI option", "configuration file")
 
 
 def _table(values: Mapping[str, int]) -> dict[str, int]:
@@ -71,11 +73,6 @@ class VelaFigures:
         """Peak use of flash, on the chip and off it, in bytes."""
         return sum(self.memory_bytes.get(f"{place}_chip_flash", 0) for place in ("on", "off"))
 
-    @property
-    def inferences_per_second(self) -> float:
-        """How often a second the graph runs at the core clock; 0 where it takes no cycle."""
-        return self.core_clock_hz / self.total_cycles if self.total_cycles else 0.0
-
 
 class _Vela:
     """Stands where ExecuTorch looks for Vela, runs it in a child process, and keeps its figures.
@@ -117,10 +114,17 @@ def _output_folder(arguments: Sequence[str]) -> Path:
 
 
 def _failure(done: subprocess.CompletedProcess[str]) -> str:
-    said = "".join(f"\n  | {line}" for line in (done.stderr or done.stdout).strip().splitlines())
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    said = "".join(f"\n  | {line}" for line in lines)
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return f"Vela's process died of {name}; this process is unharmed.{said}"
+    if any(word in line for line in lines for word in _ABOUT_OPTIONS):
+        errors = "".join(f"\n  | {line}" for line in lines if "error" in line.lower())
+        return (
+            "Vela refuses its options: mend system_config, memory_mode, config_ini or extra_flags. "
+            f"`vela --help` and `vela --list-configs FILE` say what there is. Vela says:{errors}"
+        )
     return (
         "Vela refuses the graph. Look at it with the TOSA file that ExecuTorch writes to "
         f"compile_spec.dump_intermediate_artifacts_to(folder). Vela says:{said}"
