@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 1 where a page is not current.
     """
-    from qcore_ethosu.support import U55_LACKS
+    from qcore_ethosu.support import U55_LACKS, U55_LACKS_IN_16_BITS
+    from qcore_tosa.forms import FORMS
     from qcore_tosa.support import TABLE
 
     vgf = {"vgf": qcore.get_quantizer("vgf")}
@@ -42,14 +43,14 @@ def main(arguments: Sequence[str]) -> int:
     npus = {name: qcore.get_quantizer("ethosu", target=name) for name in targets}
     lacking = {
         packet: f"not on U55 and U65: {what}"
-        for what, packets in U55_LACKS.items()
+        for what, packets in {**U55_LACKS, **U55_LACKS_IN_16_BITS}.items()
         for packet in packets
     }
     stale = []
     for page, quantizers, limits in (("vgf", vgf, {}), ("ethosu", npus, lacking)):
         parts = {
             "schemes": schemes(quantizers),
-            "operators": operators(TABLE, quantizers, limits),
+            "operators": operators(TABLE, FORMS, quantizers, limits),
         }
         path = DOCS / f"{page}.md"
         kept = path.read_text(encoding="utf-8")
@@ -92,12 +93,16 @@ def _names(supported: Sequence[QuantizationScheme]) -> list[str]:
 
 
 def operators(
-    table: SupportTable, quantizers: Mapping[str, Quantizer], limits: Mapping[Any, str]
+    table: SupportTable,
+    forms: Iterable[Any],
+    quantizers: Mapping[str, Quantizer],
+    limits: Mapping[Any, str],
 ) -> str:
     """List the operators of a support table, those alike in one row.
 
     Args:
         table: The table.
+        forms: Operators that are written as others of the table.
         quantizers: Of the targets that share it.
         limits: What to say of operators that not every target has, by operator.
 
@@ -111,6 +116,10 @@ def operators(
         activations = [name for kind, has, name in flags if has and kind in kinds]
         key = ", ".join(activations), "; ".join(_remarks(pattern, limits))
         alike.setdefault(key, []).append(pattern.name)
+    known = {name for names in alike.values() for name in names}
+    packets = (target.overloadpacket.__name__ for target in forms)
+    others = [name for name in packets if name not in known]
+    alike["static", "written as other operators of this table"] = others
     rows = (
         [", ".join(dict.fromkeys(names)), activations_of, remarks]
         for (activations_of, remarks), names in alike.items()

@@ -49,7 +49,7 @@ def test_nothing_to_save_and_folders_that_do_not_exist_are_errors(tmp_path):
 def test_a_graph_that_the_reference_model_cannot_read_is_an_error_and_no_crash():
     process = _ReferenceProcess({"0.tosa": b"no graph"}, 60)
     try:
-        with pytest.raises(RuntimeExecutionError):
+        with pytest.raises(RuntimeExecutionError, match="reference model refused"):
             process.execute("0.tosa", [])
     finally:
         process.close()

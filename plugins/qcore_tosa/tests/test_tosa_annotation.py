@@ -79,9 +79,20 @@ def test_a_bias_is_int32_with_the_product_of_the_scales() -> None:
     )
 
 
-def test_layers_without_a_bias_get_one_that_is_quantized() -> None:
-    graph = converted(nn.Linear(8, 4, bias=False), VECTOR)
-    bias = node_of(graph, aten.linear.default).args[2]
+@pytest.mark.parametrize(
+    ("layer", "x", "target"),
+    [
+        pytest.param(nn.Linear(8, 4, bias=False), VECTOR, aten.linear.default, id="linear"),
+        pytest.param(
+            nn.Conv2d(3, 4, 3, padding="same", bias=False), IMAGE, aten.conv2d.default, id="same"
+        ),
+    ],
+)
+def test_layers_without_a_bias_get_one_that_is_quantized(
+    layer: nn.Module, x: torch.Tensor, target: Any
+) -> None:
+    graph = converted(layer, x)
+    bias = node_of(graph, target).args[2]
     assert getattr(graph, bias.args[0].target).dtype is torch.int32
 
 
@@ -90,7 +101,8 @@ def test_clamps_from_zero_on_are_fused_into_the_layer_before(clamp: nn.Module) -
     q = quantizer()
     qcore.quantize(nn.Sequential(nn.Conv2d(3, 4, 3), clamp), q, [IMAGE])
     assert q.report is not None
-    assert all(d.pattern.startswith("conv2d + ") for d in q.report.decisions)
+    (pattern,) = {d.pattern for d in q.report.decisions}
+    assert pattern.startswith("conv2d + ")
 
 
 def test_other_clamps_are_quantized_by_themselves() -> None:
@@ -116,8 +128,11 @@ def test_transposed_convolutions_have_their_scales_along_the_outputs(
     assert weight.args[3] == axis
 
 
-def test_grouped_transposed_convolutions_take_one_scale_for_the_tensor() -> None:
-    model, x = nn.ConvTranspose2d(4, 6, 3, groups=2), torch.randn(1, 4, 5, 5)
+@pytest.mark.parametrize(("outputs", "groups"), [(6, 2), (8, 4)])
+def test_grouped_transposed_convolutions_take_one_scale_for_the_tensor(
+    outputs: int, groups: int
+) -> None:
+    model, x = nn.ConvTranspose2d(4, outputs, 3, groups=groups), torch.randn(1, 4, 5, 5)
     with pytest.raises(qcore.errors.SelectionError, match="8a8w per-tensor"):
         qcore.quantize(model, quantizer(), [x])
     config = get_symmetric_quantization_config(is_per_channel=False)
@@ -188,16 +203,26 @@ def test_integers_keep_their_scalars_and_their_type() -> None:
     assert node_of(graph, aten.add.Tensor).args[1] == 1
 
 
-@pytest.mark.parametrize("value", [1e30, float("inf")])
-def test_constants_beyond_every_range_do_not_spoil_a_range(value: float) -> None:
-    graph = converted(Fn(lambda x: x + torch.full((8,), value).clamp(max=1.0)), VECTOR)
+@pytest.mark.parametrize(
+    "constant",
+    [
+        pytest.param(lambda: torch.full((8,), 1e30), id="full"),
+        pytest.param(lambda: torch.full((8,), float("inf")), id="infinite"),
+        pytest.param(lambda: aten.scalar_tensor(1e30), id="scalar_tensor"),
+        pytest.param(lambda: torch.linspace(-1e30, 0, 8), id="linspace"),
+    ],
+)
+def test_constants_beyond_every_range_do_not_spoil_a_range(
+    constant: Callable[[], torch.Tensor],
+) -> None:
+    graph = converted(Fn(lambda x: x + constant().clamp(-1.0, 1.0)), VECTOR)
     assert graph(VECTOR).isfinite().all()
 
 
-def test_float16_is_refused_with_what_to_do() -> None:
-    q = quantizer()
+@pytest.mark.parametrize("function", [torch.sin, torch.relu])
+def test_float16_is_refused_with_what_to_do(function: Callable[..., Any]) -> None:
     with pytest.raises(qcore.errors.SelectionError, match="Cast the model to float32 first"):
-        qcore.quantize(Fn(lambda x: x.sin()), q, [VECTOR.half()])
+        qcore.quantize(Fn(lambda x: function(x)), quantizer(), [VECTOR.half()])
 
 
 def test_annotating_needs_no_time_that_grows_faster_than_the_graph(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 import qcore
+from qcore.graph import control_flow_bodies
 from qcore_tosa import TosaQuantizer, get_symmetric_quantization_config
 
 aten = torch.ops.aten
@@ -84,8 +87,16 @@ def test_a_rule_by_operator_covers_its_pieces() -> None:
     assert report["softmax"].scheme is None
 
 
-@pytest.mark.parametrize("flag", [True, False])
-def test_both_branches_of_a_conditional_are_quantized(flag: bool) -> None:
+def quantizing_bodies(graph: torch.fx.GraphModule) -> dict[str, bool]:
+    """Say of each body of control flow whether anything in it is quantized."""
+    quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    return {
+        name: any(node.target is quantize for node in body.graph.nodes)
+        for name, _, body in control_flow_bodies(graph)
+    }
+
+
+def test_both_branches_of_a_conditional_are_quantized() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -96,11 +107,10 @@ def test_both_branches_of_a_conditional_are_quantized(flag: bool) -> None:
 
     torch.manual_seed(0)
     model, x = Branches().eval(), torch.rand(2, 8)
-    samples = [x, -x]
-    graph = quantizer().quantize_with_submodules(model, samples)
-    sample = samples[flag]
-    torch.testing.assert_close(graph(sample), model(sample).detach(), atol=0.1, rtol=0.1)
-    assert torch.int8 in {b.dtype for b in graph.buffers()}
+    graph = quantizer().quantize_with_submodules(model, [x, -x])
+    assert list(quantizing_bodies(graph).values()) == [True, True]
+    for sample in (x, -x):
+        torch.testing.assert_close(graph(sample), model(sample).detach(), atol=0.1, rtol=0.1)
 
 
 def test_a_loop_is_quantized() -> None:
@@ -111,6 +121,7 @@ def test_a_loop_is_quantized() -> None:
 
     model = Doubling()
     graph = quantizer().quantize_with_submodules(model, [torch.ones(4)])
+    assert list(quantizing_bodies(graph).values()) == [True, True]
     torch.testing.assert_close(graph(torch.ones(4)), model(torch.ones(4)), atol=0.2, rtol=0)
 
 
@@ -143,15 +154,34 @@ def test_a_loop_that_reads_a_constant_computes_the_same() -> None:
     assert torch.equal(graph(x), torch.full((2, 4), 4.0))
 
 
-@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d])
-def test_a_convolution_of_a_single_sample_lowers(kind: type[nn.Module]) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(kind(4, 4, 3), nn.ReLU()).eval()
-    x = X[0] if kind is nn.Conv1d else X[0].reshape(4, 4, 2).repeat(1, 1, 2)
-    result = qcore.quantize(model, quantizer(), [x], progress=False)
-    output = quantizer().lower(result.model, (x,)).run(x)
-    assert output.shape == model(x).shape
+def lowered_like_float(model: nn.Module, x: torch.Tensor) -> qcore.AnnotationReport:
+    """Lower and execute a model, compare it to the converted one and to float."""
+    result = qcore.quantize(model.eval(), quantizer(), [x], progress=False)
+    assert not result.report.in_float
+    program = quantizer().lower(result.model, (x,))
+    assert program.report.is_fully_delegated
+    output = program.run(x)
     torch.testing.assert_close(output, result.model(x), rtol=0, atol=0.02)
+    torch.testing.assert_close(output, model(x).detach(), rtol=0, atol=0.05)
+    return result.report
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d])
+def test_a_convolution_of_a_single_sample_lowers_with_what_is_fused(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    x = X[0] if kind is nn.Conv1d else X[0].reshape(4, 4, 2).repeat(1, 1, 2)
+    report = lowered_like_float(nn.Sequential(kind(4, 4, 3), nn.ReLU()), x)
+    assert any(d.pattern.endswith(" + relu") for d in report.decisions)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.MaxPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1)],
+    ids=lambda pool: type(pool).__name__,
+)
+def test_pooling_of_a_single_picture_lowers(pool: nn.Module) -> None:
+    torch.manual_seed(0)
+    lowered_like_float(nn.Sequential(nn.Conv2d(4, 4, 1), pool), X[0].reshape(4, 4, 2))
 
 
 @pytest.mark.parametrize(
@@ -165,11 +195,30 @@ def test_a_convolution_of_a_single_sample_lowers(kind: type[nn.Module]) -> None:
 )
 def test_pooling_in_one_dimension_lowers(pool: nn.Module, x: torch.Tensor) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv1d(4, 4, 1), pool).eval()
-    result = qcore.quantize(model, quantizer(), [x], progress=False)
-    assert not result.report.in_float
-    program = quantizer().lower(result.model, (x,))
-    assert program.report.is_fully_delegated
-    output = program.run(x)
-    torch.testing.assert_close(output, result.model(x), rtol=0, atol=0.02)
-    torch.testing.assert_close(output, model(x).detach(), rtol=0, atol=0.05)
+    lowered_like_float(nn.Sequential(nn.Conv1d(4, 4, 1), pool), x)
+
+
+@pytest.mark.parametrize("pool", [functional.avg_pool1d, functional.max_pool1d])
+def test_pooling_whose_stride_is_its_size_lowers(pool: Callable[..., torch.Tensor]) -> None:
+    class Pool(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return pool(x * 0.5, 3, ceil_mode=True)
+
+    lowered_like_float(Pool(), X)
+
+
+def test_an_infinite_bound_of_what_stays_in_float_stays_infinite() -> None:
+    class Bounded(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * 2).clamp(0, float("inf"))
+
+    q = quantizer().set_operator_type(aten.clamp.default, None)
+    graph = q.transform_for_annotation(captured(Bounded(), X))
+    assert float(graph(X * 1000).max()) > 255
+
+
+def test_what_is_added_is_on_the_device_of_the_model() -> None:
+    with torch.device("meta"):
+        model, x = nn.Conv2d(3, 4, 3, bias=False), torch.empty(1, 3, 8, 8)
+    graph = quantizer().transform_for_annotation(captured(model, x))
+    assert {parameter.device.type for parameter in graph.parameters()} == {"meta"}

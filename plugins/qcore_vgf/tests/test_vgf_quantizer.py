@@ -41,12 +41,18 @@ def test_both_ways_to_a_quantizer_have_executorchs_default_spec() -> None:
         assert q.backend.compile_spec.tosa_spec.support_float()
 
 
-def test_what_is_no_compile_spec_is_refused() -> None:
-    for wrong in (3, EthosUCompileSpec("ethos-u55-128")):
-        with pytest.raises(QcoreError, match="takes ExecuTorch's VgfCompileSpec"):
-            VgfQuantizer(wrong)
+@pytest.mark.parametrize("wrong", [3, EthosUCompileSpec("ethos-u55-128")])
+def test_what_is_no_compile_spec_of_vgf_is_refused(wrong: object) -> None:
+    with pytest.raises(QcoreError, match="takes ExecuTorch's VgfCompileSpec"):
+        VgfQuantizer(wrong)
+
+
+def test_what_is_no_tosa_specification_is_refused() -> None:
     with pytest.raises(QcoreError, match="is no TOSA specification"):
         qcore.get_quantizer("vgf", tosa_spec="TOSA-9")
+
+
+def test_a_compile_spec_beside_options_to_build_one_is_refused() -> None:
     with pytest.raises(QcoreError, match="not both"):
         qcore.get_quantizer("vgf", compile_spec=VgfCompileSpec(), tosa_spec="TOSA-1.0+INT")
 

@@ -12,7 +12,7 @@ from qcore.errors import QcoreError
 from qcore.lowering import import_executorch
 from qcore.report import Diagnostic
 from qcore_ethosu.support import unsupported_nodes
-from qcore_tosa import TosaBackend
+from qcore_tosa import TosaBackend, check_compile_spec
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -74,17 +74,14 @@ class EthosUBackend(TosaBackend):
                 list(self.extra_flags),
                 self.config_ini,
             )
-        elif not isinstance(self.compile_spec, specs.EthosUCompileSpec):
-            raise QcoreError(
-                "ethosu takes ExecuTorch's EthosUCompileSpec, got "
-                f"{type(self.compile_spec).__name__} ({self.compile_spec!r}). Pass "
-                "qcore_ethosu.EthosUCompileSpec('ethos-u85-256'), or target='ethos-u85-256'."
-            )
-        elif self.target is not None or any(options):
-            raise QcoreError(
-                "Pass ethosu either a compile_spec or the options to build one, not both."
-            )
         else:
+            check_compile_spec(
+                self.name,
+                self.compile_spec,
+                specs.EthosUCompileSpec,
+                "Pass qcore_ethosu.EthosUCompileSpec('ethos-u85-256'), or target='ethos-u85-256'.",
+                (self.target, *options),
+            )
             self.target = self.compile_spec.target
 
     @qcore.hookimpl

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from qcore.errors import LoweringError
-from qcore.lowering import LoweringReport, import_executorch
+from qcore.lowering import LoweringReport
 from qcore_ethosu.program import EthosUProgram
 from qcore_ethosu.report import EthosUReport
 from qcore_ethosu.vela import compile_with_vela, require_vela
-from qcore_tosa.lowering import Target, check_compile_spec, check_options, lower_by_tosa
+from qcore_tosa.lowering import Target, check_options, lower_by_tosa
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -35,28 +35,25 @@ def lower_to_ethosu(program: ExportedProgram, compile_spec: Any, **options: Any)
         The program, with Vela's figures in its report.
 
     Raises:
-        LoweringError: An option is unknown, the specification is another backend's, a shape is
-            dynamic, operators would be left to the CPU, or ExecuTorch or Vela cannot compile.
+        LoweringError: An option is unknown, a shape is dynamic, operators would be left to the CPU,
+            or ExecuTorch or Vela cannot compile.
         RuntimeUnavailableError: ExecuTorch or Vela is not installed.
     """
     check_options("ethosu", options, _OPTIONS)
-    specs = import_executorch("executorch.backends.arm.ethosu")
-    check_compile_spec("ethosu", compile_spec, specs.EthosUCompileSpec)
     require_vela()
     target = Target(
         name="ethosu",
         partitioner="executorch.backends.arm.ethosu.partitioner:EthosUPartitioner",
         compiler="executorch.backends.arm.ethosu.backend:vela_compile",
         compile=compile_with_vela,
-        control_flow=True,
     )
     lowered = lower_by_tosa(program, compile_spec, target, EthosUProgram, None)
-    if not options.get("allow_cpu", False):
+    if not options.pop("allow_cpu", False):
         _require_npu(lowered.report, compile_spec.target)
     fields = {f.name: getattr(lowered.report, f.name) for f in attrs.fields(LoweringReport)}
     vela = tuple(delegate.compilation.figures for delegate in lowered.delegates)
     complete = attrs.evolve(lowered, report=EthosUReport(**fields, vela=vela))
-    return complete.on_reference_model(timeout_s=options.get("timeout_s", 600.0))
+    return complete.on_reference_model(**options)
 
 
 def _require_npu(report: LoweringReport, target: str) -> None:

@@ -35,6 +35,14 @@ class Compilation:
     binary: bytes = attrs.field(repr=False)
     figures: Any = None
 
+    @property
+    def input_names(self) -> list[str]:
+        """The inputs of the TOSA graph; those that it does not use are missing."""
+        from tosa.TosaGraph import TosaGraph
+
+        block = TosaGraph.GetRootAs(self.tosa, 0).Regions(0).Blocks(0)
+        return [block.Inputs(index).decode() for index in range(block.InputsLength())]
+
 
 @attrs.frozen(eq=False)
 class Delegate:

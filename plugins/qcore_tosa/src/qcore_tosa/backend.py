@@ -12,9 +12,10 @@ import qcore
 from qcore.annotation import annotate_graph
 from qcore.annotation.annotate import DECISION
 from qcore.annotation.rules import annotation_of
+from qcore.errors import UnsupportedSchemeError
 from qcore_tosa.compile_spec import as_compile_spec
 from qcore_tosa.control_flow import annotate_control_flow
-from qcore_tosa.marks import mark_quantized
+from qcore_tosa.marks import is_argmax, mark_quantized
 from qcore_tosa.schemes import DYNAMIC, INT8, INT16
 from qcore_tosa.support import TABLE
 from qcore_tosa.transforms import decompose
@@ -48,8 +49,13 @@ class TosaBackend:
 
     @qcore.hookimpl
     def supported_schemes(self) -> Sequence[QuantizationScheme]:
-        """8a8w on every target; 16a8w with TOSA's extension ``int16``, 8da8w with float."""
+        """8a8w with TOSA's integers; 16a8w with its extension ``int16``, 8da8w with float."""
         spec = self.compile_spec.tosa_spec
+        if not spec.support_integer():
+            raise UnsupportedSchemeError(
+                f"{spec} computes in float alone, so nothing is quantized for it. Take a "
+                "specification with integers, such as 'TOSA-1.0+FP+INT'."
+            )
         dynamic = DYNAMIC if spec.support_float() else ()
         return (*INT8, *(INT16 if spec.support_extension("int16") else ()), *dynamic)
 
@@ -67,7 +73,9 @@ class TosaBackend:
             if node.op != "call_function":
                 continue
             decision = node.meta.get(DECISION)
-            quantized = decision.is_quantized if decision else annotation_of(node) is not None
+            # The cast of positions that the passes insert belongs to what gives them.
+            source = node.args[0] if node.args and is_argmax(node.args[0]) else node
+            quantized = decision.is_quantized if decision else annotation_of(source) is not None
             mark_quantized(node, quantized)
         return report
 

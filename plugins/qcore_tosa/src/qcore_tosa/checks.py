@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.annotation import INTEGERS_ONLY, OperatorMatch, Rejection
+from qcore.annotation import OperatorMatch, Rejection, without_float32
 from qcore.annotation.checks import (
-    HISTOGRAM_LIMIT,
+    argument_of,
     convolution_groups,
+    fits_histogram,
     static_weight,
     weight_shape,
 )
-from qcore.graph import is_float_tensor, tensor_value
+from qcore.graph import each_dimension
 from qcore.schemes import PER_CHANNEL, QuantizationConfig
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "float_edges",
     "is_fusable_clamp",
     "one_axis_of_channels",
+    "undilated",
 ]
 
 aten = torch.ops.aten
@@ -33,17 +35,7 @@ def float_edges(
 ) -> Rejection | None:
     """Reject operators that neither read nor give float32."""
     del config, model
-    nodes = (*match.root.all_input_nodes, match.root)
-    if any(map(is_float_tensor, nodes)):
-        return None
-    others = {v.dtype for n in nodes if (v := tensor_value(n)) is not None}
-    floats = sorted(str(d).removeprefix("torch.") for d in others if d.is_floating_point)
-    if not floats:
-        return INTEGERS_ONLY
-    return Rejection(
-        f"it computes in {', '.join(floats)}, and only float32 is quantized",
-        "Cast the model to float32 first.",
-    )
+    return without_float32(match.root)
 
 
 def constant_fits(
@@ -51,10 +43,8 @@ def constant_fits(
 ) -> Rejection | None:
     """Reject constants that are too large for a histogram."""
     del config, model
-    value: Any = match.root.args[1] if len(match.root.args) > 1 else 0
-    if not isinstance(value, (int, float)) or abs(value) <= HISTOGRAM_LIMIT:
-        return None
-    return Rejection(f"the constant {value:g} is too large to quantize")
+    numbers = (value for value in match.root.args if isinstance(value, (int, float)))
+    return next(filter(None, map(fits_histogram, numbers)), None)
 
 
 def constant_weight_if_dynamic(
@@ -76,11 +66,25 @@ def one_axis_of_channels(
     del model
     groups, shape = convolution_groups(match.root), weight_shape(match)
     per_channel = config.weight is not None and config.weight.qscheme in PER_CHANNEL
-    if not per_channel or shape is None or groups in (1, shape[0]):
+    if not per_channel or shape is None or groups == 1 or shape[:2] == (groups, 1):
         return None
     return Rejection(
         f"a transposed convolution with groups={groups} has no dimension of output channels",
         "Give it a per-tensor configuration, such as '8a8w per-tensor'.",
+    )
+
+
+def undilated(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject dilated transposed convolutions."""
+    del config, model
+    dilation = argument_of(match.root, "dilation", 1)
+    if set(each_dimension(dilation)) == {1}:
+        return None
+    return Rejection(
+        f"a transposed convolution with dilation={dilation} is none of TOSA's",
+        "Use dilation=1, with a kernel that has zeros between its values.",
     )
 
 

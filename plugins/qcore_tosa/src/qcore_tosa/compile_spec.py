@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from qcore.errors import QcoreError
 from qcore.lowering import import_executorch
 
-__all__ = ["as_compile_spec", "tosa_specification"]
+__all__ = ["as_compile_spec", "check_compile_spec", "tosa_specification"]
+
+
+def check_compile_spec(
+    backend: str, spec: Any, expected: type, advice: str, options: Iterable[object] = ()
+) -> None:
+    """Refuse a compile spec of another backend, or one beside the options to build one.
+
+    Args:
+        backend: The backend's name.
+        spec: What the user passed.
+        expected: ExecuTorch's class of that backend's compile specs.
+        advice: What to pass.
+        options: The values of the options; those that were not given are false.
+
+    Raises:
+        QcoreError: It is of another class, or an option was given, too.
+    """
+    if not isinstance(spec, expected):
+        raise QcoreError(
+            f"{backend} takes ExecuTorch's {expected.__name__}, got {type(spec).__name__} "
+            f"({spec!r}). {advice}"
+        )
+    if any(options):
+        raise QcoreError(
+            f"Pass {backend} either a compile_spec or the options to build one, not both."
+        )
 
 
 def as_compile_spec(spec: Any) -> Any:

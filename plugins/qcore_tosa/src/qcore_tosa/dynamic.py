@@ -6,7 +6,7 @@ are those of integers with the scale 1, and the real scales are multiplied in af
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 
 from qcore.graph import each_dimension, overload_packet, tensor_attribute
 from qcore.lowering import rewritten
+from qcore_tosa.layer_forms import padding_of_sides
 from qcore_tosa.marks import mark_quantized
 
 __all__ = ["decompose_dynamic"]
@@ -73,7 +74,7 @@ def _decompose(model: GraphModule, layer: Node) -> None:
     options: tuple[Any, ...] = ()
     if spatial:
         dilation = each_dimension(given["dilation"], spatial)
-        padding = _sides(given["padding"], dilation, weight.shape[2:])
+        padding = padding_of_sides(given["padding"], dilation, list(weight.shape[2:]))
         options = (None, given["stride"], [0] * spatial, dilation, given["groups"])
 
     def call(target: Callable[..., Any], *args: Any, quantized: bool = False) -> Node:
@@ -136,17 +137,6 @@ def _computed(model: GraphModule, value: Any) -> Any:
         return tensor_attribute(model, value)
     assert callable(value.target)
     return value.target(*(_computed(model, argument) for argument in value.args))
-
-
-def _sides(padding: Any, dilation: list[int], kernel: Sequence[int]) -> list[int]:
-    """Return the padding of each side, the last dimension first, as ``aten.pad`` takes it."""
-    if padding == "same":
-        totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
-        pairs = [(total // 2, total - total // 2) for total in totals]
-    else:
-        sizes = each_dimension(0 if padding == "valid" else padding, len(kernel))
-        pairs = [(size, size) for size in sizes]
-    return [side for pair in reversed(pairs) for side in pair]
 
 
 def _choose_qparams(

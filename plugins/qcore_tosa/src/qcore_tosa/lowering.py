@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -15,9 +15,12 @@ from torch.fx import GraphModule
 
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
+from qcore.patching import LIBRARIES
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
+from qcore_tosa.compile_spec import check_compile_spec
 from qcore_tosa.dynamic import decompose_dynamic
+from qcore_tosa.limits import miscomputed
 from qcore_tosa.mends import mended_passes
 from qcore_tosa.program import TosaProgram
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     from qcore.lowering import Runner
 
-__all__ = ["Target", "check_compile_spec", "check_options", "lower_by_tosa", "lower_to_tosa"]
+__all__ = ["Target", "check_options", "lower_by_tosa", "lower_to_tosa"]
 
 # Below "executorch", where the core collects the reasons that partitioners state.
 _LOGGER = logging.getLogger("executorch.backends.qcore_tosa")
@@ -74,25 +77,6 @@ def check_options(backend: str, options: Mapping[str, Any], known: Collection[st
         raise LoweringError(
             f"{backend}'s lower has no option {', '.join(map(repr, unknown))}. "
             f"Its options: {', '.join(known)}."
-        )
-
-
-def check_compile_spec(backend: str, compile_spec: Any, expected: type) -> None:
-    """Refuse a compile specification of another backend.
-
-    Args:
-        backend: The backend's name.
-        compile_spec: What the user passed.
-        expected: ExecuTorch's class of that backend's specifications.
-
-    Raises:
-        LoweringError: It is of another class.
-    """
-    if not isinstance(compile_spec, expected):
-        raise LoweringError(
-            f"Lowering for {backend} takes a compile specification of the class "
-            f"{expected.__name__}, got {type(compile_spec).__name__}. "
-            f"Build one: {expected.__module__}.{expected.__name__}(...)."
         )
 
 
@@ -161,13 +145,15 @@ def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -
         The program.
 
     Raises:
-        LoweringError: An option is unknown, the specification is a device's, a shape is dynamic,
-            or ExecuTorch cannot lower the model.
+        LoweringError: An option is unknown, a shape is dynamic, or ExecuTorch cannot lower the
+            model.
+        QcoreError: The compile specification is a device's.
         RuntimeUnavailableError: ExecuTorch is not installed.
     """
     check_options("tosa", options, ("timeout_s",))
     specs = import_executorch("executorch.backends.arm.tosa.compile_spec")
-    check_compile_spec("tosa", compile_spec, specs.TosaCompileSpec)
+    advice = "Lower with that backend's quantizer, or pass the specification 'TOSA-1.0+INT'."
+    check_compile_spec("tosa", compile_spec, specs.TosaCompileSpec, advice)
     target = Target("tosa", "executorch.backends.arm.tosa.partitioner:TOSAPartitioner")
     lowered = lower_by_tosa(program, compile_spec, target, TosaProgram, None)
     return lowered.on_reference_model(**options)
@@ -267,24 +253,37 @@ def _partitioner(where: str, compile_spec: Any, *, bodies: bool) -> Any:
                 why(node, _SCHEMA.sub(r"\1", reason))
             return result
 
-    return Reporting(compile_spec)
+    return Reporting(compile_spec, [_computed_right()])
 
 
-class _Level:
-    """A logger's level for as long as a context lasts."""
+def _computed_right() -> Any:
+    """Keep out of the delegates what ExecuTorch computes wrongly in them.
 
-    def __init__(self, name: str, level: int) -> None:
-        self._logger, self._level = logging.getLogger(name), level
+    Quantized, these have another form; see :mod:`qcore_tosa.forms`.
+    """
+    from torch.fx.passes.operator_support import OperatorSupportBase
 
-    def __enter__(self) -> None:
-        self._before = self._logger.level
-        self._logger.setLevel(self._level)
+    why = import_executorch("executorch.exir.backend.utils").WhyNoPartition(_LOGGER)
 
-    def __exit__(self, *error: object) -> None:
-        self._logger.setLevel(self._before)
+    class ComputedRight(OperatorSupportBase):  # type: ignore[misc]
+        def is_node_supported(self, submodules: Any, node: Any) -> bool:
+            reason = miscomputed(node)
+            if reason is not None:
+                why(node, reason)
+            return reason is None
+
+    return ComputedRight()
 
 
-def _quiet_backend() -> _Level:
+@contextmanager
+def _quiet_backend() -> Iterator[None]:
     # The core sets ExecuTorch's loggers to "debug" to hear of reasons. At "info" the backend dumps
     # tables and makes its compilers verbose.
-    return _Level("executorch.backends.arm", logging.ERROR)
+    logger = logging.getLogger("executorch.backends.arm")
+    with LIBRARIES:
+        before = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(before)

@@ -6,7 +6,9 @@ from typing import Final
 
 from torch.fx import Node
 
-__all__ = ["KEEP", "mark_quantized"]
+from qcore.graph import operator_name
+
+__all__ = ["KEEP", "is_argmax", "mark_quantized"]
 
 #: Key in ``node.meta``: passes transform a node unless this is true (``arm/constants.py``).
 KEEP: Final = "_arm_disallow_tfa"
@@ -24,3 +26,8 @@ def mark_quantized(node: Node, quantized: bool) -> None:
     """
     mark = {_QUANTIZED: {"quantized": quantized}}
     node.meta["custom"] = {**node.meta.get("custom", {}), **mark}
+
+
+def is_argmax(node: object) -> bool:
+    """Say whether a node, of ATen or of ExecuTorch's edge dialect, gives positions."""
+    return isinstance(node, Node) and operator_name(node) == "aten.argmax.default"

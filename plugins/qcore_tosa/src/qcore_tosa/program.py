@@ -9,7 +9,7 @@ import attrs
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram
 from qcore_tosa.artifacts import Delegate, save_numbered
-from qcore_tosa.reference import ReferenceRunner
+from qcore_tosa.reference import TIMEOUT_S, ReferenceRunner
 
 if TYPE_CHECKING:
     import os
@@ -54,11 +54,12 @@ class TosaProgram(LoweredProgram):
         """
         return save_numbered(path, {d.name: d.compilation.tosa for d in self._own_delegates()})
 
-    def on_reference_model(self, *, timeout_s: float = 600.0) -> Self:
+    def on_reference_model(self, *, timeout_s: float | None = None) -> Self:
         """Return the same program, executed by the TOSA reference model.
 
         Args:
-            timeout_s: Longest time in seconds for each run of a graph.
+            timeout_s: Longest time in seconds for each run of a graph; by default that for a run
+                of the program as it is.
 
         Returns:
             A program whose ``run``, ``run_many``, ``session`` and ``benchmark`` execute the TOSA
@@ -68,6 +69,8 @@ class TosaProgram(LoweredProgram):
             LoweringError: The program was read from a file.
         """
         delegates = self._own_delegates()
+        if timeout_s is None:
+            timeout_s = getattr(self.runner, "timeout_s", TIMEOUT_S)
         return attrs.evolve(self, runner=ReferenceRunner(self.partitioned, delegates, timeout_s))
 
     def _own_delegates(self) -> tuple[Delegate, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
 
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 
     from qcore_tosa.artifacts import Delegate
 
-__all__ = ["ReferenceRunner"]
+__all__ = ["TIMEOUT_S", "ReferenceRunner"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
+
+#: Longest time in seconds for one run where the user sets none; emulations are slow.
+TIMEOUT_S: Final = 600.0
 
 
 class _ReferenceProcess(ChildProcess):
@@ -69,10 +73,11 @@ class _Graph:
         program = self.delegate.module.original_module
         names = list(program.graph_signature.user_inputs)
         values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
-        taken = _input_names(self.delegate.compilation.tosa)
+        taken = self.delegate.compilation.input_names
         # An argument that the graph does not use is missing from it.
-        positions = [names.index(name) for name in taken] if set(taken) <= set(names) else None
-        return [(index, values[names[index]]) for index in positions or range(len(names))]
+        known = set(taken) <= set(names)
+        positions = map(names.index, taken) if known else range(len(names))
+        return [(index, values[names[index]]) for index in positions]
 
     @cached_property
     def _outputs(self) -> list[Any]:
@@ -84,13 +89,6 @@ class _Graph:
         arrays = [_to_array(values[index], like) for index, like in self._inputs]
         results = process.execute(self.file, arrays)
         return [_to_tensor(out, like) for out, like in zip(results, self._outputs, strict=True)]
-
-
-def _input_names(tosa: bytes) -> list[str]:
-    from tosa.TosaGraph import TosaGraph
-
-    block = TosaGraph.GetRootAs(tosa, 0).Regions(0).Blocks(0)
-    return [block.Inputs(index).decode() for index in range(block.InputsLength())]
 
 
 def _to_array(value: torch.Tensor, like: torch.Tensor) -> Array:
@@ -119,6 +117,7 @@ class _ReferenceSession:
     program: ExportedProgram
     state: dict[str, Any]
     execute: Callable[[Any, Sequence[Any]], list[Any]]
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
 
     def run(self, inputs: Sequence[Any], *, method: str = "forward") -> tuple[Any, ...]:
         """Execute the program once."""
@@ -126,7 +125,8 @@ class _ReferenceSession:
             raise RuntimeExecutionError(
                 f"The program has no method {method!r} on the reference model; it has: forward."
             )
-        return walk(self.program, self.state, inputs, self.execute)
+        with self._lock:
+            return walk(self.program, self.state, inputs, self.execute)
 
     def benchmark(
         self, inputs: Sequence[Any], *, warmup: int, runs: int, method: str = "forward"
@@ -156,7 +156,7 @@ class ReferenceRunner:
 
     program: ExportedProgram = attrs.field(repr=False)
     delegates: tuple[Delegate, ...] = attrs.field(repr=False)
-    timeout_s: float = attrs.field(default=600.0, validator=attrs.validators.gt(0))
+    timeout_s: float = attrs.field(default=TIMEOUT_S, validator=attrs.validators.gt(0))
 
     def __str__(self) -> str:
         return "Arm's TOSA reference model"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from attrs import frozen
@@ -15,10 +15,10 @@ from torchao.quantization.pt2e.quantizer.quantizer import QuantizationSpecBase
 
 from qcore.annotation import OperatorMatch, Rejection
 from qcore.annotation.rules import write_match
-from qcore.graph import float_operands, is_float_tensor, tensor_value
+from qcore.graph import float_operands, is_float_tensor
 from qcore.schemes import QuantizationConfig
 
-__all__ = ["CastRule", "FixedRangeRule", "FloatEdgesRule", "SameRangeInputsRule", "SameRangeRule"]
+__all__ = ["CastRule", "FixedRangeRule", "SameRangeInputsRule", "SameRangeRule"]
 
 _INTEGERS: Final = (torch.int8, torch.int16, torch.int32)
 
@@ -32,20 +32,6 @@ def _write(
 
 
 @frozen
-class FloatEdgesRule:
-    """Operators whose float inputs and output each have a range of their own.
-
-    Inputs that are indices or conditions stay as they are; constants have no inputs at all.
-    """
-
-    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
-        """Annotate a match."""
-        inputs = dict.fromkeys(float_operands(match.root), config.input_activation)
-        _write(match, inputs, config.output_activation)
-        return None
-
-
-@frozen
 class SameRangeRule:
     """Operators whose output has the range of their input, because no rescaling is in them."""
 
@@ -53,7 +39,9 @@ class SameRangeRule:
         """Annotate a match."""
         source = match.root.args[0]
         if not isinstance(source, Node) or not is_float_tensor(source):
-            return Rejection("its first input is no float32 tensor")
+            return Rejection(
+                "its first input is no float32 tensor", "Cast that to float32 before it."
+            )
         _write(
             match, {source: config.input_activation}, SharedQuantizationSpec((source, match.root))
         )
@@ -66,9 +54,7 @@ class SameRangeInputsRule:
 
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate a match."""
-        first, *others = float_operands(match.root) or [None]
-        if first is None:
-            return Rejection("it compares no float32 tensors: there is nothing to quantize")
+        first, *others = float_operands(match.root)
         shared = SharedQuantizationSpec((first, match.root))
         inputs: dict[Node, QuantizationSpecBase | None] = {first: config.input_activation}
         inputs.update(dict.fromkeys(others, shared))
@@ -115,10 +101,8 @@ class CastRule:
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate a match."""
         node = match.root
-        source: Any = next(iter(node.all_input_nodes), None)
-        before, after = tensor_value(source), tensor_value(node)
-        if before is None or after is None:
-            return Rejection("it casts no tensor")
+        (source,) = node.all_input_nodes
+        before, after = source.meta["val"], node.meta["val"]
         if before.dtype in _INTEGERS and after.dtype is torch.float32:
             limits = torch.iinfo(before.dtype)
             exact = FixedQParamsQuantizationSpec(
@@ -136,4 +120,7 @@ class CastRule:
             _write(match, {source: config.input_activation}, shared)
             return None
         kinds = f"{before.dtype} to {after.dtype}".replace("torch.", "")
-        return Rejection(f"a cast from {kinds} has no quantized form")
+        return Rejection(
+            f"a cast from {kinds} has no quantized form",
+            "Cast int8, int16 or int32 to float32, or move the cast out of the model.",
+        )

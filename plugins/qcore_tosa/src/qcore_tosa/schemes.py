@@ -88,8 +88,15 @@ def get_symmetric_a8w4_quantization_config(
 ) -> QuantizationConfig:
     """Build a configuration with symmetric 4-bit weights, stored as int8, and int8 activations.
 
-    The parameters are those of ExecuTorch's function, as of
-    :func:`get_symmetric_quantization_config`.
+    The parameters are those of ExecuTorch's function; this one trains unless told otherwise.
+
+    Args:
+        is_per_channel: One weight scale per output channel instead of one per tensor.
+        is_qat: Fake quantization for quantization-aware training instead of observers.
+        is_dynamic: Measure activation ranges at run time; outputs then stay in float.
+
+    Returns:
+        A configuration; the same arguments give the same (cached) object.
     """
     return get_symmetric_quantization_config(
         is_per_channel, is_qat, is_dynamic, weight_qmin=-7, weight_qmax=7
@@ -107,8 +114,21 @@ def get_symmetric_a16w8_quantization_config(
 ) -> QuantizationConfig:
     """Build a configuration with symmetric int8 weights and symmetric int16 activations.
 
-    The parameters are those of ExecuTorch's function, as of
-    :func:`get_symmetric_quantization_config`.
+    The parameters are those of ExecuTorch's function.
+
+    Args:
+        is_per_channel: One weight scale per output channel instead of one per tensor.
+        is_qat: Fake quantization for quantization-aware training instead of observers.
+        is_dynamic: Measure activation ranges at run time; outputs then stay in float.
+        weight_qmin: Smallest quantized weight.
+        weight_qmax: Largest quantized weight.
+        epsilon: The smallest scale that observers may return.
+
+    Returns:
+        A configuration; the same arguments give the same (cached) object.
+
+    Raises:
+        UnsupportedSchemeError: The range is empty or does not fit int8.
     """
     limit = torch.iinfo(torch.int16).max
     return qcore.get_symmetric_quantization_config(

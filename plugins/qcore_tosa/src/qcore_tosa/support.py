@@ -32,11 +32,11 @@ from qcore_tosa.checks import (
     float_edges,
     is_fusable_clamp,
     one_axis_of_channels,
+    undilated,
 )
 from qcore_tosa.rules import (
     CastRule,
     FixedRangeRule,
-    FloatEdgesRule,
     SameRangeInputsRule,
     SameRangeRule,
 )
@@ -86,7 +86,7 @@ _GEMMS: Final = (
         fuses=_RELUS,
         may_fuse=is_fusable_clamp,
         folds_batch_norm=True,
-        checks=(float_inputs, one_axis_of_channels),
+        checks=(float_inputs, one_axis_of_channels, undilated),
     ),
 )
 
@@ -98,21 +98,21 @@ ARITHMETIC: Final = _rows(
 )
 
 _OWN_RANGES: Final = _rows(
-    FloatEdgesRule(),
+    ElementwiseRule(),
     """abs, ceil, erf, erfinv, exp, expm1, elu, selu, celu, floor, round, log, reciprocal, rsqrt,
-    sigmoid, cos, sin, tanh, sum.dim_IntList sum, hardsigmoid, hardswish hardswish_, leaky_relu
-    leaky_relu_, full_like, zeros_like, pow.Tensor_Scalar, gelu, silu silu_, sinh, atan, log1p,
-    log10, acosh, sign, asinh, cosh, cumsum, remainder.Scalar remainder.Tensor, tan, _softmax
-    softmax.int, div.Tensor div_.Tensor div.Tensor_mode, floor_divide, logit, glu, addmm,
-    layer_norm, group_norm, sqrt, var.dim var.correction, linalg_vector_norm, log_softmax.int,
-    embedding, cosine_similarity, neg, scaled_dot_product_attention, lstm.input, gru.input,
-    rnn_tanh.input rnn_relu.input, einsum, moveaxis.int moveaxis.intlist, movedim.int
-    movedim.intlist, argmax""",
+    sigmoid sigmoid_, cos, sin, tanh tanh_, sum.dim_IntList sum, hardsigmoid, hardswish
+    hardswish_, leaky_relu leaky_relu_, full_like, zeros_like, pow.Tensor_Scalar, gelu, silu
+    silu_, sinh, atan, log1p, log10, acosh, sign, asinh, cosh, cumsum, remainder.Scalar
+    remainder.Tensor, tan, _softmax softmax.int, div.Tensor div_.Tensor div.Tensor_mode,
+    floor_divide, logit, glu, addmm, layer_norm, group_norm, sqrt, var.dim var.correction,
+    linalg_vector_norm, log_softmax.int, embedding, cosine_similarity, neg,
+    scaled_dot_product_attention, lstm.input, gru.input, rnn_tanh.input rnn_relu.input, einsum,
+    moveaxis.int moveaxis.intlist, movedim.int movedim.intlist, argmax""",
     checks=(float_edges, constants_fit_histogram),
 )
 
 _CONSTANTS: Final = _rows(
-    FloatEdgesRule(),
+    ElementwiseRule(),
     "full, zeros, ones, fill_.Scalar, scalar_tensor, arange.start_step arange, linspace, eye",
     checks=(float_edges, constant_fits),
 )

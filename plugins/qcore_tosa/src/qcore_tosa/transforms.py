@@ -18,11 +18,14 @@ from qcore.graph import (
     insert_constant,
     is_constant,
     is_float_tensor,
+    remember_origin,
     tensor_value,
 )
 from qcore.lowering import import_executorch
 from qcore.plan import QuantizationPlan
 from qcore.quiet import quiet
+from qcore_tosa.forms import in_quantizable_forms
+from qcore_tosa.limits import refuse_written_buffers
 from qcore_tosa.marks import KEEP
 from qcore_tosa.support import ARITHMETIC, TABLE
 
@@ -33,7 +36,10 @@ __all__ = ["decompose"]
 
 aten = torch.ops.aten
 
-_FUSING: Final = frozenset(t for row in TABLE if row.fuses for t in row.targets)
+# Layers with weights -> what may be fused into them.
+_LAYERS: Final = {t: row.fuses for row in TABLE if row.fuses for t in row.targets}
+# Replaces infinite arguments whether their node is to be kept or not.
+_LIMITS: Final = "ReplaceInfAndLimitValuesPass"
 _ORIGIN: Final = (ORIGINAL_NAME, ORIGINAL_TARGET, "nn_module_stack")
 
 # Pooling in one dimension -> in two, and what each argument after the input is for the new one.
@@ -42,6 +48,8 @@ _POOLS: Final[dict[Any, tuple[Any, tuple[int, ...]]]] = {
     aten.avg_pool1d.default: (aten.avg_pool2d.default, (1, 1, 0)),
     aten.adaptive_avg_pool1d.default: (aten.adaptive_avg_pool2d.default, (1,)),
 }
+
+_IMAGE_POOLS: Final = frozenset(target for target, _ in _POOLS.values())
 
 _ARITHMETIC: Final = frozenset(target for row in ARITHMETIC for target in row.targets)
 
@@ -60,9 +68,11 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
     Returns:
         The model, with the same outputs in float.
     """
+    refuse_written_buffers(model)
+    in_quantizable_forms(model, plan)
     _pool_in_two_dimensions(model, plan)
     explicit_pool_strides(model)
-    clamps_to_hardtanh(model, plan, after=_FUSING)
+    clamps_to_hardtanh(model, plan, after=_LAYERS)
     _add_batch_dimensions(model, plan)
     _mark(model, plan)
     before = [model, *(body for _, _, body in control_flow_bodies(model))]
@@ -83,57 +93,63 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
 
 
 def _pool_in_two_dimensions(model: GraphModule, plan: QuantizationPlan) -> None:
-    """Give pooling in one dimension a second one, of size one, and a batch where there is none.
+    """Give pooling in one dimension a second one, of size one.
 
     ExecuTorch does it after quantization, when the new operators have no scales.
     """
     for node in list(model.graph.nodes):
-        value = tensor_value(node)
-        if node.target not in _POOLS or value is None or plan.config_for(node) is None:
+        if node.target not in _POOLS or plan.config_for(node) is None:
             continue
-        added = [-2] if value.dim() == 3 else [0, -2]
-        node.meta.update({ORIGINAL_NAME: node.name, ORIGINAL_TARGET: node.target})
+        remember_origin(node)
         node.target, neutral = _POOLS[node.target]
         sizes = zip(neutral, map(each_dimension, node.args[1:]), strict=False)
         # A stride that is not given is an empty list.
         wider = [[fill, *size] if size else [] for fill, size in sizes]
         node.args = (node.args[0], *wider, *node.args[1 + len(neutral) :])
-        _add_dimensions(model, node, added)
+        _add_dimension(model, node, -2)
 
 
 def _add_batch_dimensions(model: GraphModule, plan: QuantizationPlan) -> None:
-    """Give convolutions of a single sample a batch of one, as TOSA's have.
+    """Give convolutions and pooling of a single sample a batch of one, as TOSA's have.
 
-    Where ExecuTorch's lowering does it, the result is reshaped before it is quantized, and the
-    lowering stops.
+    Where ExecuTorch's passes do it, the result is reshaped before it is quantized, or they stop.
     """
     for node in list(model.graph.nodes):
-        if node.target not in _FUSING or node.target is aten.linear.default:
+        rank = _rank(node)
+        source = tensor_value(node.args[0]) if rank else None
+        if source is None or source.dim() == rank or plan.config_for(node) is None:
             continue
-        source, weight = (tensor_value(argument) for argument in node.args[:2])
-        if source is None or weight is None or source.dim() == weight.dim():
-            continue
-        if plan.config_for(node) is None:
-            continue
-        _add_dimensions(model, node, [0])
+        remember_origin(node)
+        reader = next(iter(node.users))
+        fused = len(node.users) == 1 and reader.target in _LAYERS.get(node.target, ())
+        _add_dimension(model, node, 0, last=reader if fused else node)
 
 
-def _add_dimensions(model: GraphModule, node: Node, added: list[int]) -> None:
-    """Give the first input of a node more dimensions, one after the other, and take them away."""
-    sample = source = node.args[0]
+def _rank(node: Node) -> int | None:
+    """Return how many dimensions a convolution or a pooling takes with a batch."""
+    if node.target in _IMAGE_POOLS:
+        return 4
+    if node.target not in _LAYERS or node.target is aten.linear.default:
+        return None
+    weight = tensor_value(node.args[1])
+    return None if weight is None else weight.dim()
+
+
+def _add_dimension(model: GraphModule, node: Node, dim: int, last: Node | None = None) -> None:
+    """Give the first input of a node one more dimension, and take it away behind another node."""
+    source, last = node.args[0], last or node
     assert isinstance(source, Node)
-    for dim in added:
-        with model.graph.inserting_before(node):
-            wider = model.graph.call_function(aten.unsqueeze.default, (source, dim))
-        wider.meta = {**node.meta, "val": source.meta["val"].unsqueeze(dim)}
-        source = wider
-    node.replace_input_with(sample, source)
-    with model.graph.inserting_after(node):
-        result = model.graph.call_function(aten.squeeze.dims, (node, added))
-    result.meta = dict(node.meta)
-    node.replace_all_uses_with(result, lambda user: user is not result)
-    for dim in added:
-        node.meta["val"] = node.meta["val"].unsqueeze(dim)
+    with model.graph.inserting_before(node):
+        wider = model.graph.call_function(aten.unsqueeze.default, (source, dim))
+    wider.meta = {**node.meta, "val": source.meta["val"].unsqueeze(dim)}
+    node.replace_input_with(source, wider)
+    with model.graph.inserting_after(last):
+        result = model.graph.call_function(aten.squeeze.dims, (last, [dim]))
+    remember_origin(last)
+    result.meta = dict(last.meta)
+    last.replace_all_uses_with(result, lambda user: user is not result)
+    for changed in {node, last}:
+        changed.meta["val"] = changed.meta["val"].unsqueeze(dim)
 
 
 def _keep(body: GraphModule) -> None:
@@ -155,8 +171,7 @@ def _mark(model: GraphModule, plan: QuantizationPlan) -> None:
             node.meta[KEEP] = not (quantized or _is_integer_form(node))
         elif node.op == "placeholder":
             node.meta[KEEP] = plan.selectors.is_empty
-        node.meta.setdefault(ORIGINAL_NAME, node.name)
-        node.meta.setdefault(ORIGINAL_TARGET, node.target)
+        remember_origin(node)
 
 
 def _is_integer_form(node: Node) -> bool:
@@ -225,25 +240,17 @@ def _run_passes(model: GraphModule, spec: ArmCompileSpec) -> GraphModule:
 
         def _transform_graph_module(self, graph_module: GraphModule) -> GraphModule:
             for one in self.passes:
-                result = one(graph_module)
-                graph_module = result.graph_module
+                blind = type(one).__name__ == _LIMITS
+                kept = [(n, n.args) for n in graph_module.graph.nodes if blind and KEEP in n.meta]
+                graph_module = one(graph_module).graph_module
+                for node, args in kept:
+                    node.args = args
             graph_module.recompile()
             return graph_module
 
     transformed = Passes(spec).transform_for_annotation_pipeline(model)
     assert isinstance(transformed, GraphModule)
     return transformed
-
-
-_BIASED: Final = frozenset(
-    {
-        aten.linear.default,
-        aten.conv1d.default,
-        aten.conv2d.default,
-        aten.conv3d.default,
-        aten.conv_transpose2d.input,
-    }
-)
 
 
 def _add_zero_biases(model: GraphModule, plan: QuantizationPlan) -> None:
@@ -253,7 +260,7 @@ def _add_zero_biases(model: GraphModule, plan: QuantizationPlan) -> None:
     """
     changed = False
     for node in list(model.graph.nodes):
-        config = plan.config_for(node) if node.target in _BIASED else None
+        config = plan.config_for(node) if node.target in _LAYERS else None
         if config is None or config.output_activation is None or not is_float_tensor(node):
             continue
         args = [*node.args, *[None] * (3 - len(node.args))]
@@ -271,6 +278,8 @@ def _add_zero_biases(model: GraphModule, plan: QuantizationPlan) -> None:
 
 def _zeros(model: GraphModule, node: Node, size: int) -> Node:
     name = f"_zero_bias_{node.name}"
-    value = torch.nn.Parameter(torch.zeros(size), requires_grad=False)
+    value = torch.nn.Parameter(
+        torch.zeros(size, device=node.meta["val"].device), requires_grad=False
+    )
     model.register_parameter(name, value)
     return insert_constant(model, node, name, node)

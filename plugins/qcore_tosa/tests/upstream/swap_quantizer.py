@@ -71,6 +71,13 @@ DIFFERENCES: dict[str, str] = {
         "looks for max_pool1d, which is quantized as the two-dimensional one; with theirs it stays "
         "in float, which passes on VGF alone"
     ),
+    r"test_upsample_nearest2d_vec_(tosa_INT|vgf_quant)\w*\[rand_(half|one_and_half)_": (
+        "looks for upsample_nearest2d, which theirs computes at other positions than torch does, "
+        "and is not compared; ours gathers torch's positions"
+    ),
+    r"test_native_batch_norm_legit_no_training_\w+_not_delegated": (
+        "expects that a batch norm after no layer stays outside; ours quantizes it"
+    ),
     r"test_while_loop_tosa_INT.*large_threshold": (
         "what a loop reads has one range, for ExecuTorch rescales all of it by the parameters of "
         "the first operand; beside a large threshold the values are rounded away"

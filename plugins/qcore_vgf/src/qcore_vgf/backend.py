@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import define, field
 
 import qcore
-from qcore.errors import QcoreError
 from qcore.lowering import import_executorch
-from qcore_tosa import TosaBackend, tosa_specification
+from qcore_tosa import TosaBackend, check_compile_spec, tosa_specification
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -45,15 +44,13 @@ class VgfBackend(TosaBackend):
         if self.compile_spec is None:
             spec = None if self.tosa_spec is None else tosa_specification(self.tosa_spec)
             self.compile_spec = specs.VgfCompileSpec(spec, list(self.compiler_flags))
-        elif not isinstance(self.compile_spec, specs.VgfCompileSpec):
-            raise QcoreError(
-                "vgf takes ExecuTorch's VgfCompileSpec, got "
-                f"{type(self.compile_spec).__name__} ({self.compile_spec!r}). Pass "
-                "qcore_vgf.VgfCompileSpec(), or leave it out."
-            )
-        elif self.tosa_spec is not None or self.compiler_flags:
-            raise QcoreError(
-                "Pass vgf either a compile_spec or the options to build one, not both."
+        else:
+            check_compile_spec(
+                self.name,
+                self.compile_spec,
+                specs.VgfCompileSpec,
+                "Pass qcore_vgf.VgfCompileSpec(), or leave it out.",
+                (self.tosa_spec, self.compiler_flags),
             )
 
     @qcore.hookimpl

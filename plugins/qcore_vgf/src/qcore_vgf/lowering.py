@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from qcore.errors import LoweringError
-from qcore.lowering import import_executorch
 from qcore_tosa.artifacts import Compilation
-from qcore_tosa.lowering import Target, check_compile_spec, check_options, lower_by_tosa
+from qcore_tosa.lowering import Target, check_options, lower_by_tosa
+from qcore_tosa.reference import TIMEOUT_S
 from qcore_vgf.program import VgfProgram
 from qcore_vgf.runner import VgfRunner
 
@@ -37,13 +37,11 @@ def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) ->
         The program.
 
     Raises:
-        LoweringError: An option is unknown, the specification is another backend's, a shape is
-            dynamic, or ExecuTorch cannot lower the model.
+        LoweringError: An option is unknown, a shape is dynamic, a delegate reads no input, or
+            ExecuTorch cannot lower the model.
         RuntimeUnavailableError: ExecuTorch or Arm's model converter is not installed.
     """
     check_options("vgf", options, _OPTIONS)
-    specs = import_executorch("executorch.backends.arm.vgf")
-    check_compile_spec("vgf", compile_spec, specs.VgfCompileSpec)
     target = Target(
         name="vgf",
         partitioner="executorch.backends.arm.vgf.partitioner:VgfPartitioner",
@@ -51,8 +49,20 @@ def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) ->
         compile=_convert,
         control_flow=False,
     )
-    runner = VgfRunner(backends=("VgfBackend",), **{"timeout_s": 600.0, **options})
-    return lower_by_tosa(program, compile_spec, target, VgfProgram, runner)
+    runner = VgfRunner(backends=("VgfBackend",), **{"timeout_s": TIMEOUT_S, **options})
+    lowered = lower_by_tosa(program, compile_spec, target, VgfProgram, runner)
+    _require_inputs(lowered)
+    return lowered
+
+
+def _require_inputs(program: VgfProgram) -> None:
+    """Refuse graphs of constants alone, for which ExecuTorch's runtime returns zeros."""
+    constant = [d.name for d in program.delegates if not d.compilation.input_names]
+    if constant:
+        raise LoweringError(
+            f"vgf cannot execute {', '.join(constant)}: nothing in it depends on the model's "
+            "inputs. Compute it once, keep the result in a buffer, and let the model read that."
+        )
 
 
 def _convert(convert: Callable[..., bytes], tosa: bytes, *args: Any, **kwargs: Any) -> Compilation:
