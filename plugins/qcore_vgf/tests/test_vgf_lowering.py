@@ -142,14 +142,14 @@ def test_two_outputs_of_one_value_are_both_computed():
     assert positions.tolist() == [3, 3]
 
 
-def test_graphs_of_constants_alone_are_refused_with_what_to_do():
+def test_constants_alone_are_computed_outside_of_the_delegates():
     class Constant(torch.nn.Module):
         def forward(self, x):
             return torch.zeros_like(x).cos() * 2
 
-    program = torch.export.export(Constant(), (torch.ones(4),))
-    with pytest.raises(LoweringError, match=r"nothing in it depends.*keep the result in a buffer"):
-        lower_to_vgf(program, vgf_spec())
+    program = lower_to_vgf(torch.export.export(Constant(), (torch.ones(4),)), vgf_spec())
+    assert program.report.delegates == 0
+    assert program.run(torch.ones(4)).tolist() == [2.0] * 4
 
 
 def test_loops_are_refused_with_what_to_do():

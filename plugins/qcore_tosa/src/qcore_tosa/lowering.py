@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
@@ -34,6 +35,12 @@ __all__ = ["Target", "check_options", "lower_by_tosa", "lower_to_tosa"]
 # Below "executorch", where the core collects the reasons that partitioners state.
 _LOGGER = logging.getLogger("executorch.backends.qcore_tosa")
 
+# Operators that take a tensor for its shape.
+_SHAPE_ONLY = re.compile(r"\baten\.(\w+_like|new_\w+)\b")
+
+# Where partitioners note the delegate of a node.
+_TAG = "delegation_tag"
+
 # An operator in a reason, printed with its schema.
 _SCHEMA = re.compile(r"<EdgeOpOverload: ([^>]+)>: schema = .*")
 
@@ -50,6 +57,7 @@ class Target:
         compiler: The function that compiles a TOSA graph, as ``module:function``, where the
             backend looks it up; empty where the TOSA graph itself is what is wanted.
         compile: Takes that function and its arguments, and compiles.
+        constants: Whether it computes graphs that read nothing.
         control_flow: Whether the compiler takes conditionals and loops, where the compile
             specification has TOSA's extension for them.
     """
@@ -59,6 +67,7 @@ class Target:
     compiler: str = ""
     compile: Callable[..., Compilation] | None = None
     control_flow: bool = True
+    constants: bool = True
 
 
 def check_options(backend: str, options: Mapping[str, Any], known: Collection[str]) -> None:
@@ -171,7 +180,7 @@ def _partitioned(exported: ExportedProgram, compile_spec: Any, target: Target) -
     spec = _without_control_flow(compile_spec) if apart else compile_spec
     edge = exir.to_edge_transform_and_lower(
         exported,
-        partitioner=[_partitioner(target.partitioner, spec, bodies=not apart)],
+        partitioner=[_partitioner(target, spec, bodies=not apart)],
         compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
     )
     if loops and has_loops(edge.exported_program()):
@@ -230,8 +239,8 @@ def _has_unsigned(program: ExportedProgram) -> bool:
     )
 
 
-def _partitioner(where: str, compile_spec: Any, *, bodies: bool) -> Any:
-    module, _, name = where.partition(":")
+def _partitioner(target: Target, compile_spec: Any, *, bodies: bool) -> Any:
+    module, _, name = target.partitioner.partition(":")
     base: Any = getattr(import_executorch(module), name)
     why = import_executorch("executorch.exir.backend.utils").WhyNoPartition(_LOGGER)
 
@@ -245,7 +254,10 @@ def _partitioner(where: str, compile_spec: Any, *, bodies: bool) -> Any:
         def _tag_module(self, module: Any, containing_program: Any, *args: Any) -> Any:
             if module is not containing_program.graph_module and not bodies:
                 return set()
-            return super()._tag_module(module, containing_program, *args)
+            tags = super()._tag_module(module, containing_program, *args)
+            if target.constants:
+                return tags
+            return tags - _untag_constants(module, containing_program, tags)
 
         def partition(self, exported_program: Any) -> Any:
             result = super().partition(exported_program)
@@ -254,6 +266,27 @@ def _partitioner(where: str, compile_spec: Any, *, bodies: bool) -> Any:
             return result
 
     return Reporting(compile_spec, [_computed_right()])
+
+
+def _untag_constants(module: GraphModule, program: ExportedProgram, tags: set[str]) -> set[str]:
+    """Take constants out of delegates that give nothing else, and return the tags of these."""
+    outer = module is program.graph_module
+    varying: set[Node] = set()
+    for node in module.graph.nodes:
+        is_input = not outer or node.name in program.graph_signature.user_inputs
+        reads = not _SHAPE_ONLY.search(str(node.target)) and varying & set(node.all_input_nodes)
+        if reads or (node.op == "placeholder" and is_input):
+            varying.add(node)
+    results = defaultdict(set)
+    for node in module.graph.nodes:
+        tag = node.meta.get(_TAG)
+        if any(user.meta.get(_TAG) != tag for user in node.users):
+            results[tag].add(node)
+    constant = {tag for tag in tags if not results[tag] & varying}
+    for node in module.graph.nodes:
+        if node.meta.get(_TAG) in constant:
+            del node.meta[_TAG]
+    return constant
 
 
 def _computed_right() -> Any:

@@ -37,8 +37,8 @@ def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) ->
         The program.
 
     Raises:
-        LoweringError: An option is unknown, a shape is dynamic, a delegate reads no input, or
-            ExecuTorch cannot lower the model.
+        LoweringError: An option is unknown, a shape is dynamic, or ExecuTorch cannot lower the
+            model.
         RuntimeUnavailableError: ExecuTorch or Arm's model converter is not installed.
     """
     check_options("vgf", options, _OPTIONS)
@@ -48,21 +48,10 @@ def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) ->
         compiler="executorch.backends.arm.vgf.backend:vgf_compile",
         compile=_convert,
         control_flow=False,
+        constants=False,  # ExecuTorch's runtime returns zeros for them.
     )
     runner = VgfRunner(backends=("VgfBackend",), **{"timeout_s": TIMEOUT_S, **options})
-    lowered = lower_by_tosa(program, compile_spec, target, VgfProgram, runner)
-    _require_inputs(lowered)
-    return lowered
-
-
-def _require_inputs(program: VgfProgram) -> None:
-    """Refuse graphs of constants alone, for which ExecuTorch's runtime returns zeros."""
-    constant = [d.name for d in program.delegates if not d.compilation.input_names]
-    if constant:
-        raise LoweringError(
-            f"vgf cannot execute {', '.join(constant)}: nothing in it depends on the model's "
-            "inputs. Compute it once, keep the result in a buffer, and let the model read that."
-        )
+    return lower_by_tosa(program, compile_spec, target, VgfProgram, runner)
 
 
 def _convert(convert: Callable[..., bytes], tosa: bytes, *args: Any, **kwargs: Any) -> Compilation:
