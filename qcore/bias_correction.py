@@ -55,13 +55,15 @@ class _InputMean(torch.nn.Module):  # type: ignore[misc]
             rows = x.reshape(-1, x.shape[-1])
             total, count = rows.sum(0, keepdim=True), rows.shape[0]
         elif x.dim() == self.rank:
-            total, count = x.sum(0, keepdim=True), x.shape[0]
+            # A sum over one sample would be a copy of it.
+            total, count = x if x.shape[0] == 1 else x.sum(0, keepdim=True), x.shape[0]
         else:
-            total, count = x.unsqueeze(0).clone(), 1
+            total, count = x.unsqueeze(0), 1
         if total.shape in self.sums:
             before, so_far = self.sums[total.shape]
-            total, count = before.add_(total), so_far + count
-        self.sums[total.shape] = total, count
+            self.sums[total.shape] = before.add_(total), so_far + count
+        else:
+            self.sums[total.shape] = total.clone(), count
 
 
 @define

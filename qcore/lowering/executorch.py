@@ -25,7 +25,7 @@ from qcore.lowering.program import LoweredProgram
 from qcore.lowering.report import LoweringReport
 from qcore.lowering.runner import ExecuTorchRunner, Runner
 from qcore.lowering.specs import TensorSpec, spec_of
-from qcore.quiet import paused_gc, quiet
+from qcore.quiet import quiet, spared_gc
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -109,7 +109,7 @@ def lower_with_partitioner(
     """
     exir = import_executorch("executorch.exir")
     clock = _Clock(backend)
-    with quiet(), paused_gc(), shared_provenance(), quick_decompositions():
+    with quiet(), spared_gc(), shared_provenance(), quick_decompositions():
         with clock.stage("export"):
             exported = export_for_lowering(program, example_inputs, dynamic_shapes)
         inputs, outputs = _specs(exported)
