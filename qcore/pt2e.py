@@ -28,6 +28,7 @@ from qcore.control_flow import (
 from qcore.errors import QcoreWarning
 from qcore.graph import clone, control_flow_bodies, is_observer, overload_packet
 from qcore.patching import patched
+from qcore.quiet import spared_gc
 from qcore.report import REPORT, AnnotationReport
 
 __all__ = ["Body", "PreparedModel"]
@@ -82,7 +83,7 @@ class PreparedModel:
         """
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
         recording = _Recording(quantizer)
-        with _counted_names(), _fusions_of_present_convolutions():
+        with _counted_names(), _fusions_of_present_convolutions(), spared_gc():
             prepared = prepare(model, recording)
         originals = recording.bodies or {}
         result = cls(prepared)
