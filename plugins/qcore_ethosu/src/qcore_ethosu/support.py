@@ -60,10 +60,13 @@ U55_LACKS_IN_16_BITS: Final[dict[str, tuple[Any, ...]]] = {
     "transposed convolutions of 16-bit activations": (aten.conv_transpose2d,),
 }
 
-_REASONS: Final = {packet: what for what, packets in U55_LACKS.items() for packet in packets}
-_REASONS_IN_16_BITS: Final = {
-    packet: what for what, packets in U55_LACKS_IN_16_BITS.items() for packet in packets
-}
+
+def _by_operator(lacks: dict[str, tuple[Any, ...]]) -> dict[Any, str]:
+    return {packet: what for what, packets in lacks.items() for packet in packets}
+
+
+_REASONS: Final = _by_operator(U55_LACKS)
+_REASONS_IN_16_BITS: Final = _by_operator(U55_LACKS_IN_16_BITS)
 
 _ADVICE: Final = "Replace it by other operators, move it out of the model, or choose an Ethos-U85."
 _ADVICE_IN_16_BITS: Final = "Quantize it with 8a8w, or choose an Ethos-U85."

@@ -48,7 +48,6 @@ def in_quantizable_forms(model: GraphModule, plan: QuantizationPlan) -> None:
                 rewrite_by(model, node, function, lambda _: True, whole=True)
         else:
             rewrite_by(model, node, node.target, _is_known, whole=False)
-    model.recompile()
 
 
 def _is_known(node: Node) -> bool:
