@@ -90,5 +90,5 @@ $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	@echo "Setting up .venv (2/3): torch, torchao and ExecuTorch; takes minutes"
 	@$(PIP) install -qq torch torchao executorch
 	@echo "Setting up .venv (3/3): qcore, its plugins and their tools"
-	@$(PIP) install -qq --editable '.[executorch,dev,demo,language-models]' $(addprefix --editable ./,$(PLUGINS))
+	@$(PIP) install -qq --editable '.[cli,dev,demo,language-models]' $(addprefix --editable ./,$(PLUGINS))
 	@touch $@

@@ -22,8 +22,10 @@ from rich.table import Table
 from torch import nn
 
 import qcore
-from qcore.lowering import ExecuTorchRunner, LoweredProgram, lower_with_partitioner
+from qcore.lowering import LoweredProgram
+from qcore.lowering.export import export_for_lowering
 from qcore.quiet import quiet
+from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -83,13 +85,9 @@ def by_executorch(is_dynamic: bool) -> Callable[[nn.Module, list[Sample]], Lower
         with torch.no_grad():
             for sample in samples:
                 prepared(*sample)
-        return lower_with_partitioner(
-            torch.export.export(convert_pt2e(prepared), samples[0]),
-            None,
-            backend="xnnpack",
-            partitioners=[XnnpackPartitioner()],
-            runner=ExecuTorchRunner(backends=("XnnpackBackend",), threads=1),
-        )
+        runner = ExecuTorchRunner(backends=("XnnpackBackend",), threads=1)
+        lowering = ExecuTorchLowering("xnnpack", [XnnpackPartitioner()], runner)
+        return lowering.lower(export_for_lowering(convert_pt2e(prepared), samples[0]))
 
     return build
 

@@ -100,7 +100,8 @@ def compare_programs(folders: dict[str, Path], results: Results) -> dict[str, An
     import torch
 
     import imagenet
-    from qcore.lowering import ExecuTorchRunner, LoweredProgram
+    from qcore.lowering import LoweredProgram
+    from qcore_executorch import ExecuTorchRunner
 
     crops = imagenet.evaluation_crops()
     runner = ExecuTorchRunner(

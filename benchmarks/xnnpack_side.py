@@ -27,7 +27,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import qcore
 from qcore.graph import is_compute_node
-from qcore.lowering.inspection import inspect_lowered
+from qcore_executorch.inspection import inspect_lowered
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 

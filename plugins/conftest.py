@@ -31,8 +31,9 @@ def arm_converted(
     Returns:
         The converted model, and the same as ``Quantizer.lower`` passes it to a backend.
     """
-    from qcore.lowering import export_for_lowering, import_executorch
+    from qcore.lowering import export_for_lowering
     from qcore.quiet import quiet
+    from qcore_executorch import import_executorch
 
     arm = import_executorch("executorch.backends.arm.quantizer")
     with quiet():
@@ -57,10 +58,11 @@ def bodies_converted(compile_spec: Any, model: nn.Module, samples: Sequence[Any]
     """
     from qcore.calibration import CalibrationData
     from qcore.capture import capture
-    from qcore.lowering import export_for_lowering, import_executorch
+    from qcore.lowering import export_for_lowering
     from qcore.pt2e import REPORT, PreparedModel
     from qcore.quiet import quiet
     from qcore.report import AnnotationReport
+    from qcore_executorch import import_executorch
 
     arm = import_executorch("executorch.backends.arm.quantizer")
     base = {"vgf": arm.VgfQuantizer, "vela": arm.EthosUQuantizer}[compile_spec._get_output_format()]

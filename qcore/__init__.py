@@ -9,20 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from qcore.errors import QcoreError, QcoreWarning
 from qcore.quiet import hush
-from qcore.registry import BackendInfo, backends, get_quantizer, register_backend
+from qcore.registry import BackendInfo, backends, register_backend
 
 if TYPE_CHECKING:
+    from qcore.configs import get_symmetric_quantization_config
     from qcore.flow import QuantizedModel, quantize
     from qcore.hookspecs import API_VERSION, hookimpl
     from qcore.lowering import LoweredProgram
-    from qcore.quantizer import Quantizer
-    from qcore.report import AnnotationReport
-    from qcore.schemes import (
-        QuantizationConfig,
-        QuantizationScheme,
-        get_symmetric_quantization_config,
-    )
-    from qcore.source import SourceReport, SourceScheme, quantize_
+    from qcore.quantizer import Quantizer, get_quantizer
+    from qcore.report import AnnotationReport, SourceReport
+    from qcore.schemes import QuantizationConfig, QuantizationScheme
+    from qcore.source import SourceScheme, quantize_
 
 __all__ = [
     "API_VERSION",
@@ -54,9 +51,10 @@ _HOMES = {
     "QuantizationScheme": "qcore.schemes",
     "QuantizedModel": "qcore.flow",
     "Quantizer": "qcore.quantizer",
-    "SourceReport": "qcore.source",
+    "SourceReport": "qcore.report",
     "SourceScheme": "qcore.source",
-    "get_symmetric_quantization_config": "qcore.schemes",
+    "get_quantizer": "qcore.quantizer",
+    "get_symmetric_quantization_config": "qcore.configs",
     "hookimpl": "qcore.hookspecs",
     "quantize": "qcore.flow",
     "quantize_": "qcore.source",

@@ -16,6 +16,7 @@ __all__ = [
     "CalibrationError",
     "CaptureError",
     "GroupSizeError",
+    "LibraryChangedError",
     "LoweringError",
     "PartialQuantizationError",
     "QcoreError",
@@ -89,6 +90,10 @@ class CalibrationError(QcoreError):
 
 class LoweringError(QcoreError):
     """The quantized model cannot be turned into a program."""
+
+
+class LibraryChangedError(QcoreError):
+    """An installed library no longer has what qcore changes or calls."""
 
 
 class ScaffoldError(QcoreError):

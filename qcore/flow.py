@@ -5,22 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from attrs import field, frozen
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
 
-from qcore.bias_correction import BiasCorrection
+from qcore.algorithms.bias_correction import BiasCorrection
 from qcore.calibration import CalibrationData, calibrate, check_arguments, check_sample
 from qcore.capture import capture
 from qcore.errors import QcoreError
-from qcore.pt2e import PreparedModel
-from qcore.quantizer import Quantizer
+from qcore.pt2e import Annotator, PreparedModel
 from qcore.report import AnnotationReport
 
-__all__ = ["QuantizedModel", "quantize"]
+__all__ = ["QuantizedModel", "QuantizerLike", "quantize"]
+
+
+@runtime_checkable
+class QuantizerLike(Annotator, Protocol):
+    """What ``quantize`` takes: :class:`qcore.Quantizer`, or whatever annotates like it."""
+
+    def require_quantized(self, report: AnnotationReport) -> AnnotationReport:
+        """Raise if nothing was quantized; returns the report."""
+        ...
 
 
 @frozen
@@ -40,7 +47,7 @@ class QuantizedModel:
 
 def quantize(
     model: Any,
-    quantizer: Quantizer,
+    quantizer: QuantizerLike,
     calibration_data: Iterable[Any],
     *,
     is_qat: bool = False,
@@ -73,10 +80,10 @@ def quantize(
         PartialQuantizationError: The backend cannot leave in float what would stay so.
         CalibrationError: The samples are missing or do not fit.
     """
-    if not isinstance(quantizer, Quantizer):
+    if not isinstance(quantizer, QuantizerLike):
         raise QcoreError(
             f"quantize takes a quantizer, got {quantizer!r}. Build one: "
-            "qcore.get_quantizer('xnnpack').set_global('8a8w')."
+            "qcore.get_quantizer(NAME).set_global('8a8w'), with a name from qcore.backends()."
         )
     data = CalibrationData.of(calibration_data)
     if isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule):
@@ -87,7 +94,7 @@ def quantize(
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         check_sample(data.first, placeholders, "Calibration sample 0")
     with _timed(seconds, "prepare"):
-        prepared = PreparedModel.prepare(graph, _Driver(quantizer), is_qat)
+        prepared = PreparedModel.prepare(graph, quantizer, is_qat)
         quantizer.require_quantized(prepared.report())
     with _timed(seconds, "calibrate"):
         correction = BiasCorrection(prepared.graphs())
@@ -106,21 +113,3 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - start
-
-
-class _Driver(TorchaoQuantizer):  # type: ignore[misc]
-    """Warns of nothing: the decisions for a graph and its bodies are judged together."""
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__()
-        self._quantizer = quantizer
-
-    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        return self._quantizer.transform_for_annotation(model)
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        self._quantizer.annotated(model)
-        return model
-
-    def validate(self, model: GraphModule) -> None:
-        self._quantizer.validate(model)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from attrs import define, evolve, field
 from torch.fx import Graph, GraphModule
-from torchao.quantization.pt2e import qat_utils
 from torchao.quantization.pt2e.quantize_pt2e import (
     convert_pt2e,
     prepare_pt2e,
@@ -19,6 +15,8 @@ from torchao.quantization.pt2e.quantize_pt2e import (
 )
 from torchao.quantization.pt2e.quantizer import Quantizer
 
+from qcore.compat.torch import counted_names
+from qcore.compat.torchao import fusions_of_present_convolutions
 from qcore.control_flow import (
     direct_bodies,
     raise_constants,
@@ -26,12 +24,28 @@ from qcore.control_flow import (
     sink_all_parameters,
 )
 from qcore.errors import QcoreWarning
-from qcore.graph import clone, control_flow_bodies, is_observer, overload_packet
-from qcore.patching import patched
+from qcore.graph import clone, control_flow_bodies, is_observer
 from qcore.quiet import spared_gc
 from qcore.report import REPORT, AnnotationReport
 
-__all__ = ["Body", "PreparedModel"]
+__all__ = ["Annotator", "Body", "PreparedModel"]
+
+
+@runtime_checkable
+class Annotator(Protocol):
+    """What the flow drives: rewrites a captured graph, decides about its nodes, judges the rest."""
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Bring a captured graph into the form that is annotated."""
+        ...
+
+    def annotated(self, model: GraphModule) -> AnnotationReport:
+        """Annotate a graph and return a decision for every compute node."""
+        ...
+
+    def validate(self, model: GraphModule) -> None:
+        """Raise if what stayed in float is not allowed."""
+        ...
 
 
 @define(eq=False)
@@ -70,7 +84,7 @@ class PreparedModel:
     bodies: list[Body] = field(factory=list)
 
     @classmethod
-    def prepare(cls, model: GraphModule, quantizer: Quantizer, is_qat: bool) -> PreparedModel:
+    def prepare(cls, model: GraphModule, quantizer: Annotator, is_qat: bool) -> PreparedModel:
         """Insert observers.
 
         Args:
@@ -82,10 +96,10 @@ class PreparedModel:
             The prepared model.
         """
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
-        recording = _Recording(quantizer)
-        with _counted_names(), _fusions_of_present_convolutions(), spared_gc():
-            prepared = prepare(model, recording)
-        originals = recording.bodies or {}
+        walk = _Walk(quantizer)
+        with counted_names(), fusions_of_present_convolutions(), spared_gc():
+            prepared = prepare(model, walk)
+        originals = walk.bodies or {}
         result = cls(prepared)
         for name, call, body in direct_bodies(prepared):
             # prepare_pt2e has done the bodies of while_loop itself; it does not do their inside.
@@ -149,73 +163,30 @@ class PreparedModel:
         return converted
 
 
-class _Recording(Quantizer):  # type: ignore[misc]
-    """Sinks parameters into the bodies of a transformed graph, and keeps these as they then are."""
+class _Walk(Quantizer):  # type: ignore[misc]
+    """torchao's form of an annotator.
 
-    def __init__(self, quantizer: Quantizer) -> None:
+    Sinks parameters into the bodies of a transformed graph, and keeps these as they then are. The
+    decisions for a graph and its bodies are left in their ``meta``, to be judged together.
+    """
+
+    def __init__(self, annotator: Annotator) -> None:
         super().__init__()
-        self._quantizer = quantizer
+        self._annotator = annotator
         self.bodies: dict[str, GraphModule] | None = None
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        return self._quantizer.transform_for_annotation(model)
+        return self._annotator.transform_for_annotation(model)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         if self.bodies is None:
             sink_all_parameters(model)
             self.bodies = {name: clone(body) for name, _, body in direct_bodies(model)}
-        return self._quantizer.annotate(model)
+        model.meta[REPORT] = self._annotator.annotated(model)
+        return model
 
     def validate(self, model: GraphModule) -> None:
-        self._quantizer.validate(model)
-
-
-def _counted_names() -> AbstractContextManager[None]:
-    """Name observers by counting on.
-
-    torch tries every number from 0 for each of them, which takes most of the time for large models
-    and grows with the square of their number.
-    """
-    # As an attribute of its package the module is hidden by a function of its name.
-    module: Any = importlib.import_module("torch.ao.quantization.fx.prepare")
-    counts: dict[tuple[int, str], int] = {}
-
-    def with_prefix(prefix: str) -> Callable[[torch.nn.Module], str]:
-        prefix = prefix.replace(".", "_")
-
-        def new_name(owner: torch.nn.Module) -> str:
-            key = (id(owner), prefix)
-            number = counts.get(key, 0)
-            while hasattr(owner, f"{prefix}{number}"):
-                number += 1
-            counts[key] = number
-            return f"{prefix}{number}"
-
-        return new_name
-
-    return patched(module, get_new_attr_name_with_prefix=with_prefix)
-
-
-def _fusions_of_present_convolutions() -> AbstractContextManager[None]:
-    """Fuse batch norms only into the kinds of convolution that a model has.
-
-    For quantization-aware training, torchao exports some 100 patterns in ``convert_pt2e``, a
-    quarter of them for each of four kinds, which takes most of the time for all but large models.
-    """
-    names = ("_fuse_conv_bn_qat_helper", "_fold_conv_bn_qat_helper")
-
-    def where_present(fuse: Callable[..., GraphModule]) -> Callable[..., GraphModule]:
-        def fused(
-            model: GraphModule, kind: Callable[..., Any], *args: Any, **kw: Any
-        ) -> GraphModule:
-            wanted = getattr(torch.ops.aten, kind.__name__)
-            present = any(overload_packet(node) == wanted for node in model.graph.nodes)
-            return fuse(model, kind, *args, **kw) if present else model
-
-        return fused
-
-    fusions = {name: where_present(getattr(qat_utils, name)) for name in names}
-    return patched(qat_utils, **fusions)
+        self._annotator.validate(model)
 
 
 def _located(body: Body) -> AnnotationReport:
@@ -243,7 +214,7 @@ def _converted(model: GraphModule, fold_quantize: bool) -> GraphModule:
         bodies[name] = _converted(body, fold_quantize) if observed else body
         # Passes over the parent delete the submodules of bodies; they get a stand-in instead.
         replace_body(model, name, _stand_in(model))
-    with _fusions_of_present_convolutions():
+    with fusions_of_present_convolutions():
         converted = convert_pt2e(model, fold_quantize=fold_quantize)
     for name, body in bodies.items():
         replace_body(converted, name, body)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from attrs import evolve
@@ -14,9 +15,12 @@ from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
 from qcore.backend import BackendHooks
 from qcore.capture import inline_grad_modes, remove_guards
 from qcore.errors import PartialQuantizationError, QcoreWarning, SelectionError
+from qcore.flow import quantize
 from qcore.graph import BODY, control_flow_bodies
+from qcore.lowering import LoweredProgram, export_for_lowering
 from qcore.plan import FilterFunction, QuantizationPlan, Selectors
 from qcore.quiet import quiet
+from qcore.registry import load_backend
 from qcore.report import REPORT, AnnotationReport, Severity
 from qcore.schemes import (
     QuantizationConfig,
@@ -27,10 +31,7 @@ from qcore.schemes import (
     resolve_config,
 )
 
-if TYPE_CHECKING:
-    from qcore.lowering import LoweredProgram
-
-__all__ = ["Quantizer"]
+__all__ = ["Quantizer", "get_quantizer"]
 
 
 class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
@@ -261,8 +262,6 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             CalibrationError: The samples are missing or do not fit.
             SelectionError: A rule matches nothing.
         """
-        from qcore.flow import quantize
-
         return quantize(model, self, calibration_samples, is_qat=is_qat).model
 
     def lower(
@@ -288,15 +287,17 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             UnsupportedSchemeError: The backend does not execute a layer that ``quantize_`` left.
             CaptureError: The module cannot be exported.
         """
-        from qcore.lowering import export_for_lowering
-
         if isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule):
             exported = self._export_module(model, example_inputs, dynamic_shapes)
             if exported is not None:
                 model, example_inputs, dynamic_shapes = exported, None, None
+        start = time.perf_counter()
         with quiet():
-            program = export_for_lowering(model, example_inputs, dynamic_shapes)
-        return self._hooks.lower(program, options)
+            exported = export_for_lowering(model, example_inputs, dynamic_shapes)
+        seconds = {"export": time.perf_counter() - start}
+        program = self._hooks.lower(exported, options)
+        report = evolve(program.report, seconds={**seconds, **program.report.seconds})
+        return evolve(program, report=report)
 
     def _export_module(self, model: torch.nn.Module, inputs: Any, dynamic_shapes: Any) -> Any:
         from qcore.source.export import check_layers, export_quantized
@@ -306,3 +307,22 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             return None
         check_layers(model, self._source_schemes, self.name)
         return export_quantized(model, inputs, dynamic_shapes)
+
+
+def get_quantizer(name: str, **options: Any) -> Quantizer:
+    """Build a quantizer for a backend.
+
+    Args:
+        name: An installed or registered backend, as ``qcore.backends()`` lists it.
+        **options: Options of that backend's class, such as a compile spec or a target.
+
+    Returns:
+        A torchao ``Quantizer``.
+
+    Raises:
+        UnknownBackendError: No backend has that name.
+        BackendConflictError: Two distributions claim it.
+        BackendLoadError: It cannot be imported, breaks the hook contract, or lacks an option.
+        ApiVersionError: It was written for another version of the hooks.
+    """
+    return Quantizer(load_backend(name, options), name=name)

@@ -8,17 +8,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from qcore.patching import LIBRARIES
+from qcore.compat.patching import LIBRARIES
 
-__all__ = ["hush", "quiet", "spared_gc"]
+__all__ = ["hush", "quiet", "quieten", "spared_gc"]
 
 # New objects between two collections, and collections between those of older ones.
 _RARELY = (200_000, 20, 20)
-_LIBRARIES = ("executorch", "torch", "torchao")
-# copyreg and the import system stand in for a library whose C code they call back from.
-_WARNING_MODULES = (
-    r"(executorch|torch|torchao|copyreg|functools|contextlib|importlib|<frozen importlib)"
-)
+_LIBRARIES = {"torch", "torchao"}
+# They stand in for a library whose C code they call back from.
+_GO_BETWEENS = ("copyreg", "functools", "contextlib", "importlib", "<frozen importlib")
 # Logger -> beginnings of what it says while it is imported, which nobody can act on.
 _IMPORT_NOISE = {
     "torchao": ("Failed to load", "Skipping import of cpp extensions"),
@@ -48,6 +46,15 @@ def _handlers() -> list[logging.Handler]:
     return found
 
 
+def quieten(library: str) -> None:
+    """Let :func:`quiet` hide the noise of one more library.
+
+    Args:
+        library: The name of its package.
+    """
+    _LIBRARIES.add(library)
+
+
 def hush() -> None:
     """Drop what torchao and torch log when they are imported; imports neither."""
     for name in _IMPORT_NOISE:
@@ -60,7 +67,7 @@ def _is_signal(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the warnings and log records of torch, torchao and ExecuTorch.
+    """Hide the warnings and log records of torch, torchao and what :func:`quieten` names.
 
     Warnings that point at other code, errors that a library logs, and the records of other loggers
     are shown as before.
@@ -73,7 +80,8 @@ def quiet() -> Iterator[None]:
     placeholder = None if root.handlers else logging.NullHandler()
     noise = _LibraryNoise()
     with LIBRARIES, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=_WARNING_MODULES)
+        modules = "|".join(sorted({*_LIBRARIES, *_GO_BETWEENS}))
+        warnings.filterwarnings("ignore", module=f"({modules})")
         if placeholder is not None:
             root.addHandler(placeholder)
         handlers = _handlers()

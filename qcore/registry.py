@@ -21,15 +21,12 @@ from qcore.errors import (
 if TYPE_CHECKING:
     import pluggy
 
-    from qcore.quantizer import Quantizer
-
 __all__ = [
     "NO_BACKEND",
     "BackendInfo",
     "backends",
     "check_backend_class",
     "extensions",
-    "get_quantizer",
     "load_backend",
     "register_backend",
     "unregister_backend",
@@ -275,25 +272,3 @@ def extensions(manager: pluggy.PluginManager) -> None:
                     QcoreWarning,
                     stacklevel=3,
                 )
-
-
-def get_quantizer(name: str, **options: Any) -> Quantizer:
-    """Build a quantizer for a backend.
-
-    Args:
-        name: An installed or registered backend, as :func:`backends` lists it.
-        **options: Options of that backend's class, such as a compile spec or a target.
-
-    Returns:
-        A torchao ``Quantizer``.
-
-    Raises:
-        UnknownBackendError: No backend has that name.
-        BackendConflictError: Two distributions claim it.
-        BackendLoadError: It cannot be imported, breaks the hook contract, or lacks an option.
-        ApiVersionError: It was written for another version of the hooks.
-    """
-    backend = load_backend(name, options)
-    from qcore.quantizer import Quantizer
-
-    return Quantizer(backend, name=name)

@@ -16,8 +16,8 @@ import torch
 from attrs import evolve, frozen
 from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
 
+from qcore.configs import SMALLEST_SCALE, get_symmetric_quantization_config
 from qcore.errors import UnsupportedSchemeError, near_misses
-from qcore.symmetric import SMALLEST_SCALE, get_symmetric_quantization_config
 
 __all__ = [
     "PER_CHANNEL",

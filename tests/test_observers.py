@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchao.quantization.pt2e import HistogramObserver as TorchaoHistogramObserver
 
-from qcore.observers import HistogramObserver
+from qcore.calibration import HistogramObserver
 
 
 def _pair(**options: object) -> tuple[HistogramObserver, TorchaoHistogramObserver]:

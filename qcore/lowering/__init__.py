@@ -1,20 +1,23 @@
-"""From a quantized model to a program, and running that program on a host.
+"""From a quantized model to a program: what a compiler of any kind needs, and a way to run it.
 
-Importing this package imports neither torch nor ExecuTorch; both load when something is lowered
-or run.
+Importing this package does not import torch; it loads when something is lowered or run.
 """
 
 from __future__ import annotations
 
-from qcore.lowering.executorch import import_executorch, lower_with_partitioner
+from qcore.lowering.artifact import ARTIFACTS, Artifact, artifact_of
 from qcore.lowering.export import export_for_lowering, rewritten
+from qcore.lowering.options import check_options
+from qcore.lowering.process import ChildProcess
 from qcore.lowering.program import LoweredProgram, run_program
-from qcore.lowering.report import LoweringReport, NodeRecord, StrayNode
-from qcore.lowering.runner import ExecuTorchRunner, Latency, Runner, Session
-from qcore.lowering.specs import TensorSpec
+from qcore.lowering.runner import Latency, Runner, Session
+from qcore.lowering.specs import TensorSpec, program_specs, spec_of
+from qcore.report import LoweringReport, NodeRecord, StrayNode
 
 __all__ = [
-    "ExecuTorchRunner",
+    "ARTIFACTS",
+    "Artifact",
+    "ChildProcess",
     "Latency",
     "LoweredProgram",
     "LoweringReport",
@@ -23,9 +26,11 @@ __all__ = [
     "Session",
     "StrayNode",
     "TensorSpec",
+    "artifact_of",
+    "check_options",
     "export_for_lowering",
-    "import_executorch",
-    "lower_with_partitioner",
+    "program_specs",
     "rewritten",
     "run_program",
+    "spec_of",
 ]

@@ -1,15 +1,13 @@
-"""Graphs on their way into ExecuTorch: what to check, drop and remember before it takes them."""
+"""Graphs on their way into a compiler: what to check, drop and remember before it takes them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qcore.errors import LoweringError
-from qcore.lowering.specs import TensorSpec, check_values, spec_of
-from qcore.patching import patched
+from qcore.lowering.specs import TensorSpec, bounds_of, check_values, spec_of, user_input_names
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -19,17 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODULE_KEY",
-    "bounds_of",
     "check_example_inputs",
     "derived_dynamic_shapes",
     "export_for_lowering",
     "private_copy",
-    "quick_decompositions",
     "recorded_module_path",
     "rewritten",
-    "shared_provenance",
     "slim_metadata",
-    "user_input_names",
 ]
 
 MODULE_KEY = "qcore_module"
@@ -76,59 +70,10 @@ def slim_metadata(root: GraphModule) -> None:
             for key in _DROPPED:
                 node.meta.pop(key, None)
             if node.meta.get("from_node"):
-                # ExecuTorch numbers its debug handles by the oldest ancestor and reads no other.
+                # Compilers number their debug handles by the oldest ancestor and read no other.
                 node.meta["from_node"] = [_oldest(node.meta["from_node"][-1])]
             if path:
                 node.meta["custom"] = {**(node.meta.get("custom") or {}), MODULE_KEY: path}
-
-
-def shared_provenance() -> AbstractContextManager[None]:
-    """Let copies of a node share the record of where it came from, which nothing changes.
-
-    Every pass of a compiler wraps that record of each node in a new one and copies all that is
-    inside; with a hundred passes that is a tenth of the lowering.
-
-    Returns:
-        A context in which they do.
-    """
-    from torch.fx.traceback import NodeSource
-
-    return patched(NodeSource, __deepcopy__=lambda self, memo: self)
-
-
-@contextmanager
-def quick_decompositions() -> Iterator[None]:
-    """Let torch list its operators once, and register their kernels without reading type hints.
-
-    For each decomposition of a graph, however small, it does both for some hundred operators, and a
-    lowering decomposes several times: a quarter of the time that a small model takes.
-
-    Yields:
-        Nothing.
-    """
-    import functools
-
-    from torch._C import DispatchKey
-    from torch._export import utils
-    from torch._ops import OperatorBase
-
-    listings = ("_materialize_cpp_cia_ops", "_collect_all_valid_cia_ops_for_namespace")
-    cached = {name: functools.cache(getattr(utils, name)) for name in listings}
-    py_impl: Any = OperatorBase.py_impl
-
-    def register(self: Any, key: Any) -> Any:
-        if not isinstance(key, DispatchKey) or key is DispatchKey.Python or key in self.py_kernels:
-            return py_impl(self, key)
-
-        def keep(kernel: Any) -> Any:
-            self.py_kernels[key] = kernel
-            self._dispatch_cache.clear()
-            return kernel
-
-        return keep
-
-    with patched(utils, **cached), patched(OperatorBase, py_impl=register):
-        yield
 
 
 def _oldest(source: Any) -> Any:
@@ -149,38 +94,6 @@ def private_copy(program: ExportedProgram) -> ExportedProgram:
     from qcore.graph import clone
 
     return program._update(clone(program.graph_module), copy.deepcopy(program.graph_signature))
-
-
-def user_input_names(program: ExportedProgram) -> set[str]:
-    """Return the names of the placeholders that stand for the model's arguments.
-
-    Args:
-        program: The exported program.
-
-    Returns:
-        The names, those of numbers captured as constants included.
-    """
-    from torch.export.graph_signature import InputKind
-
-    specs = program.graph_signature.input_specs
-    return {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}
-
-
-def bounds_of(ranges: Any, size: Any) -> tuple[int, int | None]:
-    """Return the smallest and largest size of a symbolic dimension.
-
-    Args:
-        ranges: The range constraints of the exported program, by symbol.
-        size: The ``torch.SymInt``.
-
-    Returns:
-        Both ends; None where there is no upper limit.
-    """
-    known = ranges.get(size.node.expr)
-    if known is None:
-        known = size.node.shape_env.bound_sympy(size.node.expr)
-    upper = known.upper
-    return int(known.lower), int(upper) if upper.is_Integer and upper < 2**62 else None
 
 
 def check_example_inputs(program: ExportedProgram | GraphModule, sample: Sample) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import attrs
 
 from qcore.errors import LoweringError, RuntimeExecutionError, RuntimeUnavailableError
-from qcore.lowering.pte import check_pte
-from qcore.lowering.report import LoweringReport
-from qcore.lowering.runner import ExecuTorchRunner, Latency, Runner, Session
+from qcore.lowering.artifact import artifact_of, read_artifact
+from qcore.lowering.runner import Latency, Runner, Session
 from qcore.lowering.specs import TensorSpec, check_values, describe_specs
+from qcore.report import LoweringReport
 
 __all__ = ["LoweredProgram", "run_program"]
 
@@ -25,7 +25,7 @@ class LoweredProgram:
     """A model compiled for a backend.
 
     Attributes:
-        buffer: The bytes of the ``.pte``.
+        buffer: The bytes of the artifact, in whatever format the backend's compiler writes.
         backend: Name of the backend it was lowered for.
         report: What was delegated and what was not.
         runner: Executes it on this machine; None where no host can.
@@ -33,6 +33,7 @@ class LoweredProgram:
             largest shapes only and leaves the checking to the runtime.
         outputs: What it returns, flattened; None for a program read from a file.
         structure: The ``TreeSpec`` of the model's output; None returns outputs flat.
+        suffix: The suffix that files of this format have, with the dot; empty where none is usual.
     """
 
     buffer: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
@@ -42,6 +43,7 @@ class LoweredProgram:
     inputs: tuple[TensorSpec, ...] | None = None
     outputs: tuple[TensorSpec, ...] | None = None
     structure: Any = attrs.field(default=None, repr=False)
+    suffix: str = ""
 
     @property
     def delegated(self) -> tuple[str, ...]:
@@ -56,33 +58,35 @@ class LoweredProgram:
         backend: str = "unknown",
         runner: Runner | None = None,
     ) -> LoweredProgram:
-        """Read a program from a ``.pte`` file.
+        """Read a program that was saved before.
 
         Args:
-            path: The file.
+            path: The file, of a format that an installed distribution reads.
             backend: Name of the backend it was lowered for, for reports and messages.
-            runner: Executes it; None takes ExecuTorch's own runtime.
+            runner: Executes it; None takes what runs programs of its format.
 
         Returns:
             The program. Its report knows no more than its size.
 
         Raises:
             RuntimeExecutionError: There is no such file, it is no program, or it is truncated.
+            RuntimeUnavailableError: No installed distribution reads programs.
         """
-        buffer = _read(path)
-        report = LoweringReport(backend=backend, pte_bytes=len(buffer), complete=False)
+        buffer = read_artifact(path)
+        artifact = artifact_of(buffer, os.fspath(path))
         return cls(
             buffer=buffer,
             backend=backend,
-            report=report,
-            runner=ExecuTorchRunner() if runner is None else runner,
+            report=LoweringReport(backend=backend, program_bytes=len(buffer), complete=False),
+            runner=artifact.runner(buffer) if runner is None else runner,
+            suffix=artifact.suffix,
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the program to a file, whole or not at all.
 
         Args:
-            path: The file, by custom with the suffix ``.pte``; replaced where it exists.
+            path: The file, by custom with the program's ``suffix``; replaced where it exists.
 
         Returns:
             The path.
@@ -99,7 +103,7 @@ class LoweredProgram:
         if target.is_dir():
             raise LoweringError(
                 f"Cannot save the program to {target}: it is a folder. "
-                f"Pass a file name, such as {target / 'model.pte'}."
+                f"Pass a file name, such as {target / f'model{self.suffix}'}."
             )
         try:
             _write_atomically(target, self.buffer)
@@ -249,9 +253,9 @@ def run_program(
     """Execute a program that was saved before.
 
     Args:
-        program: The path of a ``.pte`` file, or its bytes.
+        program: The path of a file written by ``LoweredProgram.save``, or its bytes.
         inputs: The flat arguments: tensors and plain numbers.
-        runner: Executes it; None takes ExecuTorch's own runtime.
+        runner: Executes it; None takes what runs programs of its format.
         method: Name of the program's method.
 
     Returns:
@@ -263,25 +267,17 @@ def run_program(
         RuntimeCrashError: The runtime's process died.
     """
     if isinstance(program, bytes):
-        check_pte(program)
-        buffer = program
+        buffer, source = program, "the buffer"
     else:
-        buffer = _read(program)
-    chosen = ExecuTorchRunner() if runner is None else runner
+        buffer, source = read_artifact(program), os.fspath(program)
+    artifact = artifact_of(buffer, source)
+    chosen = artifact.runner(buffer) if runner is None else runner
+    if chosen is None:
+        raise RuntimeUnavailableError(
+            f"No runtime on this machine executes {source}. Run it on the device."
+        )
     with chosen.session(buffer) as session:
         return session.run(list(inputs), method=method)
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    try:
-        buffer = Path(path).read_bytes()
-    except OSError as error:
-        raise RuntimeExecutionError(
-            f"Cannot read a program from {os.fspath(path)}: {error.strerror or error}. "
-            "Pass the path of a file written by LoweredProgram.save()."
-        ) from error
-    check_pte(buffer, str(os.fspath(path)))
-    return buffer
 
 
 def _write_atomically(target: Path, data: bytes) -> None:

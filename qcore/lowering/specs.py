@@ -9,8 +9,18 @@ import attrs
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
-__all__ = ["TensorSpec", "check_values", "describe_specs", "runtime_layout", "spec_of"]
+__all__ = [
+    "TensorSpec",
+    "bounds_of",
+    "check_values",
+    "describe_specs",
+    "program_specs",
+    "runtime_layout",
+    "spec_of",
+    "user_input_names",
+]
 
 
 @attrs.frozen
@@ -94,6 +104,76 @@ def spec_of(name: str, value: Any, bound_of: Callable[[Any], tuple[int, int | No
         (int(size), int(size)) if isinstance(size, int) else bound_of(size) for size in value.shape
     ]
     return TensorSpec(name=name, shape=tuple(fixed), dtype=value.dtype, bounds=tuple(bounds))
+
+
+def user_input_names(program: ExportedProgram) -> set[str]:
+    """Return the names of the placeholders that stand for the model's arguments.
+
+    Args:
+        program: The exported program.
+
+    Returns:
+        The names, those of numbers captured as constants included.
+    """
+    from torch.export.graph_signature import InputKind
+
+    specs = program.graph_signature.input_specs
+    return {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}
+
+
+def bounds_of(ranges: Any, size: Any) -> tuple[int, int | None]:
+    """Return the smallest and largest size of a symbolic dimension.
+
+    Args:
+        ranges: The range constraints of the exported program, by symbol.
+        size: The ``torch.SymInt``.
+
+    Returns:
+        Both ends; None where there is no upper limit.
+    """
+    known = ranges.get(size.node.expr)
+    if known is None:
+        known = size.node.shape_env.bound_sympy(size.node.expr)
+    upper = known.upper
+    return int(known.lower), int(upper) if upper.is_Integer and upper < 2**62 else None
+
+
+def program_specs(
+    exported: ExportedProgram,
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Describe what a program takes and returns.
+
+    Args:
+        exported: The exported model.
+
+    Returns:
+        Its inputs and its outputs, flattened; for ``inputs`` and ``outputs`` of a
+        ``LoweredProgram``, whose ``structure`` is ``exported.call_spec.out_spec``.
+    """
+    from torch.export.graph_signature import OutputKind
+    from torch.fx import Node
+
+    signature, ranges = exported.graph_signature, exported.range_constraints
+
+    def spec(name: str, value: Any) -> TensorSpec:
+        return spec_of(name, value, lambda size: bounds_of(ranges, size))
+
+    users = user_input_names(exported)
+    nodes = list(exported.graph.nodes)
+    inputs = tuple(
+        spec(node.name, node.meta["val"])
+        for node in nodes
+        if node.op == "placeholder" and node.name in users
+    )
+    kinds = [output.kind is OutputKind.USER_OUTPUT for output in signature.output_specs]
+    values = [v for v, is_user in zip(nodes[-1].args[0], kinds, strict=True) if is_user]
+    outputs = tuple(
+        spec(value.name, value.meta["val"])
+        if isinstance(value, Node)
+        else spec(f"output_{index}", value)
+        for index, value in enumerate(values)
+    )
+    return inputs, outputs
 
 
 def check_values(

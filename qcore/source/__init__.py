@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from qcore.source.api import quantize_
 from qcore.source.drop_in import torchao_quantize_
-from qcore.source.report import LayerRecord, SourceReport
 from qcore.source.scheme import SourceScheme
 
-__all__ = ["LayerRecord", "SourceReport", "SourceScheme", "quantize_", "torchao_quantize_"]
+__all__ = ["SourceScheme", "quantize_", "torchao_quantize_"]

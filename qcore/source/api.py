@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from attrs import evolve
@@ -13,15 +13,28 @@ from torch.fx import GraphModule
 from qcore import registry
 from qcore.backend import BackendHooks
 from qcore.errors import SelectionError
+from qcore.report import LayerRecord, SourceReport
 from qcore.schemes import QuantizationScheme
 from qcore.source.modules import model_bytes, stored_bytes, stored_weight
 from qcore.source.planning import LayerPlan, Planner
-from qcore.source.report import LayerRecord, SourceReport
 from qcore.source.rules import FilterFunction, Layers, Rules, RuleSet
 from qcore.source.scheme import GroupSize, SourceSchemeLike, check_group_size, read_scheme
 from qcore.source.weights import quantize_layers, tied_layers
 
-__all__ = ["quantize_"]
+__all__ = ["SourceTarget", "quantize_"]
+
+
+@runtime_checkable
+class SourceTarget(Protocol):
+    """What ``quantize_`` takes for a backend beside its name: a quantizer."""
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+
+    @property
+    def source_schemes(self) -> tuple[QuantizationScheme, ...]:
+        """The schemes of ``quantize_`` that it executes."""
 
 
 def quantize_(
@@ -102,9 +115,7 @@ def _backend(backend: Any) -> tuple[str, tuple[QuantizationScheme, ...]]:
     if isinstance(backend, str):
         hooks = BackendHooks(registry.load_backend(backend, {}), backend)
         return backend, tuple(s for s in hooks.supported_schemes() if s.is_source)
-    from qcore.quantizer import Quantizer
-
-    if isinstance(backend, Quantizer):
+    if isinstance(backend, SourceTarget):
         return backend.name, backend.source_schemes
     raise SelectionError(
         f"quantize_ takes a backend's name or a quantizer, got {backend!r}. "

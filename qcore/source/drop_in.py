@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from qcore.report import SourceReport
 from qcore.source.api import quantize_
-from qcore.source.report import SourceReport
 
 __all__ = ["torchao_quantize_"]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from qcore.errors import LoweringError
-from qcore.lowering import import_executorch
 from qcore_ethosu.lowering import lower_to_ethosu
+from qcore_executorch import import_executorch
 
 pytestmark = pytest.mark.slow
 

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from types import SimpleNamespace
 
 import pytest
 
+from qcore.compat import Change, patching
 from qcore.errors import LoweringError, RuntimeExecutionError
 from qcore_tosa.artifacts import Compilation, recorded_compilations, save_numbered
 from qcore_tosa.reference import _ReferenceProcess
 
 
-def test_a_compiler_is_replaced_and_put_back_even_after_an_error():
+def test_a_compiler_is_replaced_and_put_back_even_after_an_error(monkeypatch):
     def original(tosa):
         return tosa.upper()
 
     backend = SimpleNamespace(compile=original)
+    monkeypatch.setitem(sys.modules, "compiling_backend", backend)
+    monkeypatch.setattr(patching, "_CHANGES", [])
+    compiler = Change("here", "qcore-tosa", ">=0", "compiling_backend", ["compile"], why="a test.")
 
     def compile_(compiler, tosa):
         return Compilation(tosa, compiler(tosa))
 
     with (
         contextlib.suppress(ZeroDivisionError),
-        recorded_compilations(backend, "compile", compile_) as found,
+        recorded_compilations(compiler, compile_) as found,
     ):
         assert backend.compile(b"graph") == b"GRAPH"
         assert found[b"GRAPH"].tosa == b"graph"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qcore.lowering import import_executorch
 from qcore.quiet import quiet
+from qcore_executorch import import_executorch
 from qcore_tosa.walk import initial_state, walk
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qcore.errors import LoweringError
-from qcore.lowering import import_executorch
+from qcore_executorch import import_executorch
 from qcore_vgf.lowering import lower_to_vgf
 from qcore_vgf.runner import VgfRunner
 

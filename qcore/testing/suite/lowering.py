@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import torch
 
 import qcore
 from qcore.errors import RuntimeUnavailableError
-from qcore.lowering import LoweredProgram, NodeRecord, StrayNode, import_executorch
-from qcore.lowering.pte import check_pte
+from qcore.lowering import LoweredProgram, artifact_of
+from qcore.report import NodeRecord, StrayNode
 from qcore.testing.comparison import compared_outputs, sqnr_db
 from qcore.testing.models import ZOO, ZooModel
 from qcore.testing.subject import Subject, fresh_graph
 
 __all__ = ["LoweringChecks"]
-
-# What the emitter adds, and what names no operator of the model.
-_PRIMITIVES = ("executorch_prim::", "dim_order_ops::")
 
 
 class LoweringChecks:
@@ -50,15 +46,15 @@ class LoweringChecks:
         if lowered is None:
             return
         _, program = lowered
-        with subject.step("reading the program's buffer", "Return the bytes of a .pte as buffer."):
-            check_pte(program.buffer)
+        with subject.step("reading the program's buffer", "Return the bytes of the artifact."):
+            artifact_of(program.buffer, f"program{program.suffix}")
         report = program.report
         assert (program.backend, report.backend) == (subject.name, subject.name), (
             f"{subject.name}: the program says it is for {program.backend!r}, its report for "
             f"{report.backend!r}"
         )
-        assert report.complete and report.pte_bytes == len(program.buffer), (
-            f"{subject.name}: the report says {report.pte_bytes} bytes, complete="
+        assert report.complete and report.program_bytes == len(program.buffer), (
+            f"{subject.name}: the report says {report.program_bytes} bytes, complete="
             f"{report.complete}; the program has {len(program.buffer)} bytes"
         )
 
@@ -230,12 +226,4 @@ def _told(program: LoweredProgram) -> Counter[str]:
 
 def _operators_of(program: LoweredProgram) -> Counter[str]:
     """Read the calls outside delegates off the program itself, as ``aten.add``."""
-    serialize: Any = import_executorch("executorch.exir._serialize._program")
-    plan = serialize.deserialize_pte_binary(program.buffer).program.execution_plan[0]
-    names = [
-        plan.operators[index].name
-        for chain in plan.chains
-        for instruction in chain.instructions
-        if (index := getattr(instruction.instr_args, "op_index", None)) is not None
-    ]
-    return Counter(n.replace("::", ".") for n in names if not n.startswith(_PRIMITIVES))
+    return artifact_of(program.buffer, f"program{program.suffix}").operators(program.buffer)

@@ -29,11 +29,11 @@ from qcore.annotation import (
     scalars_to_attributes,
 )
 from qcore.annotation.checks import constants_fit_histogram, float_inputs, no_alpha, static_weight
-from qcore.errors import LoweringError
-from qcore.lowering import ExecuTorchRunner, LoweredProgram, lower_with_partitioner
+from qcore.lowering import LoweredProgram, check_options
 from qcore.plan import QuantizationPlan
 from qcore.report import AnnotationReport
 from qcore.schemes import QuantizationScheme
+from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner
 
 __all__ = ["PortableBackend"]
 
@@ -118,11 +118,5 @@ class PortableBackend:
     @qcore.hookimpl
     def lower(self, program: ExportedProgram, options: Mapping[str, Any]) -> LoweredProgram:
         """Leave every operator to the portable kernels."""
-        if options:
-            raise LoweringError(
-                f"portable's lower has no option {', '.join(map(repr, options))}. "
-                "It takes none: call lower(model, example_inputs)."
-            )
-        return lower_with_partitioner(
-            program, None, backend=self.name, partitioners=[], runner=ExecuTorchRunner()
-        )
+        check_options(self.name, options, ())
+        return ExecuTorchLowering(self.name, runner=ExecuTorchRunner()).lower(program)

@@ -27,7 +27,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # ExecuTorch's classes: importing them takes seconds.
     if name == "EthosUCompileSpec":
-        from qcore.lowering import import_executorch
+        from qcore_executorch import import_executorch
 
         return import_executorch("executorch.backends.arm.ethosu").EthosUCompileSpec
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

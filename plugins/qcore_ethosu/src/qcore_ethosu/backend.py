@@ -9,9 +9,9 @@ from attrs import define, field
 
 import qcore
 from qcore.errors import QcoreError
-from qcore.lowering import import_executorch
 from qcore.report import Diagnostic
 from qcore_ethosu.support import unsupported_nodes
+from qcore_executorch import import_executorch
 from qcore_tosa import TosaBackend, check_compile_spec
 
 if TYPE_CHECKING:

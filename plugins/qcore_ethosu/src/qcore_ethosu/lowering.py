@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from qcore.errors import LoweringError
-from qcore.lowering import LoweringReport
+from qcore.lowering import LoweredProgram, check_options
+from qcore.report import LoweringReport
+from qcore_ethosu.compat.executorch import COMPILER
 from qcore_ethosu.program import EthosUProgram
 from qcore_ethosu.report import EthosUReport
 from qcore_ethosu.vela import compile_with_vela, require_vela
-from qcore_tosa.lowering import Target, check_options, lower_by_tosa
+from qcore_tosa.artifacts import Compilation
+from qcore_tosa.lowering import TosaLowering
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["lower_to_ethosu"]
+__all__ = ["EthosULowering", "lower_to_ethosu"]
 
 _OPTIONS: Final = ("allow_cpu", "timeout_s")
+
+
+@attrs.define
+class EthosULowering(TosaLowering):
+    """ExecuTorch's lowering to Ethos-U, by Vela.
+
+    Attributes:
+        allow_cpu: Whether operators that the NPU lacks may stay in the program.
+    """
+
+    partitioner = "executorch.backends.arm.ethosu.partitioner:EthosUPartitioner"
+    compiler = COMPILER
+    program_type = EthosUProgram
+
+    allow_cpu: bool = attrs.field(default=False, kw_only=True)
+
+    def compiled(self, compile_: Callable[..., bytes], *args: Any, **kwargs: Any) -> Compilation:
+        """Compile a TOSA graph with Vela."""
+        return compile_with_vela(compile_, *args, **kwargs)
+
+    def program(self, lowered: LoweredProgram) -> LoweredProgram:
+        """Refuse what the NPU would leave to the CPU, and add Vela's figures."""
+        if not self.allow_cpu:
+            _require_npu(lowered.report, self.compile_spec.target)
+        complete = super().program(lowered)
+        assert isinstance(complete, EthosUProgram)
+        fields = {f.name: getattr(lowered.report, f.name) for f in attrs.fields(LoweringReport)}
+        vela = tuple(delegate.compilation.figures for delegate in complete.delegates)
+        return attrs.evolve(complete, report=EthosUReport(**fields, vela=vela))
 
 
 def lower_to_ethosu(program: ExportedProgram, compile_spec: Any, **options: Any) -> EthosUProgram:
@@ -41,19 +74,11 @@ def lower_to_ethosu(program: ExportedProgram, compile_spec: Any, **options: Any)
     """
     check_options("ethosu", options, _OPTIONS)
     require_vela()
-    target = Target(
-        name="ethosu",
-        partitioner="executorch.backends.arm.ethosu.partitioner:EthosUPartitioner",
-        compiler="executorch.backends.arm.ethosu.backend:vela_compile",
-        compile=compile_with_vela,
-    )
-    lowered = lower_by_tosa(program, compile_spec, target, EthosUProgram, None)
-    if not options.pop("allow_cpu", False):
-        _require_npu(lowered.report, compile_spec.target)
-    fields = {f.name: getattr(lowered.report, f.name) for f in attrs.fields(LoweringReport)}
-    vela = tuple(delegate.compilation.figures for delegate in lowered.delegates)
-    complete = attrs.evolve(lowered, report=EthosUReport(**fields, vela=vela))
-    return complete.on_reference_model(**options)
+    lowered = EthosULowering(
+        "ethosu", compile_spec=compile_spec, allow_cpu=options.pop("allow_cpu", False)
+    ).lower(program)
+    assert isinstance(lowered, EthosUProgram)
+    return lowered.on_reference_model(**options)
 
 
 def _require_npu(report: LoweringReport, target: str) -> None:

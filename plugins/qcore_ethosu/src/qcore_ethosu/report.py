@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import attrs
 
-from qcore.lowering import LoweringReport
 from qcore_ethosu.vela import VelaFigures
+from qcore_executorch import ExecuTorchReport
 
 __all__ = ["EXECUTION", "EthosUReport"]
 
@@ -19,7 +19,7 @@ EXECUTION: Final = (
 
 
 @attrs.frozen
-class EthosUReport(LoweringReport):
+class EthosUReport(ExecuTorchReport):
     """What was delegated, and what Vela made of it.
 
     The figures of several delegates add up, for they run one after the other; the SRAM that they

@@ -16,7 +16,7 @@ from typing import Final
 import attrs
 
 from qcore.errors import LoweringError, RuntimeUnavailableError
-from qcore.patching import patched
+from qcore_ethosu.compat.executorch import VELA
 from qcore_tosa.artifacts import Compilation
 
 __all__ = ["VelaFigures", "compile_with_vela", "require_vela"]
@@ -173,7 +173,7 @@ def compile_with_vela(
     """
     del verbose
     vela = _Vela()
-    with patched(sys.modules[compile_.__module__], vela=vela):
+    with VELA.applied(vela):
         binary = compile_(tosa, arguments, intermediate_path=intermediate_path)
     assert vela.figures is not None
     return Compilation(tosa, binary, vela.figures)

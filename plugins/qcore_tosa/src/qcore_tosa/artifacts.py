@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from qcore.compat import LIBRARIES, Change
 from qcore.errors import LoweringError
-from qcore.patching import LIBRARIES, patched
 
 if TYPE_CHECKING:
     import os
-    from types import ModuleType
 
     from torch.export import ExportedProgram
 
@@ -62,7 +61,7 @@ class Delegate:
 
 @contextmanager
 def recorded_compilations(
-    backend: ModuleType, name: str, compile_: Callable[..., Compilation]
+    compiler: Change, compile_: Callable[..., Compilation]
 ) -> Iterator[dict[bytes, Compilation]]:
     """Put a compiler of one's own in the place of a backend's, and keep what goes through it.
 
@@ -70,8 +69,7 @@ def recorded_compilations(
     ends up inside the ``.pte`` with its path, and delegates overwrite each other's there.
 
     Args:
-        backend: The module that calls the compiler.
-        name: The compiler's name in that module.
+        compiler: The change of the function that the backend calls.
         compile_: Takes the original and its arguments, and compiles.
 
     Yields:
@@ -79,14 +77,14 @@ def recorded_compilations(
     """
     found: dict[bytes, Compilation] = {}
     with LIBRARIES:
-        original = getattr(backend, name)
+        (original,) = compiler.originals()
 
         def record(*args: Any, **kwargs: Any) -> bytes:
             made = compile_(original, *args, **kwargs)
             found[made.binary] = made
             return made.binary
 
-        with patched(backend, **{name: record}):
+        with compiler.applied(record):
             yield found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from qcore.errors import QcoreError
-from qcore.lowering import import_executorch
+from qcore_executorch import import_executorch
 
 __all__ = ["as_compile_spec", "check_compile_spec", "tosa_specification"]
 

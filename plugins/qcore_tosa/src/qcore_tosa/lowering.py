@@ -6,31 +6,31 @@ import copy
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import torch
 from torch.fx import GraphModule, Node
 
+from qcore.compat import LIBRARIES, Change
 from qcore.errors import LoweringError
-from qcore.lowering import LoweredProgram, import_executorch, lower_with_partitioner
-from qcore.patching import LIBRARIES
+from qcore.lowering import LoweredProgram, check_options
+from qcore.lowering.export import private_copy
+from qcore_executorch import ExecuTorchLowering, import_executorch
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
+from qcore_tosa.compat.executorch import mended_passes
 from qcore_tosa.compile_spec import check_compile_spec
 from qcore_tosa.dynamic import decompose_dynamic
 from qcore_tosa.limits import miscomputed
-from qcore_tosa.mends import mended_passes
 from qcore_tosa.program import TosaProgram
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from qcore.lowering import Runner
-
-__all__ = ["Target", "check_options", "lower_by_tosa", "lower_to_tosa"]
+__all__ = ["TosaLowering", "lower_to_tosa"]
 
 # Below "executorch", where the core collects the reasons that partitioners state.
 _LOGGER = logging.getLogger("executorch.backends.qcore_tosa")
@@ -44,101 +44,94 @@ _TAG = "delegation_tag"
 # An operator in a reason, printed with its schema.
 _SCHEMA = re.compile(r"<EdgeOpOverload: ([^>]+)>: schema = .*")
 
-Program = TypeVar("Program", bound=TosaProgram)
 
+@attrs.define
+class TosaLowering(ExecuTorchLowering):
+    """ExecuTorch's lowering for a compiler that takes TOSA.
 
-@attrs.frozen
-class Target:
-    """A backend of ExecuTorch that compiles TOSA.
+    A device's backend says what is its own in class attributes, and overrides :meth:`compiled`.
 
     Attributes:
-        name: qcore's name of the backend.
-        partitioner: ExecuTorch's partitioner class, as ``module:class``.
-        compiler: The function that compiles a TOSA graph, as ``module:function``, where the
-            backend looks it up; empty where the TOSA graph itself is what is wanted.
-        compile: Takes that function and its arguments, and compiles.
-        constants: Whether it computes graphs that read nothing.
-        control_flow: Whether the compiler takes conditionals and loops, where the compile
-            specification has TOSA's extension for them.
-    """
-
-    name: str
-    partitioner: str
-    compiler: str = ""
-    compile: Callable[..., Compilation] | None = None
-    control_flow: bool = True
-    constants: bool = True
-
-
-def check_options(backend: str, options: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse options that a backend's ``lower`` does not have.
-
-    Args:
-        backend: The backend's name.
-        options: What the user passed.
-        known: The names that exist.
-
-    Raises:
-        LoweringError: Naming the options that do not exist and those that do.
-    """
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise LoweringError(
-            f"{backend}'s lower has no option {', '.join(map(repr, unknown))}. "
-            f"Its options: {', '.join(known)}."
-        )
-
-
-def lower_by_tosa(
-    program: ExportedProgram,
-    compile_spec: Any,
-    target: Target,
-    program_type: type[Program],
-    runner: Runner | None,
-) -> Program:
-    """Delegate what the compiler takes; the rest runs on portable kernels.
-
-    Args:
-        program: The converted model, exported.
         compile_spec: ExecuTorch's compile specification of the target.
-        target: The backend.
-        program_type: The class of the program.
-        runner: Executes the program on this machine; None where no host can.
-
-    Returns:
-        The program, with the TOSA graphs of its delegates.
-
-    Raises:
-        LoweringError: ExecuTorch or the compiler cannot lower the model.
-        RuntimeUnavailableError: ExecuTorch is not installed.
     """
-    _require_fixed_shapes(program, target.name)
-    compile_spec = _with_unsigned_io(program, compile_spec)
-    kept: list[Any] = []
-    with (
-        _quiet_backend(),
-        mended_passes(),
-        _recorded(target) as compilations,
-    ):
-        lowered = lower_with_partitioner(
+
+    #: ExecuTorch's partitioner class, as ``module:class``.
+    partitioner: ClassVar[str] = "executorch.backends.arm.tosa.partitioner:TOSAPartitioner"
+    #: The change that puts :meth:`compiled` in the place of the compiler; ``None`` where the TOSA
+    #: graph itself is what is wanted.
+    compiler: ClassVar[Change | None] = None
+    #: Whether the device computes graphs that read nothing.
+    constants: ClassVar[bool] = True
+    #: Whether the compiler takes conditionals and loops, where the compile specification has TOSA's
+    #: extension for them.
+    control_flow: ClassVar[bool] = True
+    #: The class of the program.
+    program_type: ClassVar[type[TosaProgram]] = TosaProgram
+
+    compile_spec: Any = attrs.field(default=None, kw_only=True)
+    _compilations: Mapping[bytes, Compilation] = attrs.field(factory=dict, init=False)
+    _partitioned: Any = attrs.field(default=None, init=False)
+
+    def compiled(self, compile_: Callable[..., bytes], *args: Any, **kwargs: Any) -> Compilation:
+        """Compile a TOSA graph.
+
+        Args:
+            compile_: ExecuTorch's compiler.
+            *args: What it is called with, the TOSA graph first.
+            **kwargs: The same by name.
+
+        Returns:
+            What was given to it and what it made of that.
+        """
+        raise NotImplementedError
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Quiet the backend, mend ExecuTorch's passes, and keep what is compiled."""
+        with _quiet_backend(), mended_passes(), ExitStack() as stack:
+            if self.compiler is not None:
+                recorded = recorded_compilations(self.compiler, self.compiled)
+                self._compilations = stack.enter_context(recorded)
+            yield
+
+    def rewritten(self, program: ExportedProgram) -> ExportedProgram:
+        """Write dynamic layers as integer products between float operators."""
+        _require_fixed_shapes(program, self.backend)
+        self.compile_spec = _with_unsigned_io(program, self.compile_spec)
+        return decompose_dynamic(program)
+
+    def partitioned(self, program: ExportedProgram) -> Any:
+        """Delegate what the compiler takes, and lower bodies apart where it does not take them."""
+        exir, spec = import_executorch(), self.compile_spec
+        whole = self.control_flow and spec.tosa_spec.support_extension("cf")
+        loops = has_loops(program)
+        if loops and not whole:
+            raise LoweringError(_no_loops(self.backend))
+        apart = has_bodies(program) and not loops and (not whole or passes_constants(program))
+        edge = exir.to_edge_transform_and_lower(
             program,
-            None,
-            backend=target.name,
-            partitioners=[],
-            runner=runner,
-            partition=lambda exported: _partitioned(exported, compile_spec, target),
-            on_partitioned=kept.append,
+            partitioner=[
+                _partitioner(
+                    type(self), _without_control_flow(spec) if apart else spec, bodies=not apart
+                )
+            ],
+            compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
         )
-    fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
-    delegates = delegates_of(kept[0], compilations)
-    return program_type(**fields, partitioned=kept[0], delegates=delegates)
+        if loops and has_loops(edge.exported_program()):
+            raise LoweringError(_no_loops(self.backend))
+        if apart:
+            put_back(edge, program, lambda body: self.partitioned(decompose_dynamic(body)))
+        return edge
 
+    def on_partitioned(self, program: ExportedProgram) -> None:
+        """Keep the program with its delegates."""
+        self._partitioned = private_copy(program)
 
-def _recorded(target: Target) -> AbstractContextManager[dict[bytes, Compilation]]:
-    if target.compile is None:
-        return nullcontext({})
-    module, _, function = target.compiler.partition(":")
-    return recorded_compilations(import_executorch(module), function, target.compile)
+    def program(self, lowered: LoweredProgram) -> LoweredProgram:
+        """Add the TOSA graphs of the delegates."""
+        fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
+        delegates = delegates_of(self._partitioned, self._compilations)
+        return self.program_type(**fields, partitioned=self._partitioned, delegates=delegates)
 
 
 def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -> TosaProgram:
@@ -163,36 +156,14 @@ def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -
     specs = import_executorch("executorch.backends.arm.tosa.compile_spec")
     advice = "Lower with that backend's quantizer, or pass the specification 'TOSA-1.0+INT'."
     check_compile_spec("tosa", compile_spec, specs.TosaCompileSpec, advice)
-    target = Target("tosa", "executorch.backends.arm.tosa.partitioner:TOSAPartitioner")
-    lowered = lower_by_tosa(program, compile_spec, target, TosaProgram, None)
+    lowered = TosaLowering("tosa", compile_spec=compile_spec).lower(program)
+    assert isinstance(lowered, TosaProgram)
     return lowered.on_reference_model(**options)
 
 
-def _partitioned(exported: ExportedProgram, compile_spec: Any, target: Target) -> Any:
-    """Delegate what the compiler takes, and lower bodies apart where it does not take them."""
-    exir = import_executorch("executorch.exir")
-    exported = decompose_dynamic(exported)
-    whole = target.control_flow and compile_spec.tosa_spec.support_extension("cf")
-    loops = has_loops(exported)
-    if loops and not whole:
-        raise LoweringError(_no_loops(target))
-    apart = has_bodies(exported) and not loops and (not whole or passes_constants(exported))
-    spec = _without_control_flow(compile_spec) if apart else compile_spec
-    edge = exir.to_edge_transform_and_lower(
-        exported,
-        partitioner=[_partitioner(target, spec, bodies=not apart)],
-        compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
-    )
-    if loops and has_loops(edge.exported_program()):
-        raise LoweringError(_no_loops(target))
-    if apart:
-        put_back(edge, exported, lambda body: _partitioned(body, compile_spec, target))
-    return edge
-
-
-def _no_loops(target: Target) -> str:
+def _no_loops(backend: str) -> str:
     return (
-        f"{target.name} cannot execute torch.while_loop here: ExecuTorch's runtime has "
+        f"{backend} cannot execute torch.while_loop here: ExecuTorch's runtime has "
         "conditionals and no loops. Only the NPU program of an Ethos-U85 can hold one, quantized "
         "throughout and without weights in its bodies. Repeat the body as often as it runs at "
         "most, with torch.cond where it may stop."
@@ -239,7 +210,7 @@ def _has_unsigned(program: ExportedProgram) -> bool:
     )
 
 
-def _partitioner(target: Target, compile_spec: Any, *, bodies: bool) -> Any:
+def _partitioner(target: type[TosaLowering], compile_spec: Any, *, bodies: bool) -> Any:
     module, _, name = target.partitioner.partition(":")
     base: Any = getattr(import_executorch(module), name)
     why = import_executorch("executorch.exir.backend.utils").WhyNoPartition(_LOGGER)

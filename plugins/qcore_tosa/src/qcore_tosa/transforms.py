@@ -21,9 +21,9 @@ from qcore.graph import (
     remember_origin,
     tensor_value,
 )
-from qcore.lowering import import_executorch
 from qcore.plan import QuantizationPlan
 from qcore.quiet import quiet
+from qcore_executorch import import_executorch
 from qcore_tosa.forms import in_quantizable_forms
 from qcore_tosa.limits import refuse_written_buffers
 from qcore_tosa.marks import KEEP

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import define, field
 
 import qcore
-from qcore.lowering import import_executorch
+from qcore_executorch import import_executorch
 from qcore_tosa import TosaBackend, check_compile_spec, tosa_specification
 
 if TYPE_CHECKING:

@@ -8,22 +8,47 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from qcore.errors import LoweringError
+from qcore.lowering import LoweredProgram, check_options
 from qcore_tosa.artifacts import Compilation
-from qcore_tosa.lowering import Target, check_options, lower_by_tosa
+from qcore_tosa.lowering import TosaLowering
 from qcore_tosa.reference import TIMEOUT_S
+from qcore_vgf.compat.executorch import COMPILER
 from qcore_vgf.program import VgfProgram
 from qcore_vgf.runner import VgfRunner
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["lower_to_vgf"]
+__all__ = ["VgfLowering", "lower_to_vgf"]
 
 _OPTIONS: Final = ("threads", "timeout_s")
 _CONVERTER: Final = "MODEL_CONVERTER_PATH"
 
 
-def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) -> VgfProgram:
+class VgfLowering(TosaLowering):
+    """ExecuTorch's lowering to VGF, by Arm's model converter."""
+
+    partitioner = "executorch.backends.arm.vgf.partitioner:VgfPartitioner"
+    compiler = COMPILER
+    constants = False  # ExecuTorch's runtime returns zeros for them.
+    control_flow = False
+    program_type = VgfProgram
+
+    def compiled(self, compile_: Callable[..., bytes], *args: Any, **kwargs: Any) -> Compilation:
+        """Convert a TOSA graph."""
+        with _converter_on_path():
+            try:
+                return Compilation(args[0], compile_(*args, **kwargs))
+            except RuntimeError as error:
+                said = str(error).partition("Stderr:\n")[2].strip() or str(error)
+                lines = "".join(f"\n  | {line}" for line in said.splitlines())
+                raise LoweringError(
+                    "Arm's model converter does not turn the TOSA graph into a VGF. It "
+                    f"says:{lines}"
+                ) from error
+
+
+def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) -> LoweredProgram:
     """Delegate to VGF what it takes; the rest runs on portable kernels.
 
     Args:
@@ -42,28 +67,8 @@ def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) ->
         RuntimeUnavailableError: ExecuTorch or Arm's model converter is not installed.
     """
     check_options("vgf", options, _OPTIONS)
-    target = Target(
-        name="vgf",
-        partitioner="executorch.backends.arm.vgf.partitioner:VgfPartitioner",
-        compiler="executorch.backends.arm.vgf.backend:vgf_compile",
-        compile=_convert,
-        control_flow=False,
-        constants=False,  # ExecuTorch's runtime returns zeros for them.
-    )
     runner = VgfRunner(backends=("VgfBackend",), **{"timeout_s": TIMEOUT_S, **options})
-    return lower_by_tosa(program, compile_spec, target, VgfProgram, runner)
-
-
-def _convert(convert: Callable[..., bytes], tosa: bytes, *args: Any, **kwargs: Any) -> Compilation:
-    with _converter_on_path():
-        try:
-            return Compilation(tosa, convert(tosa, *args, **kwargs))
-        except RuntimeError as error:
-            said = str(error).partition("Stderr:\n")[2].strip() or str(error)
-            lines = "".join(f"\n  | {line}" for line in said.splitlines())
-            raise LoweringError(
-                f"Arm's model converter does not turn the TOSA graph into a VGF. It says:{lines}"
-            ) from error
+    return VgfLowering("vgf", runner=runner, compile_spec=compile_spec).lower(program)
 
 
 @contextmanager

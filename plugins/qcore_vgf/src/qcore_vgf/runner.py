@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import attrs
 
-from qcore.lowering import ExecuTorchRunner, Session
+from qcore.lowering import Session
+from qcore_executorch import ExecuTorchRunner
 from qcore_vgf.vulkan import find_device, vulkan_environment
 
 __all__ = ["VgfRunner"]

@@ -10,7 +10,7 @@ import torch
 from attrs import frozen
 
 from qcore.errors import LoweringError
-from qcore.lowering import import_executorch
+from qcore_executorch import import_executorch
 from qcore_vulkan.reference import reference_of
 
 if TYPE_CHECKING:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from qcore.errors import LoweringError, RuntimeUnavailableError
-from qcore.lowering import LoweredProgram, lower_with_partitioner
-from qcore.quiet import quiet
+from qcore.lowering import LoweredProgram, check_options
+from qcore.lowering.export import private_copy
+from qcore_executorch import ExecuTorchLowering
 from qcore_vulkan.graph import check_outputs, decode
 from qcore_vulkan.partition import edge_passes, vulkan_partitioner
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from qcore_vulkan.verify import Verification
 
-__all__ = ["VulkanProgram", "lower_to_vulkan"]
+__all__ = ["VulkanLowering", "VulkanProgram", "lower_to_vulkan"]
 
 _NO_RUNTIME = (
     "ExecuTorch's Python package has no Vulkan runtime, so no program for 'vulkan' runs on this "
@@ -73,7 +73,34 @@ class VulkanProgram(LoweredProgram):
         return verify(self, inputs)
 
 
-def lower_to_vulkan(program: ExportedProgram, **options: Any) -> VulkanProgram:
+@attrs.define
+class VulkanLowering(ExecuTorchLowering):
+    """ExecuTorch's lowering; keeps the quantized and the partitioned model to compare with."""
+
+    _quantized: Any = attrs.field(default=None, init=False)
+    _partitioned: Any = attrs.field(default=None, init=False)
+
+    def rewritten(self, program: ExportedProgram) -> ExportedProgram:
+        """Give parameters names that ExecuTorch finds again."""
+        _name_parameters(program)
+        # Packing the weights of a delegate replaces them in the program that is lowered.
+        self._quantized = private_copy(program)
+        self._quantized._state_dict = dict(program.state_dict)
+        self._quantized._constants = dict(program.constants)
+        return program
+
+    def on_partitioned(self, program: ExportedProgram) -> None:
+        """Keep the program with its delegates."""
+        self._partitioned = private_copy(program)
+
+    def program(self, lowered: LoweredProgram) -> VulkanProgram:
+        """Check that the delegates return what the program reads, and keep what they came from."""
+        check_outputs(self._partitioned, decode(lowered.buffer))
+        fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
+        return VulkanProgram(**fields, quantized=self._quantized, partitioned=self._partitioned)
+
+
+def lower_to_vulkan(program: ExportedProgram, **options: Any) -> LoweredProgram:
     """Delegate to Vulkan what it takes; the rest runs on portable kernels.
 
     Args:
@@ -81,38 +108,20 @@ def lower_to_vulkan(program: ExportedProgram, **options: Any) -> VulkanProgram:
         **options: ``compile_options``, as ExecuTorch's ``VulkanPartitioner`` takes them.
 
     Returns:
-        The program.
+        The program, a :class:`VulkanProgram`.
 
     Raises:
         LoweringError: An option is unknown, or ExecuTorch cannot lower the model.
         RuntimeUnavailableError: ExecuTorch is not installed.
     """
-    unknown = [option for option in options if option != "compile_options"]
-    if unknown:
-        raise LoweringError(
-            f"vulkan's lower has no option {', '.join(map(repr, unknown))}. "
-            "Its options: compile_options."
-        )
+    check_options("vulkan", options, ("compile_options",))
     compile_options = options.get("compile_options") or {}
-    kept: list[Any] = []
-    _name_parameters(program)
-    # Packing the weights of a delegate replaces them in the program that is lowered.
-    original = copy.copy(program)
-    original._state_dict = dict(program.state_dict)
-    original._constants = dict(program.constants)
-    lowered = lower_with_partitioner(
-        program,
-        None,
-        backend="vulkan",
-        partitioners=[vulkan_partitioner(compile_options)],
+    return VulkanLowering(
+        "vulkan",
+        [vulkan_partitioner(compile_options)],
+        _NoRuntime(),
         edge_passes=edge_passes(bool(compile_options.get("force_fp16"))),
-        runner=_NoRuntime(),
-        on_partitioned=kept.append,
-    )
-    with quiet():
-        check_outputs(kept[0], decode(lowered.buffer))
-    fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
-    return VulkanProgram(**fields, quantized=original, partitioned=kept[0])
+    ).lower(program)
 
 
 def _name_parameters(program: ExportedProgram) -> None:

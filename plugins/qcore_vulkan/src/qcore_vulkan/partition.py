@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.lowering import import_executorch
-from qcore.patching import patched
+from qcore_executorch import import_executorch
+from qcore_vulkan.compat.executorch import OPERATORS, PARTITIONER
 
 __all__ = ["edge_passes", "vulkan_partitioner"]
-
-_PARTITIONER: Final = "executorch.backends.vulkan.partitioner.vulkan_partitioner"
-_OPERATORS: Final = "VulkanSupportedOperators"
 
 
 def vulkan_partitioner(compile_options: dict[str, Any] | None) -> Any:
@@ -27,9 +24,9 @@ def vulkan_partitioner(compile_options: dict[str, Any] | None) -> Any:
     Returns:
         The partitioner; it logs why it leaves a node in the form of ExecuTorch's others.
     """
-    module = import_executorch(_PARTITIONER)
+    module = import_executorch(PARTITIONER)
     base = import_executorch("executorch.exir.backend.partitioner").Partitioner
-    operators = _operators(module)
+    operators = _operators()
 
     class Partitioner(base):  # type: ignore[misc,valid-type]
         def __init__(self) -> None:
@@ -40,18 +37,18 @@ def vulkan_partitioner(compile_options: dict[str, Any] | None) -> Any:
             return self._theirs.ops_to_not_decompose(program)
 
         def partition(self, program: Any) -> Any:
-            # Its class of supported operators can be given in no other way.
-            with patched(module, **{_OPERATORS: operators}):
+            with OPERATORS.applied(operators):
                 return self._theirs.partition(program)
 
     return Partitioner()
 
 
-def _operators(module: Any) -> Any:
+def _operators() -> Any:
+    (base,) = OPERATORS.originals()
     utils = import_executorch("executorch.exir.backend.utils")
     why = utils.WhyNoPartition(logging.getLogger("executorch.backends.vulkan"))
 
-    class Operators(getattr(module, _OPERATORS)):  # type: ignore[misc]
+    class Operators(base):  # type: ignore[misc,valid-type]
         _reading: set[Node] | None = None
 
         def is_node_supported(self, submodules: Any, node: Node) -> bool:

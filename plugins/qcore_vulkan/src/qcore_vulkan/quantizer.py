@@ -13,7 +13,8 @@ from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantization
 
 from qcore.errors import UnsupportedSchemeError
 from qcore.quantizer import Quantizer
-from qcore.source import SourceReport, torchao_quantize_
+from qcore.report import SourceReport
+from qcore.source import torchao_quantize_
 from qcore_vulkan.backend import VulkanBackend
 
 __all__ = ["VulkanQuantizer", "get_symmetric_quantization_config", "quantize_"]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from qcore.errors import LoweringError
-from qcore.lowering import import_executorch
+from qcore_executorch import import_executorch
 
 __all__ = ["reference_of", "unpack_even_high", "unpack_even_low"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from attrs import asdict, frozen
@@ -15,10 +15,7 @@ from qcore.quiet import quiet
 from qcore_vulkan.graph import DelegateGraph, decode, delegate_calls
 from qcore_vulkan.reference import unpack_even_high, unpack_even_low
 
-if TYPE_CHECKING:
-    from qcore_vulkan.lowering import VulkanProgram
-
-__all__ = ["Verification", "WeightCheck", "verify"]
+__all__ = ["Verifiable", "Verification", "WeightCheck", "verify"]
 
 # Quantized operator -> where its weight and scales are, how it packs them, and its group size.
 _WEIGHTS: Final = {
@@ -89,7 +86,23 @@ class Verification:
         )
 
 
-def verify(program: VulkanProgram, inputs: tuple[Any, ...]) -> Verification:
+class Verifiable(Protocol):
+    """A program that still holds what it was made of."""
+
+    @property
+    def buffer(self) -> bytes:
+        """The bytes of the ``.pte``."""
+
+    @property
+    def quantized(self) -> Any:
+        """The quantized model that was lowered."""
+
+    @property
+    def partitioned(self) -> Any:
+        """The same after partitioning."""
+
+
+def verify(program: Verifiable, inputs: tuple[Any, ...]) -> Verification:
     """Compare a program with the quantized model that it was lowered from.
 
     Args:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from qcore.errors import LoweringError
-from qcore.lowering import ExecuTorchRunner, import_executorch, lower_with_partitioner
+from qcore.lowering import check_options
+from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner, import_executorch
 from qcore_xnnpack.graph_passes import prepare_for_partitioner
 
 if TYPE_CHECKING:
@@ -14,9 +14,17 @@ if TYPE_CHECKING:
 
     from qcore.lowering import LoweredProgram
 
-__all__ = ["lower_to_xnnpack"]
+__all__ = ["XnnpackLowering", "lower_to_xnnpack"]
 
-_OPTIONS = ("threads", "timeout_s")
+_OPTIONS: Final = ("threads", "timeout_s")
+
+
+class XnnpackLowering(ExecuTorchLowering):
+    """ExecuTorch's lowering with its XNNPACK partitioner."""
+
+    def rewritten(self, program: ExportedProgram) -> ExportedProgram:
+        """Apply what the partitioner needs."""
+        return prepare_for_partitioner(program)
 
 
 def lower_to_xnnpack(program: ExportedProgram, **options: Any) -> LoweredProgram:
@@ -34,19 +42,9 @@ def lower_to_xnnpack(program: ExportedProgram, **options: Any) -> LoweredProgram
         LoweringError: An option is unknown, or ExecuTorch cannot lower the model.
         RuntimeUnavailableError: ExecuTorch is not installed.
     """
-    unknown = [option for option in options if option not in _OPTIONS]
-    if unknown:
-        raise LoweringError(
-            f"xnnpack's lower has no option {', '.join(map(repr, unknown))}. "
-            f"Its options: {', '.join(_OPTIONS)}."
-        )
-    return lower_with_partitioner(
-        prepare_for_partitioner(program),
-        None,
-        backend="xnnpack",
-        partitioners=[_partitioner()],
-        runner=ExecuTorchRunner(backends=("XnnpackBackend",), **options),
-    )
+    check_options("xnnpack", options, _OPTIONS)
+    runner = ExecuTorchRunner(backends=("XnnpackBackend",), **options)
+    return XnnpackLowering("xnnpack", [_partitioner()], runner).lower(program)
 
 
 def _partitioner() -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from qcore.quantizer import Quantizer
-from qcore.source import SourceReport, torchao_quantize_
+from qcore.report import SourceReport
+from qcore.source import torchao_quantize_
 from qcore_xnnpack.backend import XnnpackBackend
 
 __all__ = ["XNNPACKQuantizer", "quantize_"]

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 
-from qcore.report import grouped
+from qcore.report.decisions import grouped
 
-__all__ = ["PORTABLE", "LoweringReport", "NodeRecord", "StrayNode"]
-
-PORTABLE = "no partitioner takes this operator"
-"""The reason of an undelegated node for which no partitioner stated one."""
+__all__ = ["LoweringReport", "NodeRecord", "StrayNode"]
 
 
 @attrs.frozen
@@ -73,7 +70,7 @@ def _table(seconds: Mapping[str, float]) -> dict[str, float]:
 class LoweringReport:
     """What was delegated, what was not and why, and what the lowering cost.
 
-    An undelegated node is no failure: it runs on ExecuTorch's portable kernels.
+    An undelegated node is no failure: it runs on the kernels of the runtime around the delegates.
 
     Attributes:
         backend: Name of the backend the program is for.
@@ -81,7 +78,7 @@ class LoweringReport:
         delegated: The compute nodes inside them.
         undelegated: The compute nodes outside them.
         stray: The quantize and dequantize nodes outside them.
-        pte_bytes: Size of the program in bytes.
+        program_bytes: Size of the program in bytes.
         seconds: Wall time of each stage in seconds, in the order the stages ran.
         complete: False for a program read from a file, which records none of the above but its
             size.
@@ -92,7 +89,7 @@ class LoweringReport:
     delegated: tuple[NodeRecord, ...] = ()
     undelegated: tuple[NodeRecord, ...] = ()
     stray: tuple[StrayNode, ...] = ()
-    pte_bytes: int = 0
+    program_bytes: int = 0
     seconds: Mapping[str, float] = attrs.field(factory=dict, converter=_table, eq=False)
     complete: bool = True
 
@@ -110,6 +107,9 @@ class LoweringReport:
     def is_fully_delegated(self) -> bool:
         """Whether it is known that every compute node is inside a delegate."""
         return self.complete and not self.undelegated and not self.stray
+
+    #: Where undelegated nodes run; a library for backends may name it.
+    elsewhere: ClassVar[str] = "outside the delegates"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ class LoweringReport:
             "delegated": [attrs.asdict(node) for node in self.delegated],
             "undelegated": [attrs.asdict(node) for node in self.undelegated],
             "stray": [{**attrs.asdict(node), "feeds": list(node.feeds)} for node in self.stray],
-            "pte_bytes": self.pte_bytes,
+            "program_bytes": self.program_bytes,
             "seconds": dict(self.seconds),
         }
 
@@ -148,20 +148,20 @@ class LoweringReport:
     def __str__(self) -> str:
         if not self.complete:
             return (
-                f"{self.backend}: {_size(self.pte_bytes)}, read from a file, "
+                f"{self.backend}: {_size(self.program_bytes)}, read from a file, "
                 "which does not record what was delegated"
             )
         timing = ", ".join(f"{stage} {value:.1f} s" for stage, value in self.seconds.items())
         lines = [
             f"{self.backend}: {_count(self.delegates, 'delegate')} with "
-            f"{_count(len(self.delegated), 'compute node')}, {_size(self.pte_bytes)}"
+            f"{_count(len(self.delegated), 'compute node')}, {_size(self.program_bytes)}"
             + (f" ({timing})" if timing else "")
         ]
         if self.delegated:
             ops = ", ".join(f"{name} x{count}" for name, count in self.delegated_ops.items())
             lines.append(f"  delegated: {ops}")
         if self.undelegated:
-            lines.append(f"  on portable kernels ({len(self.undelegated)}), they still run:")
+            lines.append(f"  {self.elsewhere} ({len(self.undelegated)}), they still run:")
             keyed = (((node.operator, node.reason), node.place) for node in self.undelegated)
             lines.extend(
                 f"  {count:4d} x {operator}: {reason} [{names}]"

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from qcore.errors import RuntimeExecutionError
+from qcore_executorch.importing import import_executorch
 
-__all__ = ["check_pte"]
+if TYPE_CHECKING:
+    from qcore.lowering import Runner
 
+__all__ = ["PTE", "PteArtifact", "check_pte"]
+
+# What the emitter adds, and what names no operator of the model.
+_PRIMITIVES = ("executorch_prim::", "dim_order_ops::")
 _FLATBUFFER_ID = b"ET"
 _HEADER_ID = b"eh"
 _HEADER_AT = 8
@@ -56,3 +64,39 @@ def _expected_size(buffer: bytes) -> int:
     if length >= _HEADER.size + _SEGMENTS_SIZE.size and len(buffer) >= minimum + 8:
         (segments,) = _SEGMENTS_SIZE.unpack_from(buffer, minimum)
     return int(max(program_size, segments_at + segments if segments_at else 0))
+
+
+class PteArtifact:
+    """ExecuTorch programs, as the core reads them back; see :class:`qcore.lowering.Artifact`."""
+
+    suffix: ClassVar[str] = ".pte"
+
+    def recognizes(self, buffer: bytes) -> bool:
+        """Say whether bytes begin as a ``.pte`` does."""
+        return buffer[4:6] == _FLATBUFFER_ID
+
+    def check(self, buffer: bytes, source: str) -> None:
+        """Raise unless bytes are a whole ``.pte``."""
+        check_pte(buffer, source)
+
+    def operators(self, buffer: bytes) -> Counter[str]:
+        """Return the operators that a ``.pte`` calls outside its delegates."""
+        serialize: Any = import_executorch("executorch.exir._serialize._program")
+        plan = serialize.deserialize_pte_binary(buffer).program.execution_plan[0]
+        names = [
+            plan.operators[index].name
+            for chain in plan.chains
+            for instruction in chain.instructions
+            if (index := getattr(instruction.instr_args, "op_index", None)) is not None
+        ]
+        return Counter(n.replace("::", ".") for n in names if not n.startswith(_PRIMITIVES))
+
+    def runner(self, buffer: bytes) -> Runner:
+        """Return ExecuTorch's own runtime."""
+        from qcore_executorch.runner import ExecuTorchRunner
+
+        return ExecuTorchRunner()
+
+
+#: The format of every program that ExecuTorch emits.
+PTE: Final = PteArtifact()

@@ -8,12 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qcore.lowering import (
-    ExecuTorchRunner,
-    LoweredProgram,
-    import_executorch,
-    lower_with_partitioner,
-)
+from qcore.lowering import LoweredProgram, export_for_lowering
+from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner, import_executorch
 
 torch.set_num_threads(1)
 
@@ -49,7 +45,9 @@ def xnnpack_partitioner():
 def lower(model, example_inputs, **options) -> LoweredProgram:
     options.setdefault("partitioners", [xnnpack_partitioner()])
     options.setdefault("runner", ExecuTorchRunner(backends=("XnnpackBackend",), timeout_s=60))
-    return lower_with_partitioner(model, example_inputs, backend="xnnpack", **options)
+    dynamic_shapes = options.pop("dynamic_shapes", None)
+    exported = export_for_lowering(model, example_inputs, dynamic_shapes)
+    return ExecuTorchLowering("xnnpack", **options).lower(exported)
 
 
 def runner_with(module: str, **options) -> ExecuTorchRunner:

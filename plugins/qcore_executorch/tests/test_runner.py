@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from qcore.errors import RuntimeCrashError, RuntimeExecutionError, RuntimeUnavailableError
-from qcore.lowering import ExecuTorchRunner, Runner, run_program
+from qcore.lowering import Runner, run_program
+from qcore_executorch import ExecuTorchRunner
 
 from .conftest import FIXTURES, runner_with
 
@@ -81,7 +82,7 @@ def test_a_runtime_that_does_not_import_names_the_install(program, sample, tmp_p
     (tmp_path / "executorch").mkdir()
     (tmp_path / "executorch" / "__init__.py").touch()
     runner = ExecuTorchRunner(env={"PYTHONPATH": str(tmp_path)})
-    with pytest.raises(RuntimeUnavailableError, match=r'pip install "qcore-quant\[executorch\]"'):
+    with pytest.raises(RuntimeUnavailableError, match="pip install qcore-executorch"):
         run_program(program.buffer, [sample], runner=runner)
 
 
@@ -123,7 +124,7 @@ def test_a_run_leaves_no_files(program, sample, tmp_path, monkeypatch):
 def test_the_child_does_not_outlive_a_killed_caller(program, tmp_path):
     path = program.save(tmp_path / "model.pte")
     script = f"""
-        from qcore.lowering import ExecuTorchRunner, run_program
+        from qcore.lowering import run_program; from qcore_executorch import ExecuTorchRunner
         runner = ExecuTorchRunner(modules=("child_hangs",), env={{"PYTHONPATH": {FIXTURES!r}}})
         run_program({str(path)!r}, [], runner=runner)
     """

@@ -18,8 +18,8 @@ from torchao.quantization.pt2e import (
 )
 from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
 
+from qcore.calibration.histogram import HistogramObserver
 from qcore.errors import UnsupportedSchemeError
-from qcore.observers.histogram import HistogramObserver
 
 __all__ = ["SMALLEST_SCALE", "get_symmetric_quantization_config"]
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qcore.lowering.export import recorded_module_path
-from qcore.lowering.report import PORTABLE, NodeRecord, StrayNode
+from qcore.report import NodeRecord, StrayNode
+from qcore_executorch.report import PORTABLE
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node

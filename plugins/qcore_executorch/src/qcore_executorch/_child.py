@@ -1,4 +1,4 @@
-"""The process that executes a program; started by ``qcore.lowering.runner``, never imported.
+"""The process that executes a program; started by ``qcore_executorch.runner``, never imported.
 
 Tensors travel in files of the working folder.
 

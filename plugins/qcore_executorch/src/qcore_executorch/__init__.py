@@ -1,0 +1,22 @@
+"""For backends of qcore on ExecuTorch: lowering in steps, its runtime in a process of its own.
+
+Importing this package imports neither torch nor ExecuTorch; both load when something is lowered or
+run.
+"""
+
+from __future__ import annotations
+
+from qcore_executorch.importing import import_executorch
+from qcore_executorch.lowering import ExecuTorchLowering
+from qcore_executorch.pte import PTE, check_pte
+from qcore_executorch.report import ExecuTorchReport
+from qcore_executorch.runner import ExecuTorchRunner
+
+__all__ = [
+    "PTE",
+    "ExecuTorchLowering",
+    "ExecuTorchReport",
+    "ExecuTorchRunner",
+    "check_pte",
+    "import_executorch",
+]

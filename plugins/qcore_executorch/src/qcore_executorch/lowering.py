@@ -1,0 +1,245 @@
+"""The way from a converted model to an ExecuTorch program, in steps that a backend overrides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import attrs
+
+from qcore.compat.torch import quick_decompositions, shared_provenance
+from qcore.errors import LoweringError, QcoreError
+from qcore.lowering import LoweredProgram, Runner, TensorSpec, program_specs
+from qcore.quiet import quiet, spared_gc
+from qcore_executorch.embeddings import fuse_embeddings
+from qcore_executorch.importing import import_executorch
+from qcore_executorch.inspection import inspect_lowered, stated_reasons
+from qcore_executorch.pte import PTE
+from qcore_executorch.report import ExecuTorchReport
+from qcore_executorch.runner import ExecuTorchRunner
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+__all__ = ["QUANTIZED_KERNELS", "ExecuTorchLowering"]
+
+#: The module that registers ExecuTorch's kernels for quantize and dequantize nodes.
+QUANTIZED_KERNELS: Final = "executorch.kernels.quantized"
+
+
+@attrs.define
+class ExecuTorchLowering:
+    """Lowers converted models with ExecuTorch, delegating what the partitioners take.
+
+    What no partitioner takes stays in the program and runs on ExecuTorch's kernels. A backend makes
+    one with its partitioners and its runner, or a subclass that overrides steps:
+    :meth:`rewritten`, :meth:`partitioned`, :meth:`emitted`, :meth:`program`, :meth:`around`.
+
+    Attributes:
+        backend: Name of the backend, for the program, its report and messages.
+        partitioners: ExecuTorch partitioners, tried in this order.
+        runner: Executes the program on this machine; None where no host can.
+        edge_passes: ExecuTorch passes over the edge graph, before the partitioners.
+        compile_config: ExecuTorch's ``EdgeCompileConfig``; None takes its defaults.
+        executorch_config: ExecuTorch's ``ExecutorchBackendConfig``; None takes its defaults.
+    """
+
+    backend: str
+    partitioners: Sequence[Any] = ()
+    runner: Runner | None = None
+    edge_passes: Sequence[Any] = attrs.field(default=(), kw_only=True)
+    compile_config: Any = attrs.field(default=None, kw_only=True)
+    executorch_config: Any = attrs.field(default=None, kw_only=True)
+
+    def lower(self, program: ExportedProgram) -> LoweredProgram:
+        """Lower a model.
+
+        Args:
+            program: The converted model, as the hook ``lower`` gets it; changed.
+
+        Returns:
+            The program with its report.
+
+        Raises:
+            RuntimeUnavailableError: ExecuTorch is not installed.
+            LoweringError: A stage of the lowering fails.
+        """
+        import_executorch()
+        clock = _Clock(self.backend)
+        with quiet(), spared_gc(), shared_provenance(), quick_decompositions(), self.around():
+            with clock.stage("rewrite"):
+                exported = self.rewritten(program)
+            inputs, outputs = program_specs(exported)
+            if self.executorch_config is None:
+                _require_bounds(inputs, self.backend)
+            with clock.stage("partition"), stated_reasons() as reasons:
+                edge = self.partitioned(exported)
+                fused = fuse_embeddings(edge)
+            self.on_partitioned(edge.exported_program())
+            found = inspect_lowered(edge.exported_program().graph_module, {**reasons, **fused})
+            runner = self.runner
+            if found.stray or fused:
+                # They have kernels on both sides, which are registered on request only.
+                import_executorch(QUANTIZED_KERNELS)
+                runner = _with_module(runner, QUANTIZED_KERNELS)
+            with clock.stage("emit"):
+                buffer = self.emitted(edge)
+        report = ExecuTorchReport(
+            backend=self.backend,
+            delegates=found.delegates,
+            delegated=tuple(found.delegated),
+            undelegated=tuple(found.undelegated),
+            stray=tuple(found.stray),
+            program_bytes=len(buffer),
+            seconds=clock.seconds,
+        )
+        return self.program(
+            LoweredProgram(
+                buffer=buffer,
+                backend=self.backend,
+                report=report,
+                runner=runner,
+                inputs=inputs,
+                outputs=outputs,
+                structure=exported.call_spec.out_spec,
+                suffix=PTE.suffix,
+            )
+        )
+
+    def around(self) -> AbstractContextManager[Any]:
+        """Return what holds while a model is lowered, such as changes to ExecuTorch's passes."""
+        return nullcontext()
+
+    def rewritten(self, program: ExportedProgram) -> ExportedProgram:
+        """Bring the converted model into the form that the partitioners expect.
+
+        Args:
+            program: The converted model; may be changed.
+
+        Returns:
+            The program to lower.
+        """
+        return program
+
+    def partitioned(self, program: ExportedProgram) -> Any:
+        """Turn the rewritten model into an edge program with delegates.
+
+        Args:
+            program: What :meth:`rewritten` returned.
+
+        Returns:
+            ExecuTorch's ``EdgeProgramManager``.
+        """
+        from torch.fx import GraphModule
+
+        exir = import_executorch()
+        root = program.graph_module
+        if not any(m is not root and isinstance(m, GraphModule) for m in root.modules()):
+            return exir.to_edge_transform_and_lower(
+                program,
+                transform_passes=list(self.edge_passes) or None,
+                partitioner=list(self.partitioners),
+                compile_config=self.compile_config,
+            )
+        # The one-step form keeps operators whole for the partitioners, but looks for them outside
+        # the bodies of conditionals and loops only; the older form decomposes them everywhere.
+        edge = exir.to_edge(program, compile_config=self.compile_config)
+        if self.edge_passes:
+            edge = edge.transform(list(self.edge_passes))
+        for partitioner in self.partitioners:
+            edge = edge.to_backend(partitioner)
+        return edge
+
+    def on_partitioned(self, program: ExportedProgram) -> None:
+        """Look at the partitioned program, with its delegates, before it is emitted.
+
+        Args:
+            program: Copy what is to be kept: emitting rewrites it.
+        """
+
+    def emitted(self, edge: Any) -> bytes:
+        """Turn the partitioned program into the bytes of a ``.pte``.
+
+        Args:
+            edge: ExecuTorch's ``EdgeProgramManager``.
+
+        Returns:
+            The bytes.
+        """
+        config = self.executorch_config
+        if config is None:
+            config = import_executorch().ExecutorchBackendConfig()
+        return bytes(edge.to_executorch(config).buffer)
+
+    def program(self, lowered: LoweredProgram) -> LoweredProgram:
+        """Complete the program with what the backend has beside it.
+
+        Args:
+            lowered: The program.
+
+        Returns:
+            It, or one of a class of the backend's own.
+        """
+        return lowered
+
+
+class _Clock:
+    """Times the stages and gives their failures a name."""
+
+    _ADVICE: ClassVar[dict[str, str]] = {
+        "rewrite": "Check that torch.export.export(model, example_inputs) succeeds by itself.",
+        "partition": "Lower with partitioners=[] to see whether the graph or a partitioner is at "
+        "fault.",
+        "emit": "An operator without an ExecuTorch kernel stops here: replace it in the model, or "
+        "import the module that registers its kernel before lowering.",
+    }
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        except QcoreError:
+            raise
+        except Exception as error:
+            root = _root_cause(error)
+            lines = str(root).strip().splitlines()
+            raise LoweringError(
+                f"Lowering for {self._backend} failed in the stage {name!r}: "
+                f"{type(root).__name__}: {lines[0] if lines else 'no message'}. "
+                f"{self._ADVICE[name]} The cause is chained to this error."
+            ) from error
+        finally:
+            self.seconds[name] = time.perf_counter() - start
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the exception that others were raised from; pass managers list their passes only."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _require_bounds(inputs: Sequence[TensorSpec], backend: str) -> None:
+    for item in inputs:
+        for index, (low, high) in enumerate(item.bounds):
+            if high is None:
+                raise LoweringError(
+                    f"Lowering for {backend} needs an upper limit for dimension {index} of "
+                    f"{item.name!r}, which has none: the program's memory is planned for the "
+                    f"largest input. Capture the model with dynamic_shapes that use "
+                    f"torch.export.Dim(name, min={max(low, 1)}, max=...)."
+                )
+
+
+def _with_module(runner: Runner | None, module: str) -> Runner | None:
+    if isinstance(runner, ExecuTorchRunner) and module not in runner.modules:
+        modules: tuple[str, ...] = (*runner.modules, module)
+        return attrs.evolve(runner, modules=modules)
+    return runner

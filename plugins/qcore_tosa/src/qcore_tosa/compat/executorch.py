@@ -1,0 +1,85 @@
+"""What is changed of ExecuTorch's passes and partitioner for Arm while a model is lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+
+from qcore.compat import Change
+from qcore.graph import operator_name
+from qcore_tosa.marks import is_argmax
+
+__all__ = ["mended_passes"]
+
+_VERSIONS: Final = ">=1.4.1,<1.5"
+_PASSES: Final = "executorch.backends.arm._passes"
+_SUPPORT: Final = "executorch.backends.arm.operator_support.tosa_supported_operators"
+
+_CONVOLUTIONS: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}.rewrite_conv_pass:RewriteConvPass",
+    ["_has_int32_rescale_user"],
+    why="convolutions of 16-bit activations give int32 where a reader rescales to it, which other "
+    "readers do not take, and additions overflow without the saturation to 16 bits.",
+)
+_DUPLICATES: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}.fuse_duplicate_users_pass:FuseDuplicateUsersPass",
+    ["_build_user_signature"],
+    why="operators that differ in their metadata alone are taken for duplicates, and of two "
+    "outputs that are one value the runtime of VGF writes one.",
+)
+_ARGMAX: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_SUPPORT}:CheckInt64InputsAndOutputs",
+    ["_check_int64_input_nodes", "_is_tosa_argmax_dtype_supported"],
+    why="the cast of positions to int32 stays outside of the delegate, which so promises an int64 "
+    "that it does not give, and quantized argmax is refused.",
+)
+
+# The parameters of ELU and its relatives, and the ranges of results, once the passes are at it.
+_IN_METADATA: Final = ("float_alpha", "float_scale", "float_input_scale", "output_qparams")
+
+
+@contextmanager
+def mended_passes() -> Iterator[None]:
+    """Lower with ExecuTorch's passes as they are meant.
+
+    Yields:
+        Nothing.
+    """
+    (signature,) = _DUPLICATES.originals()
+    inputs, dtype = _ARGMAX.originals()
+
+    def complete(self: Any, node: Any) -> Any:
+        found = signature(self, node)
+        if found is None or any(user.op == "output" for user in node.users):
+            return None
+        return (*found, *(repr(node.meta.get(key)) for key in _IN_METADATA))
+
+    def inputs_fit(self: Any, node: Any) -> bool:
+        if node.kwargs.get("dtype") is torch.int32 and is_argmax(node.args[0]):
+            return bool(self._is_tosa_argmax_supported(node.args[0]))
+        return bool(inputs(self, node))
+
+    def dtype_fits(self: Any, node: Any, given: Any) -> bool:
+        # Without float it looks at the float32 between dequantizing and argmax.
+        quantized = "dequantize_per_tensor" in operator_name(node.args[0])
+        integer = quantized and self.tosa_spec.support_integer()
+        return bool(integer or dtype(self, node, given))
+
+    with (
+        _CONVOLUTIONS.applied(lambda self, node: False),
+        _DUPLICATES.applied(complete),
+        _ARGMAX.applied(inputs_fit, dtype_fits),
+    ):
+        yield

@@ -1,0 +1,14 @@
+"""Calibration: the samples, and a file for each method that chooses ranges from them."""
+
+from __future__ import annotations
+
+from qcore.calibration.histogram import HistogramObserver
+from qcore.calibration.samples import CalibrationData, calibrate, check_arguments, check_sample
+
+__all__ = [
+    "CalibrationData",
+    "HistogramObserver",
+    "calibrate",
+    "check_arguments",
+    "check_sample",
+]

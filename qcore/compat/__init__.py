@@ -1,0 +1,11 @@
+"""Every change to a foreign library: as data, with its reason, refused where it no longer fits.
+
+The core's are here, a file for each library. Distributions that change others have a ``compat`` of
+their own, made of the same :class:`Change`.
+"""
+
+from __future__ import annotations
+
+from qcore.compat.patching import LIBRARIES, Change, changes
+
+__all__ = ["LIBRARIES", "Change", "changes"]

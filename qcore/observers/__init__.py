@@ -1,5 +1,0 @@
-"""Calibration statistics."""
-
-from qcore.observers.histogram import HistogramObserver
-
-__all__ = ["HistogramObserver"]

@@ -1,0 +1,26 @@
+"""What became of a model: decisions, lowering, source quantization. Data apart from views."""
+
+from __future__ import annotations
+
+from qcore.report.decisions import (
+    REPORT,
+    AnnotationReport,
+    Decision,
+    Diagnostic,
+    Severity,
+)
+from qcore.report.lowering import LoweringReport, NodeRecord, StrayNode
+from qcore.report.source import LayerRecord, SourceReport
+
+__all__ = [
+    "REPORT",
+    "AnnotationReport",
+    "Decision",
+    "Diagnostic",
+    "LayerRecord",
+    "LoweringReport",
+    "NodeRecord",
+    "Severity",
+    "SourceReport",
+    "StrayNode",
+]
