@@ -25,6 +25,12 @@ __all__ = ["BackendConformance"]
 _PARAMETERS = {"scheme": "supported_schemes", "source_scheme": "source_schemes"}
 
 
+def _none_declared(attribute: str) -> Any:
+    # Where the backend does not load, other checks say so.
+    reason = f"not asked: no {attribute} are declared"
+    return pytest.param(None, id="none declared", marks=pytest.mark.skip(reason=reason))
+
+
 # pytest collects the checks of the last base first.
 class BackendConformance(
     RobustnessChecks,
@@ -98,9 +104,8 @@ class BackendConformance(
         for parameter, attribute in _PARAMETERS.items():
             if parameter in metafunc.fixturenames:
                 declared = self._declared(metafunc.config, attribute)
-                ids = [str(scheme) for scheme in declared]
-                # Where none is declared, or the backend does not load, other checks say so.
-                metafunc.parametrize(parameter, declared or [None], ids=ids or ["none declared"])
+                cases = [pytest.param(scheme, id=str(scheme)) for scheme in declared]
+                metafunc.parametrize(parameter, cases or [_none_declared(attribute)])
 
     def _declared(self, config: pytest.Config, attribute: str) -> list[Any]:
         try:

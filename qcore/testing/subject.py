@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from attrs import define, evolve, field, frozen
@@ -119,6 +119,27 @@ class Subject:
             self._cache[key] = build()
         return self._cache[key]
 
+    def not_asked(self, why: str) -> NoReturn:
+        """Skip a check that has nothing to ask of this backend.
+
+        Args:
+            why: What it says about itself, as in ``it declares no scheme``.
+        """
+        import pytest
+
+        pytest.skip(f"not asked of {self.name}: {why}")
+
+    def needs(self, requirement: str, stated: bool = True) -> None:
+        """Skip a check that is asked of other backends only.
+
+        Args:
+            requirement: A flag of the requirements.
+            stated: What it must be for the check to be asked.
+        """
+        value = getattr(self.requirements, requirement)
+        if value is not stated:
+            self.not_asked(f"it states {requirement}={value}")
+
     @contextmanager
     def step(self, what: str, advice: str = "") -> Iterator[None]:
         """Turn whatever a step raises into a failed check that says which step it was.
@@ -170,15 +191,15 @@ class Subject:
     @property
     def main_scheme(self) -> QuantizationScheme:
         """The first declared scheme that is not for training."""
-        import pytest
-
         if not self.executed_schemes:
-            pytest.skip(f"{self.name} declares no scheme of the PT2E flow")
+            self.not_asked("it declares no scheme of the PT2E flow")
         return self.executed_schemes[0]
 
     @property
     def evidence(self) -> str:
-        """What is shown by a program that was lowered, for support pages."""
+        """What is shown by lowering and running, for support pages."""
+        if not self.requirements.lowers:
+            return "converts"
         if self.requirements.runs:
             return "runs"
         return "verified" if self.requirements.verifies else "lowers"

@@ -17,7 +17,7 @@ from qcore.testing import BackendConformance, Requirements
 
 class TestConformance(BackendConformance):
     backend = "{backend}"
-    requirements = Requirements(delegates=False)
+    requirements = Requirements({flags})
     expected_failures = {expected}
 """
 
@@ -29,6 +29,12 @@ class Lying(qcore_portable.PortableBackend):
     def transform_for_annotation(self, model, plan):
         raise RuntimeError("the library is missing")
 
+class Sourceless(qcore_portable.PortableBackend):
+    @qcore.hookimpl
+    def supported_schemes(self):
+        return qcore_portable.SCHEMES[:1]
+
+qcore.register_backend("sourceless", Sourceless)
 qcore.register_backend("portable", qcore_portable.PortableBackend)
 qcore.register_backend("broken", Lying)
 """
@@ -40,12 +46,18 @@ def run(pytester: pytest.Pytester) -> Iterator[Any]:
     pytester.syspathinsert(source)
     pytester.makeconftest(CONFTEST)
 
-    def go(*arguments: str, backend: str = "portable", expected: str = "{}") -> pytest.RunResult:
-        pytester.makepyfile(test_it=TESTS.format(backend=backend, expected=expected))
+    def go(
+        *arguments: str,
+        backend: str = "portable",
+        flags: str = "delegates=False",
+        expected: str = "{}",
+    ) -> pytest.RunResult:
+        made = TESTS.format(backend=backend, flags=flags, expected=expected)
+        pytester.makepyfile(test_it=made)
         return pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
 
     yield go
-    for name in ("portable", "broken"):
+    for name in ("portable", "broken", "sourceless"):
         if name in registry._registered:
             registry.unregister_backend(name)
 
@@ -68,6 +80,21 @@ def test_an_expected_failure_that_passes_is_a_failure(run) -> None:
     done = run("-k", "it_loads", expected='{"it_loads": "not yet"}')
     done.assert_outcomes(failed=1)
     done.stdout.fnmatch_lines("*XPASS(strict)*not yet*")
+
+
+def test_no_check_of_programs_passes_for_a_backend_that_lowers_nothing(run) -> None:
+    done = run("-k", "lower or program or delegated", "-rs", flags="lowers=False")
+    outcomes = done.parseoutcomes()
+    # What is asked instead: that lower() refuses, which this backend does not.
+    assert outcomes.get("passed", 0) == 0
+    assert outcomes["failed"] == 1
+    assert outcomes["skipped"] > 10
+    done.stdout.fnmatch_lines("*not asked of portable: it states lowers=False*")
+
+
+def test_without_schemes_of_a_kind_their_checks_say_so(run) -> None:
+    done = run("-k", "source_scheme", "-rs", backend="sourceless")
+    done.stdout.fnmatch_lines("*not asked: no source_schemes are declared*")
 
 
 @pytest.mark.parametrize(

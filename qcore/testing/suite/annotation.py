@@ -75,6 +75,7 @@ class AnnotationChecks:
 
     @every_model
     def test_qspecs_are_those_of_the_configuration(self, subject: Subject, model: str) -> None:
+        subject.needs("changes_ranges", False)
         for scheme in subject.executed_schemes:
             check_bits(subject, subject.annotated(ZOO[model], scheme), scheme)
 
@@ -83,7 +84,7 @@ class AnnotationChecks:
         config = subject.main_scheme.to_config()
         found = subject.annotated(ZOO[model])
         if config.output_activation is None:
-            return
+            subject.not_asked(f"{subject.main_scheme} quantizes no activations")
         for decision in found.report.quantized:
             node = found.node(decision.node)
             assert len(node.users) < 2 or node.meta[Q_ANNOTATION_KEY].output_qspec is not None, (
@@ -137,13 +138,15 @@ class AnnotationChecks:
         select, expected = _SELECTIONS[selection]
         everything = subject.annotated(_THREE, scheme)
         if not _quantized_linears(everything):
-            pytest.skip(f"{subject.name} quantizes no linear layer with {scheme}")
+            subject.not_asked(f"it quantizes no linear layer with {scheme}")
         try:
             quantizer = select(subject.quantizer(), scheme)
         except PartialQuantizationError:
             if subject.requirements.partial:
                 raise
-            return
+            subject.not_asked(
+                f"it refuses the selection by {selection}, which leaves parts in float"
+            )
         found = subject.annotate(fresh_graph(_THREE), quantizer, f"with {selection}")
         quantized = _quantized_linears(found)
         assert quantized == expected, (
@@ -155,7 +158,7 @@ class AnnotationChecks:
     def test_io_selects_the_inputs(self, subject: Subject) -> None:
         config = subject.main_scheme.to_config()
         if config.input_activation is None:
-            return
+            subject.not_asked(f"{subject.main_scheme} quantizes no activations")
         found = subject.annotate(
             fresh_graph(_THREE), subject.quantizer().set_io(subject.main_scheme), "with set_io"
         )

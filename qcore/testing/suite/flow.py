@@ -63,7 +63,7 @@ class FlowChecks:
         before = _operators(fresh_graph(ZOO[model]))
         quantizer = subject.in_float()
         if quantizer is None:
-            return
+            subject.not_asked("it refuses set_global(None)")
         after = _operators(subject.annotate(fresh_graph(ZOO[model]), quantizer, model).graph)
         assert before == after, (
             f"{subject.name}: transform_for_annotation rewrites {model}, of which set_global(None) "
@@ -74,8 +74,8 @@ class FlowChecks:
     @every_model
     def test_pt2e_flow(self, subject: Subject, model: str) -> None:
         zoo, scheme = ZOO[model], subject.main_scheme
-        if zoo.dynamic_shapes and not subject.requirements.dynamic_shapes:
-            return  # Asked by another check, which expects a refusal.
+        if zoo.dynamic_shapes:
+            subject.needs("dynamic_shapes")  # Another check expects a refusal.
         samples = [tuple(map(torch.clone, sample)) for sample in zoo.samples]
         try:
             converted, report = _converted(subject, zoo, scheme)
@@ -112,7 +112,7 @@ class FlowChecks:
         scheme = subject.main_scheme
         quantizer = subject.quantizer().set_module_name("a", scheme).set_module_name("c", scheme)
         if len(subject.annotated(three).report.quantized) < 3:
-            pytest.skip(f"{subject.name} does not quantize all linear layers of {three.name}")
+            subject.not_asked(f"it does not quantize all linear layers of {three.name}")
 
         def quantize() -> qcore.QuantizedModel:
             return qcore.quantize(fresh_graph(three), quantizer, three.samples)
@@ -160,7 +160,7 @@ class FlowChecks:
         try:
             (first, _), (second, _) = (_converted(subject, zoo, scheme) for _ in range(2))
         except PartialQuantizationError:
-            return
+            subject.not_asked(f"it refuses {zoo.name}, of which parts would stay in float")
         assert first.code == second.code, (
             f"{subject.name}: two runs on the same model give different graphs"
         )

@@ -20,17 +20,15 @@ __all__ = ["LoweringChecks"]
 class LoweringChecks:
     """``lower`` gives a program that computes what the converted model does, and says how."""
 
-    def _lowered(self, subject: Subject) -> tuple[ZooModel, LoweredProgram] | None:
-        if not subject.requirements.lowers:
-            return None
+    def _lowered(self, subject: Subject) -> tuple[ZooModel, LoweredProgram]:
+        subject.needs("lowers")
         scheme = subject.main_scheme
         model = subject.probe(scheme)
         assert model is not None, f"{subject.name} quantizes nothing with {scheme}"
         return model, subject.lower(model, scheme)
 
     def test_lower_says_what_is_missing(self, subject: Subject) -> None:
-        if subject.requirements.lowers:
-            return
+        subject.needs("lowers", False)
         scheme = subject.main_scheme
         model = subject.probe(scheme) or ZOO["linear"]
         converted = subject.quantize(model, scheme).model
@@ -42,10 +40,7 @@ class LoweringChecks:
         )
 
     def test_lower_returns_a_program_with_a_report(self, subject: Subject) -> None:
-        lowered = self._lowered(subject)
-        if lowered is None:
-            return
-        _, program = lowered
+        _, program = self._lowered(subject)
         with subject.step("reading the program's buffer", "Return the bytes of the artifact."):
             artifact_of(program.buffer, f"program{program.suffix}")
         report = program.report
@@ -59,10 +54,7 @@ class LoweringChecks:
         )
 
     def test_the_report_names_what_is_not_delegated(self, subject: Subject) -> None:
-        lowered = self._lowered(subject)
-        if lowered is None:
-            return
-        model, program = lowered
+        model, program = self._lowered(subject)
         told = _told(program)
         for operator, count in _operators_of(program).items():
             assert told.get(operator, 0) >= count, (
@@ -72,10 +64,7 @@ class LoweringChecks:
             )
 
     def test_quantized_operators_are_delegated(self, subject: Subject) -> None:
-        lowered = self._lowered(subject)
-        if lowered is None:
-            return
-        model, program = lowered
+        model, program = self._lowered(subject)
         report = program.report
         if subject.requirements.delegates:
             assert report.delegates and report.delegated, (
@@ -92,10 +81,8 @@ class LoweringChecks:
             )
 
     def test_a_program_that_does_not_run_here_says_so(self, subject: Subject) -> None:
-        lowered = self._lowered(subject)
-        if lowered is None or subject.requirements.runs:
-            return
-        model, program = lowered
+        subject.needs("runs", False)
+        model, program = self._lowered(subject)
         message = subject.expect_refusal(
             "program.run, which the requirements say does not work here",
             lambda: program.run(*model.samples[0]),
@@ -104,10 +91,7 @@ class LoweringChecks:
         assert message.strip(), f"{subject.name}: the error of program.run has no message"
 
     def test_lower_gives_the_same_program_every_time(self, subject: Subject) -> None:
-        lowered = self._lowered(subject)
-        if lowered is None:
-            return
-        model, program = lowered
+        model, program = self._lowered(subject)
         again = subject.lower_again(model, subject.main_scheme)
         assert again.report == program.report, (
             f"{subject.name}: lowering {model.name} a second time gives another report"
@@ -118,10 +102,7 @@ class LoweringChecks:
         )
 
     def test_lower_keeps_the_model(self, subject: Subject) -> None:
-        lowered = self._lowered(subject)
-        if lowered is None:
-            return
-        model, _ = lowered
+        model, _ = self._lowered(subject)
         scheme = subject.main_scheme
         converted = subject.quantize(model, scheme).model
         fresh = Subject(subject.name, subject.requirements).quantize(model, scheme).model
@@ -133,8 +114,7 @@ class LoweringChecks:
             )
 
     def test_lower_refuses_unknown_options(self, subject: Subject) -> None:
-        if not subject.requirements.lowers:
-            return
+        subject.needs("lowers")
         scheme = subject.main_scheme
         model = subject.probe(scheme) or ZOO["linear"]
         converted = subject.quantize(model, scheme).model
@@ -146,8 +126,7 @@ class LoweringChecks:
         )
 
     def test_lower_refuses_a_float_model(self, subject: Subject) -> None:
-        if not subject.requirements.lowers:
-            return
+        subject.needs("lowers")
         linear = ZOO["linear"]
         subject.expect_refusal(
             "lowering a model that is not quantized",
@@ -155,10 +134,8 @@ class LoweringChecks:
         )
 
     def test_a_program_refuses_inputs_that_do_not_fit(self, subject: Subject) -> None:
-        lowered = self._lowered(subject)
-        if lowered is None or not subject.requirements.runs:
-            return
-        _, program = lowered
+        subject.needs("runs")
+        _, program = self._lowered(subject)
         subject.expect_refusal(
             "running a program on an input of another shape",
             lambda: program.run(torch.zeros(3, 5, 7)),
@@ -177,8 +154,7 @@ class LoweringChecks:
         if not subject.requirements.dynamic_shapes:
             subject.expect_refusal("a model with sizes that vary", lower)
             return
-        if not subject.requirements.lowers:
-            return
+        subject.needs("lowers")
         with subject.step("quantizing and lowering a model with sizes that vary"):
             program = lower()
         expected = zoo.module()(*zoo.other_sizes)
@@ -192,8 +168,8 @@ class LoweringChecks:
             )
 
     def test_a_model_partly_in_float_lowers(self, subject: Subject) -> None:
-        if not (subject.requirements.lowers and subject.requirements.partial):
-            return
+        subject.needs("lowers")
+        subject.needs("partial")
         zoo = ZOO["attention"]
         quantizer = subject.selected(subject.main_scheme).set_module_name("value", None)
         with subject.step("qcore.quantize of attention, one layer in float"):

@@ -37,8 +37,8 @@ class OperatorChecks:
         subject.record("operator", operator, ", ".join(dict.fromkeys(quantizing)))
 
     def test_quantized_operators_are_executed(self, subject: Subject) -> None:
-        if not (subject.requirements.lowers and subject.requirements.lowers_operators):
-            return
+        subject.needs("lowers")
+        subject.needs("lowers_operators")
         scheme = subject.main_scheme
         chosen = {
             f"part{index}": model

@@ -56,10 +56,8 @@ class SchemeChecks:
         )
 
     def test_declared_scheme_is_executed(
-        self, subject: Subject, scheme: QuantizationScheme | None
+        self, subject: Subject, scheme: QuantizationScheme
     ) -> None:
-        if scheme is None:
-            return
         with subject.step(f"the configuration of {scheme}", "Declare what a configuration says."):
             scheme.to_config()
         model = subject.probe(scheme)
@@ -92,12 +90,11 @@ class SchemeChecks:
         subject.record("scheme", str(scheme), "converts")
 
     def test_program_of_a_declared_scheme(
-        self, subject: Subject, scheme: QuantizationScheme | None
+        self, subject: Subject, scheme: QuantizationScheme
     ) -> None:
-        if scheme is None or not subject.requirements.lowers:
-            return
+        subject.needs("lowers")
         if scheme.is_qat and without_qat(scheme) in subject.schemes:
-            return  # How a model was trained changes no program.
+            subject.not_asked("how a model was trained changes no program")
         model = subject.probe(scheme)
         assert model is not None, f"{subject.name} declares {scheme} and quantizes nothing with it"
         program = subject.lower(model, scheme)
@@ -126,10 +123,8 @@ class SchemeChecks:
             )
 
     def test_configurations_can_be_pickled(
-        self, subject: Subject, scheme: QuantizationScheme | None
+        self, subject: Subject, scheme: QuantizationScheme
     ) -> None:
-        if scheme is None:
-            return
         with subject.step(f"pickling {scheme}"):
             assert pickle.loads(pickle.dumps(scheme)) == scheme
         with subject.step(f"pickling the configuration of {scheme}"):
@@ -142,10 +137,8 @@ class SchemeChecks:
         subject.selected(config)
 
     def test_declared_source_scheme_is_executed(
-        self, subject: Subject, source_scheme: QuantizationScheme | None
+        self, subject: Subject, source_scheme: QuantizationScheme
     ) -> None:
-        if source_scheme is None:
-            return
         outcomes = subject.cached("source", lambda: _source_outcomes(subject))
         error = outcomes.get(source_scheme)
         if error is not None:
@@ -214,11 +207,11 @@ def _try_source(
         rules: Any = {name: _source(scheme) for name, scheme in zip(layers, schemes, strict=True)}
         qcore.quantize_(model, subject.quantizer(), rules=rules)
     quantized = model(*inputs)
-    if not subject.requirements.lowers:
-        return {}
-    with subject.step(f"lower of {what}"):
-        program = subject.quantizer().lower(model, inputs, **subject.requirements.lower_options)
-    outputs = subject.run(program, inputs, what)
+    outputs = None
+    if subject.requirements.lowers:
+        with subject.step(f"lower of {what}"):
+            program = subject.quantizer().lower(model, inputs, **subject.requirements.lower_options)
+        outputs = subject.run(program, inputs, what)
     outcomes: dict[QuantizationScheme, BaseException] = {}
     for index, scheme in enumerate(schemes):
         noise = sqnr_db(in_float[index], quantized[index])
