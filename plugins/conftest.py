@@ -59,9 +59,9 @@ def bodies_converted(compile_spec: Any, model: nn.Module, samples: Sequence[Any]
     from qcore.calibration import CalibrationData
     from qcore.capture import capture
     from qcore.lowering import export_for_lowering
-    from qcore.pt2e import REPORT, PreparedModel
+    from qcore.pt2e import PreparedModel
     from qcore.quiet import quiet
-    from qcore.report import AnnotationReport
+    from qcore.report import AnnotationReport, write_decisions
     from qcore_executorch import import_executorch
 
     arm = import_executorch("executorch.backends.arm.quantizer")
@@ -71,10 +71,10 @@ def bodies_converted(compile_spec: Any, model: nn.Module, samples: Sequence[Any]
         def transform_for_annotation(self, model: GraphModule) -> GraphModule:
             return model
 
-        def annotate(self, model: GraphModule) -> GraphModule:
-            super().annotate(model)
-            model.meta[REPORT] = AnnotationReport("arm")
-            return model
+        def annotated(self, model: GraphModule) -> AnnotationReport:
+            report = AnnotationReport("arm")
+            write_decisions(super().annotate(model), report)
+            return report
 
     with quiet():
         quantizer = Annotation(compile_spec)

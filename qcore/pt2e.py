@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -26,7 +27,7 @@ from qcore.control_flow import (
 from qcore.errors import QcoreWarning
 from qcore.graph import clone, control_flow_bodies, is_observer
 from qcore.quiet import spared_gc
-from qcore.report import REPORT, AnnotationReport
+from qcore.report import AnnotationReport, Decision, read_decisions, write_decisions
 
 __all__ = ["Annotator", "Body", "PreparedModel"]
 
@@ -40,7 +41,7 @@ class Annotator(Protocol):
         ...
 
     def annotated(self, model: GraphModule) -> AnnotationReport:
-        """Annotate a graph and return a decision for every compute node."""
+        """Annotate a graph; leave a decision for every compute node in its ``meta``."""
         ...
 
     def validate(self, model: GraphModule) -> None:
@@ -56,14 +57,12 @@ class Body:
         path: Its name in the model.
         operator: The operator that runs it, such as ``cond``.
         in_float: The body as it was.
-        report: The decisions for it.
         calls: How often calibration ran it.
     """
 
     path: str
     operator: str
     in_float: GraphModule
-    report: AnnotationReport
     calls: int = 0
 
     def count_call(self, *_: Any) -> None:
@@ -101,24 +100,31 @@ class PreparedModel:
             prepared = prepare(model, walk)
         originals = walk.bodies or {}
         result = cls(prepared)
+        decisions = [*result.report().decisions]
         for name, call, body in direct_bodies(prepared):
             # prepare_pt2e has done the bodies of while_loop itself; it does not do their inside.
             done = _has_observers(body)
             inner = cls(body) if done else cls.prepare(body, quantizer, is_qat)
             replace_body(prepared, name, inner.model)
             kind = getattr(call.target, "__name__", str(call.target))
-            record = Body(name, kind, originals[name], inner.model.meta[REPORT])
+            record = Body(name, kind, originals[name])
             inner.model.register_forward_pre_hook(record.count_call)
             result.bodies.append(record)
+            decisions += (_located(name, d) for d in inner.report().decisions)
             for nested in inner.bodies:
                 nested.path = f"{name}.{nested.path}"
                 result.bodies.append(nested)
+        result._decide(decisions)
         return result
 
     def report(self) -> AnnotationReport:
         """Return the decisions for the model and, with their path, for its bodies."""
-        report: AnnotationReport = self.model.meta[REPORT]
-        return report.merged(_located(body) for body in self.bodies)
+        report = read_decisions(self.model)
+        assert report is not None, "the annotator left no decisions in the model's meta"
+        return report
+
+    def _decide(self, decisions: Iterable[Decision]) -> None:
+        write_decisions(self.model, evolve(self.report(), decisions=tuple(decisions)))
 
     def leave_unreached_in_float(self) -> None:
         """Put the bodies that no calibration sample reached back as they were, and warn."""
@@ -130,9 +136,11 @@ class PreparedModel:
                 stacklevel=5,
             )
             replace_body(self.model, body.path, body.in_float)
-            for inside in self.bodies:
-                if inside is body or inside.path.startswith(f"{body.path}."):
-                    inside.report = _all_float(inside.report)
+            inside = (f"{body.path}/", f"{body.path}.")
+            self._decide(
+                _unreached(d) if d.is_quantized and d.node.startswith(inside) else d
+                for d in self.report().decisions
+            )
 
     def _unreached(self) -> list[Body]:
         """Return the bodies that no calibration sample reached, outermost first."""
@@ -166,8 +174,8 @@ class PreparedModel:
 class _Walk(Quantizer):  # type: ignore[misc]
     """torchao's form of an annotator.
 
-    Sinks parameters into the bodies of a transformed graph, and keeps these as they then are. The
-    decisions for a graph and its bodies are left in their ``meta``, to be judged together.
+    Sinks parameters into the bodies of a transformed graph, and keeps these as they then are. That
+    nothing is quantized is judged later, for a graph and its bodies together.
     """
 
     def __init__(self, annotator: Annotator) -> None:
@@ -182,25 +190,26 @@ class _Walk(Quantizer):  # type: ignore[misc]
         if self.bodies is None:
             sink_all_parameters(model)
             self.bodies = {name: clone(body) for name, _, body in direct_bodies(model)}
-        model.meta[REPORT] = self._annotator.annotated(model)
+        self._annotator.annotated(model)
         return model
 
     def validate(self, model: GraphModule) -> None:
         self._annotator.validate(model)
 
 
-def _located(body: Body) -> AnnotationReport:
-    decisions = (evolve(d, node=f"{body.path}/{d.node}") for d in body.report.decisions)
-    return evolve(body.report, decisions=tuple(decisions))
+def _located(body: str, decision: Decision) -> Decision:
+    """Name a node as seen from around its body: ``outer.inner/node``."""
+    return evolve(decision, node=f"{body}{'.' if '/' in decision.node else '/'}{decision.node}")
 
 
-def _all_float(report: AnnotationReport) -> AnnotationReport:
-    reason, advice = "no calibration sample reached it", "Add a sample that takes this branch."
-    decisions = (
-        evolve(d, scheme=None, pattern="", reason=reason, advice=advice) if d.is_quantized else d
-        for d in report.decisions
+def _unreached(decision: Decision) -> Decision:
+    return Decision(
+        decision.node,
+        decision.operator,
+        decision.module,
+        reason="no calibration sample reached it",
+        advice="Add a sample that takes this branch.",
     )
-    return evolve(report, decisions=tuple(decisions))
 
 
 def _converted(model: GraphModule, fold_quantize: bool) -> GraphModule:

@@ -21,7 +21,7 @@ from qcore.lowering import LoweredProgram, export_for_lowering
 from qcore.plan import FilterFunction, QuantizationPlan, Selectors
 from qcore.quiet import quiet
 from qcore.registry import load_backend
-from qcore.report import REPORT, AnnotationReport, Severity
+from qcore.report import AnnotationReport, Severity, read_decisions, write_decisions
 from qcore.schemes import (
     QuantizationConfig,
     QuantizationScheme,
@@ -46,6 +46,10 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         backend: An instance of a backend class; ``qcore.get_quantizer`` builds one by name.
         name: The backend's name; by default what its ``name`` attribute says.
 
+    Attributes:
+        report: The decisions of the last annotation, for the user; ``None`` before it. Those that
+            the flow goes by are in the model's ``meta``.
+
     Raises:
         BackendLoadError: The backend breaks the hook contract.
     """
@@ -58,7 +62,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         self._source_schemes = tuple(scheme for scheme in declared if scheme.is_source)
         self._io_schemes = tuple(scheme for scheme in declared if scheme.layer == "io")
         self._selectors = Selectors()
-        self._report: AnnotationReport | None = None
+        self.report: AnnotationReport | None = None
 
     def __repr__(self) -> str:
         rules = ", ".join(str(rule) for rule in self._selectors.rules())
@@ -83,11 +87,6 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
     def source_schemes(self) -> tuple[QuantizationScheme, ...]:
         """The schemes of ``qcore.quantize_`` that the backend executes; may be empty."""
         return self._source_schemes
-
-    @property
-    def report(self) -> AnnotationReport | None:
-        """The decisions of the last annotation; ``None`` before it."""
-        return self._report
 
     def set_global(self, quantization_config: SchemeLike) -> Self:
         """Select everything that no other rule selects."""
@@ -184,14 +183,18 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         return model
 
     def annotated(self, model: GraphModule) -> AnnotationReport:
-        """Annotate a model and return the decisions; says nothing if nothing is quantized."""
+        """Annotate a model, leave the decisions in its ``meta`` and return them.
+
+        Unlike :meth:`annotate`, it says nothing if nothing is quantized.
+        """
         plan = self._plan()
         if BODY not in model.meta:  # A rule need not match in every body.
             plan.check_matches(model)
             for _, _, body in control_flow_bodies(model):
                 body.meta[BODY] = True
-        self._report = model.meta[REPORT] = self._hooks.annotate(model, plan)
-        return self._report
+        self.report = self._hooks.annotate(model, plan)
+        write_decisions(model, self.report)
+        return self.report
 
     def require_quantized(self, report: AnnotationReport) -> AnnotationReport:
         """Raise if nothing was quantized.
@@ -205,7 +208,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         Raises:
             SelectionError: With the reason for every node.
         """
-        self._report = report
+        self.report = report
         if not report.quantized:
             raise SelectionError(self._nothing_quantized(report))
         return report
@@ -227,7 +230,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         Raises:
             PartialQuantizationError: Naming every such node, the reason and what to do.
         """
-        report = self._report or AnnotationReport(self.name)
+        report = read_decisions(model) or AnnotationReport(self.name)
         found = self._hooks.validate_partial(model, self._plan(), report)
         errors = [d for d in found if d.severity is Severity.ERROR]
         for diagnostic in found:

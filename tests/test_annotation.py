@@ -340,8 +340,7 @@ def test_annotations_of_another_quantizer_are_kept(toy: Build, capture: Capture)
     graph = capture(Fn(lambda m, x: m.b(m.a(x)), a=conv(), b=conv()), IMAGE)
     first = toy().set_module_name("a", "8a8w per-tensor")
     annotated(first, graph)
-    for node in graph.graph.nodes:
-        node.meta.pop("qcore_decision", None)
+    graph.meta.clear()
     second = toy().set_global("8a8w")
     annotated(second, graph)
     assert second.report["conv2d"].reason == "another quantizer has annotated it"  # type: ignore[index]

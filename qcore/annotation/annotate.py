@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from torch.fx import GraphModule, Node
@@ -29,16 +30,12 @@ from qcore.graph import (
     operator_name,
 )
 from qcore.plan import QuantizationPlan, Selection, explain
-from qcore.report import AnnotationReport, Decision
+from qcore.report import AnnotationReport, Decision, read_decisions
 from qcore.schemes import QuantizationConfig, QuantizationScheme
 
 __all__ = ["annotate_graph", "decide_float"]
 
-# Key in ``node.meta``: annotating a second time finds the decisions of the first.
-DECISION: Final = "qcore_decision"
-
-# Key of what a value was quantized with, for the nodes that move it on.
-_CONFIG: Final = "qcore_config"
+_NOT_OURS: Final = Rejection("another quantizer has annotated it")
 
 
 def annotate_graph(
@@ -46,7 +43,8 @@ def annotate_graph(
 ) -> AnnotationReport:
     """Annotate a graph with the patterns of a support table, in one pass over its nodes.
 
-    Nodes that carry an annotation of another quantizer are left as they are.
+    Nodes that carry an annotation of another quantizer are left as they are; of those annotated
+    before by qcore, the decisions in the model's ``meta`` hold.
 
     Args:
         model: The captured model.
@@ -57,15 +55,18 @@ def annotate_graph(
     Returns:
         A decision for every compute node.
     """
+    earlier = (read_decisions(model) or AnnotationReport(backend)).by_node
     decided: dict[Node, Decision] = {}
     for node in model.graph.nodes:
         if node.op in ("placeholder", "output"):
             _annotate_io(node, plan)
         elif is_compute_node(node) and node not in decided and not _waits(node, table):
-            for member, decision in _decide(node, model, plan, table, backend).items():
-                decided[member] = member.meta[DECISION] = decision
+            if annotation_of(node) is None:
+                decided.update(_decide(node, model, plan, table, backend, decided))
+            else:
+                decided[node] = earlier.get(node.name) or _float(node, _NOT_OURS)
     for node, outcome in annotate_clusters(model, plan, table).items():
-        decided[node] = node.meta[DECISION] = _clustered(node, outcome)
+        decided[node] = _clustered(node, outcome)
     order = [n for n in model.graph.nodes if n in decided and is_compute_node(n)]
     return AnnotationReport(backend, tuple(decided[node] for node in order))
 
@@ -99,13 +100,11 @@ def _decide(
     plan: QuantizationPlan,
     table: SupportTable,
     backend: str,
+    decided: Mapping[Node, Decision],
 ) -> dict[Node, Decision]:
-    if annotation_of(node) is not None:
-        ours: Decision | None = node.meta.get(DECISION)
-        return {node: ours or _float(node, Rejection("another quantizer has annotated it"))}
     selection = plan.select(node)
     if selection.is_unset:
-        following = _follow_input(node, model, table)
+        following = _follow_input(node, model, table, decided)
         if following is not None:
             return {node: following}
     if selection.config is None:
@@ -119,35 +118,28 @@ def _decide(
         rejection = match.pattern.rule(match, selection.config)
     if rejection is not None:
         return {node: _float(node, rejection)}
-    for member in match.nodes:
-        member.meta[_CONFIG] = selection.config
-    scheme = str(QuantizationScheme.from_config(selection.config))
-    return {
-        member: Decision(
-            member.name, operator_name(member), module_path(member), scheme, match.label
-        )
-        for member in match.nodes
-    }
+    return {member: _quantized(member, selection.config, match.label) for member in match.nodes}
 
 
-def _follow_input(node: Node, model: GraphModule, table: SupportTable) -> Decision | None:
+def _follow_input(
+    node: Node, model: GraphModule, table: SupportTable, decided: Mapping[Node, Decision]
+) -> Decision | None:
     """Decide on a node that no rule selects and that only moves quantized data on."""
     pattern = table.pattern_for(node)
     source = node.args[0] if node.args else None
     if pattern is None or not pattern.follows_input or not isinstance(source, Node):
         return None
-    before, config = source.meta.get(DECISION), source.meta.get(_CONFIG)
-    if not is_quantized_value(source) or before is None or not is_float_tensor(node):
+    before = decided.get(source)
+    if before is None or before.config is None or not is_quantized_value(source):
         return None
-    if config is None:
+    if not is_float_tensor(node):
         return None
-    rejection = OperatorMatch(pattern, node).rejection(config, model)
+    rejection = OperatorMatch(pattern, node).rejection(before.config, model)
     if rejection is not None:
         return _float(node, rejection)
     shared = sharing_with(source)
     write_annotation(node, {source: shared}, shared)
-    node.meta[_CONFIG] = config
-    return Decision(node.name, operator_name(node), module_path(node), before.scheme, pattern.name)
+    return _quantized(node, before.config, pattern.name)
 
 
 def decide_float(node: Node, selection: Selection) -> Decision:
@@ -162,6 +154,13 @@ def decide_float(node: Node, selection: Selection) -> Decision:
     """
     advice = "Select it, for example with set_global(...)." if selection.is_unset else ""
     return _float(node, Rejection(explain(selection), advice))
+
+
+def _quantized(node: Node, config: QuantizationConfig, pattern: str) -> Decision:
+    scheme = str(QuantizationScheme.from_config(config))
+    return Decision(
+        node.name, operator_name(node), module_path(node), scheme, pattern, config=config
+    )
 
 
 def _float(node: Node, rejection: Rejection) -> Decision:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from qcore.report.decisions import (
-    REPORT,
     AnnotationReport,
     Decision,
     Diagnostic,
     Severity,
+    read_decisions,
+    write_decisions,
 )
 from qcore.report.lowering import LoweringReport, NodeRecord, StrayNode
 from qcore.report.source import LayerRecord, SourceReport
 
 __all__ = [
-    "REPORT",
     "AnnotationReport",
     "Decision",
     "Diagnostic",
@@ -23,4 +23,6 @@ __all__ = [
     "Severity",
     "SourceReport",
     "StrayNode",
+    "read_decisions",
+    "write_decisions",
 ]

@@ -6,14 +6,28 @@ import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from enum import Enum
-from typing import Any, Final, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
 
-__all__ = ["REPORT", "AnnotationReport", "Decision", "Diagnostic", "Severity", "grouped"]
+from qcore.schemes import QuantizationConfig
 
-#: Key in ``GraphModule.meta`` under which a quantizer leaves its decisions.
-REPORT: Final = "qcore_report"
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+__all__ = [
+    "AnnotationReport",
+    "Decision",
+    "Diagnostic",
+    "Severity",
+    "grouped",
+    "read_decisions",
+    "write_decisions",
+]
+
+# The one key in ``GraphModule.meta`` that holds what was decided about its nodes.
+_DECISIONS: Final = "qcore_decisions"
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -63,6 +77,7 @@ class Decision:
         pattern: The pattern that quantized it, such as ``conv2d + hardtanh``.
         reason: Why it stays in float: the rule, or what the backend cannot do.
         advice: What to try to have it quantized.
+        config: The configuration that ``scheme`` stands for, for the nodes that move its value on.
     """
 
     node: str
@@ -72,6 +87,7 @@ class Decision:
     pattern: str = ""
     reason: str = ""
     advice: str = ""
+    config: QuantizationConfig | None = field(default=None, repr=False, eq=False)
 
     @property
     def is_quantized(self) -> bool:
@@ -101,17 +117,14 @@ class AnnotationReport:
         """The decisions that leave a node in float."""
         return tuple(d for d in self.decisions if not d.is_quantized)
 
+    @cached_property
+    def by_node(self) -> dict[str, Decision]:
+        """The decisions by the names of their nodes."""
+        return {decision.node: decision for decision in self.decisions}
+
     def __getitem__(self, node: str) -> Decision:
         """Return the decision for a node, by its name."""
-        for decision in self.decisions:
-            if decision.node == node:
-                return decision
-        raise KeyError(node)
-
-    def merged(self, others: Iterable[AnnotationReport]) -> AnnotationReport:
-        """Return this report with the decisions of others after its own."""
-        more = tuple(d for other in others for d in other.decisions)
-        return AnnotationReport(self.backend, self.decisions + more)
+        return self.by_node[node]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data."""
@@ -119,7 +132,10 @@ class AnnotationReport:
             "backend": self.backend,
             "quantized": len(self.quantized),
             "float": len(self.in_float),
-            "decisions": [asdict(decision) for decision in self.decisions],
+            "decisions": [
+                asdict(decision, filter=lambda attribute, _: attribute.name != "config")
+                for decision in self.decisions
+            ],
         }
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -135,6 +151,23 @@ class AnnotationReport:
         lines += [f"  {count:4d} x {scheme}" for scheme, count in schemes.most_common()]
         lines += _float_lines(self.in_float)
         return "\n".join(lines)
+
+
+def write_decisions(model: GraphModule, report: AnnotationReport) -> None:
+    """Put down what was decided about the nodes of a model, in place of what was before.
+
+    Args:
+        model: The annotated graph; the decisions travel in its ``meta`` through observing and
+            converting.
+        report: The decisions, those for the bodies of its conditionals and loops included.
+    """
+    model.meta[_DECISIONS] = report
+
+
+def read_decisions(model: GraphModule) -> AnnotationReport | None:
+    """Return what was decided about the nodes of a model; ``None`` where it was not annotated."""
+    report: AnnotationReport | None = model.meta.get(_DECISIONS)
+    return report
 
 
 def _float_lines(decisions: Iterable[Decision]) -> list[str]:

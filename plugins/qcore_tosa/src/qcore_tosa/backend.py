@@ -10,7 +10,6 @@ from torch.fx import GraphModule
 
 import qcore
 from qcore.annotation import annotate_graph
-from qcore.annotation.annotate import DECISION
 from qcore.annotation.rules import annotation_of
 from qcore.errors import UnsupportedSchemeError
 from qcore_tosa.compile_spec import as_compile_spec
@@ -72,7 +71,7 @@ class TosaBackend:
         for node in model.graph.nodes:
             if node.op != "call_function":
                 continue
-            decision = node.meta.get(DECISION)
+            decision = report.by_node.get(node.name)
             # The cast of positions that the passes insert belongs to what gives them.
             source = node.args[0] if node.args and is_argmax(node.args[0]) else node
             quantized = decision.is_quantized if decision else annotation_of(source) is not None

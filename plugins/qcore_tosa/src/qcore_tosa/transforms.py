@@ -9,7 +9,6 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from qcore.annotation import annotate_graph, clamps_to_hardtanh, explicit_pool_strides
-from qcore.annotation.annotate import DECISION
 from qcore.graph import (
     ORIGINAL_NAME,
     ORIGINAL_TARGET,
@@ -161,9 +160,9 @@ def _keep(body: GraphModule) -> None:
 def _mark(model: GraphModule, plan: QuantizationPlan) -> None:
     """Tell the passes what to keep, and put down what the user's rules go by."""
     annotated = {node for node in model.graph.nodes if Q_ANNOTATION_KEY in node.meta}
-    annotate_graph(model, plan, TABLE, "")
+    decisions = annotate_graph(model, plan, TABLE, "").by_node
     for node in model.graph.nodes:
-        decision = node.meta.pop(DECISION, None)
+        decision = decisions.get(node.name)
         if node not in annotated:
             node.meta.pop(Q_ANNOTATION_KEY, None)
         if node.op == "call_function":
