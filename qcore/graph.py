@@ -20,6 +20,7 @@ __all__ = [
     "ORIGINAL_TARGET",
     "PARAMETER_NAME",
     "ModuleFrame",
+    "argument_of",
     "clone",
     "computes_floats",
     "control_flow_bodies",
@@ -200,6 +201,24 @@ def is_float_tensor(node: object) -> bool:
 def float_operands(node: Node) -> list[Node]:
     """Return the inputs of a node that are float32 tensors, each once."""
     return [source for source in node.all_input_nodes if is_float_tensor(source)]
+
+
+def argument_of(node: Node, name: str, default: Any) -> Any:
+    """Return an argument by its name in the operator's schema.
+
+    Args:
+        node: An operator.
+        name: The argument.
+        default: What it is where the node does not give it.
+
+    Returns:
+        Its value.
+    """
+    target: Any = node.target
+    names = [argument.name for argument in target._schema.arguments]
+    position = names.index(name)
+    given = node.args[position] if len(node.args) > position else default
+    return node.kwargs.get(name, given)
 
 
 def each_dimension(value: Any, count: int = 1) -> list[int]:

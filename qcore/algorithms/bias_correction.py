@@ -11,50 +11,32 @@ ICCV 2019, section 4.2, with means measured instead of derived.
 from __future__ import annotations
 
 import operator
-from typing import Any, Final
+from typing import Any
 
 import torch
 from attrs import define, field
 from torch.fx import GraphModule, Node
 
+from qcore.annotation.layers import Layer, layer_of
 from qcore.graph import insert_constant, tensor_attribute
 
 __all__ = ["BiasCorrection"]
-
-aten = torch.ops.aten
-
-_LINEAR: Final = aten.linear.default
-_LAYERS: Final[frozenset[Any]] = frozenset(
-    {
-        _LINEAR,
-        aten.conv1d.default,
-        aten.conv1d.padding,
-        aten.conv2d.default,
-        aten.conv2d.padding,
-        aten.conv3d.default,
-        aten.conv3d.padding,
-        aten.conv_transpose1d.default,
-        aten.conv_transpose2d.input,
-        aten.conv_transpose3d.input,
-    }
-)
 
 
 class _InputMean(torch.nn.Module):  # type: ignore[misc]
     """Keeps the mean of what passes, by shape: a layer is linear, so means are all it needs."""
 
-    def __init__(self, is_linear: bool, spatial_dims: int) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
-        self.is_linear = is_linear
-        self.rank = spatial_dims + 2
+        self.layer = layer
         self.sums: dict[torch.Size, tuple[torch.Tensor, int]] = {}
 
     def forward(self, x: torch.Tensor) -> None:
         """Add one input of the layer."""
-        if self.is_linear:
+        if not self.layer.spatial:
             rows = x.reshape(-1, x.shape[-1])
             total, count = rows.sum(0, keepdim=True), rows.shape[0]
-        elif x.dim() == self.rank:
+        elif x.dim() == self.layer.rank:
             # A sum over one sample would be a copy of it.
             total, count = x if x.shape[0] == 1 else x.sum(0, keepdim=True), x.shape[0]
         else:
@@ -81,12 +63,11 @@ class BiasCorrection:
         """Insert a recorder before every layer with static activations and constant weights."""
         for graph in self.graphs:
             for index, node in enumerate(list(graph.graph.nodes)):
-                if node.target not in _LAYERS or not _is_static(graph, node):
+                layer = layer_of(node)
+                if layer is None or not _is_static(graph, node):
                     continue
-                weight = _weight(graph, node)
-                recorder = _InputMean(node.target is _LINEAR, weight.dim() - 2)
                 name = f"_input_mean_{index}"
-                graph.add_module(name, recorder)
+                graph.add_module(name, _InputMean(layer))
                 with graph.graph.inserting_before(node):
                     call = graph.graph.call_module(name, (node.args[0],))
                 self._recorders.append((graph, node, call))
@@ -142,7 +123,7 @@ def _mean_error(graph: GraphModule, node: Node, recorder: _InputMean) -> torch.T
     total, count = torch.zeros(()), 0
     for inputs, seen in recorder.sums.values():
         output = node.target(inputs, lost, None, *node.args[3:])
-        channel = output.dim() - 1 if recorder.is_linear else 1
+        channel = recorder.layer.output_axis % output.dim()
         others = [axis for axis in range(output.dim()) if axis != channel]
         total = total + output.mean(others)
         count += seen

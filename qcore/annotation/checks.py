@@ -14,10 +14,11 @@ from qcore.schemes import QuantizationConfig
 __all__ = [
     "HISTOGRAM_LIMIT",
     "constants_fit_histogram",
-    "convolution_groups",
+    "fits_histogram",
     "float_inputs",
     "no_alpha",
     "static_weight",
+    "weight_shape",
 ]
 
 
@@ -97,17 +98,3 @@ def weight_shape(match: OperatorMatch) -> torch.Size | None:
     weight = match.root.args[getattr(match.pattern.rule, "weight", 1)]
     value = tensor_value(weight)
     return None if value is None else value.shape
-
-
-def convolution_groups(node: Node) -> int:
-    """Return the groups of a convolution, transposed or not."""
-    return int(argument_of(node, "groups", 1))
-
-
-def argument_of(node: Node, name: str, default: Any) -> Any:
-    """Return an argument by its name in the operator's schema."""
-    target: Any = node.target
-    names = [argument.name for argument in target._schema.arguments]
-    position = names.index(name)
-    given = node.args[position] if len(node.args) > position else default
-    return node.kwargs.get(name, given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY, QuantizationSpecBase
 
+from qcore.annotation.layers import layer_of
 from qcore.annotation.patterns import OperatorMatch, Rejection
 from qcore.graph import float_operands, is_constant, is_float_tensor
 from qcore.schemes import PER_CHANNEL, QuantizationConfig
@@ -152,8 +153,8 @@ class GemmRule:
         weight: Position of the weight. One that is computed at run time has the activations'
             qspec, where the backend's checks let it pass.
         bias: Position of the bias, or ``None``.
-        weight_axis: Dimension of the weight that per-channel scales run along, or a function that
-            tells it from the operator's node.
+        weight_axis: Dimension of the weight that per-channel scales run along; by default what
+            :data:`qcore.annotation.layers.LAYERS` says, and 0 for other operators.
         integer_bias: Whether the bias is int32 with the scale of the accumulator, where
             activations are static; otherwise it has the configuration's qspec, if any.
     """
@@ -161,7 +162,7 @@ class GemmRule:
     input: int = 0
     weight: int = 1
     bias: int | None = 2
-    weight_axis: int | Callable[[Node], int] = 0
+    weight_axis: int | None = None
     integer_bias: bool = False
 
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
@@ -170,7 +171,10 @@ class GemmRule:
         activation, weight = root.args[self.input], root.args[self.weight]
         assert isinstance(activation, Node)
         assert isinstance(weight, Node)
-        axis = self.weight_axis if isinstance(self.weight_axis, int) else self.weight_axis(root)
+        layer = layer_of(root)
+        axis = self.weight_axis
+        if axis is None:
+            axis = layer.weight_axis(root) if layer else 0
         inputs: dict[Node, QuantizationSpecBase | None] = {
             activation: config.input_activation,
             weight: _along_axis(config.weight, axis)

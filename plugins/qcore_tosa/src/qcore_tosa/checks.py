@@ -9,13 +9,12 @@ from torch.fx import GraphModule, Node
 
 from qcore.annotation import OperatorMatch, Rejection, without_float32
 from qcore.annotation.checks import (
-    argument_of,
-    convolution_groups,
     fits_histogram,
     static_weight,
     weight_shape,
 )
-from qcore.graph import each_dimension
+from qcore.annotation.layers import convolution_groups
+from qcore.graph import argument_of, each_dimension
 from qcore.schemes import PER_CHANNEL, QuantizationConfig
 
 __all__ = [

@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from qcore.annotation.layers import layer_of
 from qcore.graph import each_dimension, overload_packet, tensor_attribute
 from qcore.lowering import rewritten
 from qcore_tosa.layer_forms import padding_of_sides
@@ -25,9 +26,6 @@ decomposed = torch.ops.quantized_decomposed
 
 # The accumulator of integer products; TOSA refuses the smallest int32.
 _ACCUMULATOR: Final = (-(2**31) + 1, 2**31 - 1, torch.int32)
-
-# Layer -> how many dimensions it convolves along.
-_LAYERS: Final[dict[Any, int]] = {aten.linear: 0, aten.conv1d: 1, aten.conv2d: 2, aten.conv3d: 3}
 
 
 def decompose_dynamic(program: ExportedProgram) -> ExportedProgram:
@@ -47,7 +45,8 @@ def decompose_dynamic(program: ExportedProgram) -> ExportedProgram:
 
 
 def _is_dynamic(node: Node) -> bool:
-    if overload_packet(node) not in _LAYERS:
+    layer = layer_of(node)
+    if layer is None or layer.transposed:
         return False
     activation = _source(node, 0)
     if activation.target is not decomposed.dequantize_per_tensor.tensor:
@@ -65,7 +64,9 @@ def _decompose(model: GraphModule, layer: Node) -> None:
     _measure_of(activation).target = _choose_qparams
     value, scale, zero_point, *kind = _source(activation, 0).args
     weight, scales, limits = _integer_weight(model, layer)
-    spatial = _LAYERS[overload_packet(layer)]
+    facts = layer_of(layer)
+    assert facts is not None
+    spatial = facts.spatial
     shape = (-1, *(1,) * spatial)
     found = layer.normalized_arguments(model, normalize_to_only_use_kwargs=True)
     assert found is not None

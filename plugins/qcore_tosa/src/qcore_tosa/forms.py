@@ -11,9 +11,8 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.nn import functional
 
-from qcore.annotation.checks import argument_of
 from qcore.annotation.rewriting import rewrite_by
-from qcore.graph import each_dimension, is_float_tensor, tensor_value
+from qcore.graph import argument_of, each_dimension, is_float_tensor, tensor_value
 from qcore.plan import QuantizationPlan
 from qcore_tosa import layer_forms
 from qcore_tosa.support import TABLE

@@ -12,7 +12,6 @@ import operator
 from typing import Any, Final
 
 import torch
-from torch.fx import Node
 
 from qcore.annotation import (
     AnnotationRule,
@@ -23,7 +22,6 @@ from qcore.annotation import (
 )
 from qcore.annotation.checks import (
     constants_fit_histogram,
-    convolution_groups,
     float_inputs,
 )
 from qcore_tosa.checks import (
@@ -63,11 +61,6 @@ def _operators(names: str) -> list[Any]:
     return found
 
 
-def _transposed_axis(node: Node) -> int:
-    # The weight is (inputs, outputs / groups, ...); depthwise, its inputs are its outputs.
-    return 1 if convolution_groups(node) == 1 else 0
-
-
 _RELUS: Final = tuple(_operators("relu relu_ hardtanh hardtanh_"))
 
 _GEMMS: Final = (
@@ -81,7 +74,7 @@ _GEMMS: Final = (
         checks=(float_inputs, constant_weight_if_dynamic),
     ),
     *_rows(
-        GemmRule(integer_bias=True, weight_axis=_transposed_axis),
+        GemmRule(integer_bias=True),
         "conv_transpose2d.input",
         fuses=_RELUS,
         may_fuse=is_fusable_clamp,

@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from qcore.annotation import annotate_graph, clamps_to_hardtanh, explicit_pool_strides
+from qcore.annotation.layers import layer_of
 from qcore.graph import (
     ORIGINAL_NAME,
     ORIGINAL_TARGET,
@@ -36,7 +37,7 @@ __all__ = ["decompose"]
 aten = torch.ops.aten
 
 # Layers with weights -> what may be fused into them.
-_LAYERS: Final = {t: row.fuses for row in TABLE if row.fuses for t in row.targets}
+_FUSED: Final = {t: row.fuses for row in TABLE if row.fuses for t in row.targets}
 # Replaces infinite arguments whether their node is to be kept or not.
 _LIMITS: Final = "ReplaceInfAndLimitValuesPass"
 _ORIGIN: Final = (ORIGINAL_NAME, ORIGINAL_TARGET, "nn_module_stack")
@@ -71,7 +72,7 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
     in_quantizable_forms(model, plan)
     _pool_in_two_dimensions(model, plan)
     explicit_pool_strides(model)
-    clamps_to_hardtanh(model, plan, after=_LAYERS)
+    clamps_to_hardtanh(model, plan, after=_FUSED)
     _add_batch_dimensions(model, plan)
     _mark(model, plan)
     before = [model, *(body for _, _, body in control_flow_bodies(model))]
@@ -120,7 +121,7 @@ def _add_batch_dimensions(model: GraphModule, plan: QuantizationPlan) -> None:
             continue
         remember_origin(node)
         reader = next(iter(node.users))
-        fused = len(node.users) == 1 and reader.target in _LAYERS.get(node.target, ())
+        fused = len(node.users) == 1 and reader.target in _FUSED.get(node.target, ())
         _add_dimension(model, node, 0, last=reader if fused else node)
 
 
@@ -128,10 +129,8 @@ def _rank(node: Node) -> int | None:
     """Return how many dimensions a convolution or a pooling takes with a batch."""
     if node.target in _IMAGE_POOLS:
         return 4
-    if node.target not in _LAYERS or node.target is aten.linear.default:
-        return None
-    weight = tensor_value(node.args[1])
-    return None if weight is None else weight.dim()
+    layer = layer_of(node)
+    return layer.rank if layer and layer.spatial and node.target in _FUSED else None
 
 
 def _add_dimension(model: GraphModule, node: Node, dim: int, last: Node | None = None) -> None:
@@ -259,13 +258,19 @@ def _add_zero_biases(model: GraphModule, plan: QuantizationPlan) -> None:
     """
     changed = False
     for node in list(model.graph.nodes):
-        config = plan.config_for(node) if node.target in _LAYERS else None
-        if config is None or config.output_activation is None or not is_float_tensor(node):
+        layer = layer_of(node) if node.target in _FUSED else None
+        config = plan.config_for(node) if layer else None
+        if (
+            layer is None
+            or config is None
+            or config.output_activation is None
+            or not is_float_tensor(node)
+        ):
             continue
         args = [*node.args, *[None] * (3 - len(node.args))]
         if args[2] is not None or "bias" in node.kwargs or not is_constant(args[1]):
             continue
-        channels = node.meta["val"].shape[-1 if node.target is aten.linear.default else 1]
+        channels = node.meta["val"].shape[layer.output_axis]
         if not isinstance(channels, int):
             continue
         args[2] = _zeros(model, node, channels)

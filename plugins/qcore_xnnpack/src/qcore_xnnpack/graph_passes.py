@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qcore.annotation import explicit_pool_strides
+from qcore.annotation.layers import layer_of
 from qcore.lowering import rewritten
 
 __all__ = [
@@ -23,13 +24,6 @@ aten = torch.ops.aten
 
 _PADS: Final[tuple[Any, ...]] = (aten.pad.default, aten.constant_pad_nd.default)
 _CONVOLUTIONS: Final[tuple[Any, ...]] = (aten.conv1d.default, aten.conv2d.default)
-
-# Layer -> dimension of its weight that output channels run along.
-_GEMMS: Final[dict[Any, int]] = {
-    aten.linear.default: 0,
-    aten.conv2d.default: 0,
-    aten.conv_transpose2d.input: 1,
-}
 
 
 def prepare_for_partitioner(program: ExportedProgram) -> ExportedProgram:
@@ -66,7 +60,7 @@ def dynamic_weights_per_channel(program: ExportedProgram) -> ExportedProgram:
 
 def _is_dynamic_per_tensor(node: Node) -> bool:
     operators = torch.ops.quantized_decomposed
-    if node.op != "call_function" or node.target not in _GEMMS:
+    if layer_of(node) is None:
         return False
     activation, weight = node.args[:2]
     return (
@@ -79,8 +73,9 @@ def _write_per_channel(model: GraphModule, node: Node) -> None:
     weight = node.args[1]
     assert isinstance(weight, Node)
     source, scale, zero_point, *limits = weight.args[:6]
-    axis = _GEMMS[node.target]
-    channels = node.meta["val"].shape[-1 if node.target is aten.linear.default else 1]
+    layer = layer_of(node)
+    assert layer is not None
+    channels = node.meta["val"].shape[layer.output_axis]
     scales = torch.full((channels,), float(scale))
     zeros = torch.full((channels,), int(zero_point), dtype=torch.int64)
     parameters = []
@@ -91,7 +86,7 @@ def _write_per_channel(model: GraphModule, node: Node) -> None:
     with model.graph.inserting_before(node):
         restored = model.graph.call_function(
             torch.ops.quantized_decomposed.dequantize_per_channel.default,
-            (source, *parameters, axis, *limits),
+            (source, *parameters, layer.weight_axis(node), *limits),
         )
     restored.meta = dict(weight.meta)
     node.replace_input_with(weight, restored)

@@ -25,12 +25,12 @@ from qcore.annotation import (
 )
 from qcore.annotation.checks import (
     constants_fit_histogram,
-    convolution_groups,
     float_inputs,
     no_alpha,
     static_weight,
     weight_shape,
 )
+from qcore.annotation.layers import convolution_groups
 from qcore.schemes import QuantizationConfig, QuantizationScheme
 
 __all__ = ["SCALAR_OPERATORS", "SCHEMES", "TABLE"]
@@ -141,7 +141,7 @@ _GEMMS: Final = (
     OperatorPattern(
         "conv_transpose",
         (aten.conv_transpose1d.default, aten.conv_transpose2d.input),
-        GemmRule(weight_axis=1),
+        GemmRule(),
         fuses=_CLAMPS,
         folds_batch_norm=True,
         dynamic=True,
