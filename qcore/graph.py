@@ -29,12 +29,14 @@ __all__ = [
     "insert_constant",
     "is_compute_node",
     "is_constant",
+    "is_dropout",
     "is_float_tensor",
     "is_observer",
     "module_frames",
     "module_path",
     "operator_name",
     "overload_packet",
+    "positions_are_used",
     "remember_origin",
     "tensor_attribute",
     "tensor_value",
@@ -158,8 +160,13 @@ def is_compute_node(node: Node) -> bool:
     return target.name() not in _CONTROL_FLOW
 
 
+def is_dropout(node: Node) -> bool:
+    """Say whether a node drops values in training."""
+    return node.target in _DROPOUTS
+
+
 def _is_idle_dropout(node: Node) -> bool:
-    return node.target in _DROPOUTS and len(node.args) > 2 and node.args[2] is False
+    return is_dropout(node) and argument_of(node, "train", True) is False
 
 
 def is_constant(node: Node) -> bool:
@@ -233,6 +240,11 @@ def each_dimension(value: Any, count: int = 1) -> list[int]:
     """
     numbers = [value] if isinstance(value, int) else list(value)
     return numbers * count if len(numbers) == 1 else numbers
+
+
+def positions_are_used(node: Node) -> bool:
+    """Say whether anything reads the positions that a node gives beside its values."""
+    return any(u.target is operator.getitem and u.args[1] == 1 and u.users for u in node.users)
 
 
 def remember_origin(node: Node) -> None:

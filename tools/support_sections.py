@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         The exit status: 1 where a page is not current.
     """
     from qcore_ethosu.support import U55_LACKS, U55_LACKS_IN_16_BITS
-    from qcore_tosa.forms import FORMS
+    from qcore_tosa.forms import TOSA_FORMS
     from qcore_tosa.support import TABLE
 
     vgf = {"vgf": qcore.get_quantizer("vgf")}
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     for page, quantizers, limits in (("vgf", vgf, {}), ("ethosu", npus, lacking)):
         parts = {
             "schemes": schemes(quantizers),
-            "operators": operators(TABLE, FORMS, quantizers, limits),
+            "operators": operators(TABLE, TOSA_FORMS, quantizers, limits),
         }
         path = DOCS / f"{page}.md"
         kept = path.read_text(encoding="utf-8")

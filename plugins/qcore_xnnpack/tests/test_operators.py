@@ -24,6 +24,10 @@ def conv(**options: Any) -> nn.Conv2d:
     return nn.Conv2d(4, 8, 3, padding=1, **options)
 
 
+def conv_same(size: int) -> nn.Conv2d:
+    return nn.Conv2d(4, 8, size, padding="same")
+
+
 def after_conv(function: Callable[[torch.Tensor], torch.Tensor]) -> tuple[nn.Module, Any]:
     return Fn(lambda m, x: function(m.conv(x)), conv=conv()), (IMAGE,)
 
@@ -40,6 +44,10 @@ CASES: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
     "conv2d + bn + relu": (nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU()), (IMAGE,)),
     "conv_transpose1d": (nn.ConvTranspose1d(8, 8, 3), (SIGNAL.permute(0, 2, 1),)),
     "conv_transpose2d": (nn.ConvTranspose2d(4, 8, 3, stride=2), (IMAGE,)),
+    "conv1d, same padding": (nn.Conv1d(8, 8, 3, padding="same"), (SIGNAL,)),
+    "conv2d, same padding": (conv_same(3), (IMAGE,)),
+    "conv2d, same padding of an even kernel": (conv_same(4), (IMAGE,)),
+    "conv2d, a batch norm by itself": (nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), (IMAGE,)),
     "linear": (nn.Linear(8, 4), (IMAGE,)),
     "linear + relu6": (nn.Sequential(nn.Linear(8, 4), nn.ReLU6()), (IMAGE,)),
     "add": (Fn(lambda m, x, y: x + y), (IMAGE, OTHER)),
@@ -48,6 +56,7 @@ CASES: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
     "sub": (Fn(lambda m, x, y: x - y), (IMAGE, OTHER)),
     "sub from a scalar": (Fn(lambda m, x: 1 - x), (IMAGE,)),
     "mul": (Fn(lambda m, x, y: x * y), (IMAGE, OTHER)),
+    "mul, square": (Fn(lambda m, x: x.square()), (IMAGE,)),
     "mul + relu": (Fn(lambda m, x, y: torch.relu(x * y)), (IMAGE, OTHER)),
     "cat": (Fn(lambda m, x, y: torch.cat([x, y, x], 1)), (IMAGE, OTHER)),
     "adaptive_avg_pool2d": (nn.Sequential(conv(), nn.AdaptiveAvgPool2d(1)), (IMAGE,)),
@@ -55,6 +64,7 @@ CASES: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
     "hardtanh": after_conv(lambda y: F.relu6(y) + y),
     "max_pool2d": after_conv(lambda y: F.max_pool2d(y, 3, 2, 1)),
     "max_pool2d, default stride": after_conv(lambda y: F.max_pool2d(y, 2)),
+    "max_pool2d, adaptive": after_conv(lambda y: F.adaptive_max_pool2d(y, 2)),
     "mean": after_conv(lambda y: y.mean((2, 3))),
     "permute": after_conv(lambda y: y.permute(0, 2, 3, 1)),
     "squeeze": after_conv(lambda y: y.squeeze(0)),
@@ -62,6 +72,7 @@ CASES: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
     "view": after_conv(lambda y: y.view(8, 64)),
     "flatten": after_conv(lambda y: y.flatten(1)),
     "slice": after_conv(lambda y: y[:, 2:5]),
+    "slice, roll": after_conv(lambda y: y.roll((1, -2), (2, 3))),
     "chunk": after_conv(lambda y: torch.add(*y.chunk(2, 1))),
     "split": after_conv(lambda y: torch.add(*y.split([4, 4], 1))),
     "copy": after_conv(lambda y: y.permute(0, 2, 3, 1).contiguous()),
@@ -100,6 +111,7 @@ DYNAMIC = {
     "linear": (nn.Linear(8, 4), (IMAGE,)),
     "conv2d": (conv(), (IMAGE,)),
     "conv2d, grouped": (nn.Conv2d(4, 8, 3, groups=2), (IMAGE,)),
+    "conv2d, same padding": (conv_same(3), (IMAGE,)),
     "conv_transpose2d": (nn.ConvTranspose2d(4, 8, 3), (IMAGE,)),
 }
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import operator
-
 from torch.fx import GraphModule, Node
 
 from qcore.errors import CaptureError
-from qcore.graph import module_path, operator_name, tensor_value
+from qcore.graph import module_path, operator_name, positions_are_used, tensor_value
 
-__all__ = ["is_whole", "miscomputed", "positions_are_used", "refuse_written_buffers"]
+__all__ = ["is_whole", "miscomputed", "refuse_written_buffers"]
 
 
 def refuse_written_buffers(model: GraphModule) -> None:
@@ -51,11 +49,6 @@ def miscomputed(node: Node) -> str | None:
     if name == "aten.upsample_nearest2d.vec" and not is_whole(node):
         return "TOSA rounds positions otherwise than torch where the factor is no whole number"
     return None
-
-
-def positions_are_used(node: Node) -> bool:
-    """Say whether anything reads the positions that a node gives beside its values."""
-    return any(u.target is operator.getitem and u.args[1] == 1 and u.users for u in node.users)
 
 
 def is_whole(node: Node) -> bool:

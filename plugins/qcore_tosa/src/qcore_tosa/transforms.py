@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from qcore.annotation import annotate_graph, clamps_to_hardtanh, explicit_pool_strides
+from qcore.annotation.forms import in_quantizable_forms
 from qcore.annotation.layers import layer_of
 from qcore.graph import (
     ORIGINAL_NAME,
@@ -24,7 +25,7 @@ from qcore.graph import (
 from qcore.plan import QuantizationPlan
 from qcore.quiet import quiet
 from qcore_executorch import import_executorch
-from qcore_tosa.forms import in_quantizable_forms
+from qcore_tosa.forms import TOSA_FORMS
 from qcore_tosa.limits import refuse_written_buffers
 from qcore_tosa.marks import KEEP
 from qcore_tosa.support import ARITHMETIC, TABLE
@@ -69,7 +70,7 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
         The model, with the same outputs in float.
     """
     refuse_written_buffers(model)
-    in_quantizable_forms(model, plan)
+    in_quantizable_forms(model, plan, TABLE, TOSA_FORMS, composites=True)
     _pool_in_two_dimensions(model, plan)
     explicit_pool_strides(model)
     clamps_to_hardtanh(model, plan, after=_FUSED)

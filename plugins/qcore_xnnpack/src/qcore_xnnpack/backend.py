@@ -9,8 +9,9 @@ from attrs import define
 
 import qcore
 from qcore.annotation import annotate_graph, clamps_to_hardtanh, scalars_to_attributes
+from qcore.annotation.forms import in_quantizable_forms
+from qcore_xnnpack.forms import XNNPACK_FORMS
 from qcore_xnnpack.support import SCALAR_OPERATORS, SCHEMES, TABLE
-from qcore_xnnpack.transforms import to_xnnpack_operators
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -40,7 +41,7 @@ class XnnpackBackend:
     def transform_for_annotation(self, model: GraphModule, plan: QuantizationPlan) -> GraphModule:
         """Bring the operators into the forms that XNNPACK takes; make scalars tensors."""
         clamps_to_hardtanh(model, plan)
-        to_xnnpack_operators(model, plan)
+        in_quantizable_forms(model, plan, TABLE, XNNPACK_FORMS)
         return scalars_to_attributes(model, plan, SCALAR_OPERATORS)
 
     @qcore.hookimpl

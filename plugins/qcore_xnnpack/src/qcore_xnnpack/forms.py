@@ -1,0 +1,78 @@
+"""Operators that XNNPACK takes under another form only.
+
+Without these forms a graph breaks into several delegates: XNNPACK averages with kept dimensions
+only, knows views but no squeezes, slices but no splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, Final
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qcore.annotation.forms import FORMS, Form, Written
+from qcore.graph import argument_of, is_float_tensor, tensor_value
+
+__all__ = ["XNNPACK_FORMS"]
+
+aten = torch.ops.aten
+
+
+def _static_shape(sizes: Sequence[int | torch.SymInt]) -> list[int] | None:
+    """Return sizes for ``reshape``, in which one dimension may be dynamic."""
+    shape = [size if isinstance(size, int) else -1 for size in sizes]
+    return shape if shape.count(-1) <= 1 else None
+
+
+def _view(model: GraphModule, node: Node) -> Written | None:
+    shape = _static_shape(node.meta["val"].shape)
+    if shape is None or not is_float_tensor(node):
+        return None
+    return Written(aten.reshape.default, (node.args[0], shape))
+
+
+def _kept_mean(model: GraphModule, node: Node) -> Written | None:
+    source = tensor_value(node.args[0])
+    dims, keep = argument_of(node, "dim", None), argument_of(node, "keepdim", False)
+    if keep or node.kwargs or dims is None or not is_float_tensor(node) or source is None:
+        return None
+    shape = _static_shape(node.meta["val"].shape)
+    if source.dim() != 4 or sorted(dim % 4 for dim in dims) != [2, 3] or shape is None:
+        return None
+    return Written(lambda x, *_: aten.reshape.default(torch.mean(x, [2, 3], True), shape))
+
+
+def _slices(model: GraphModule, node: Node) -> Written | None:
+    if not is_float_tensor(node.args[0]):
+        return None
+    axis = argument_of(node, "dim", 0)
+    sizes = [value.shape[axis] for value in node.meta["val"]]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    bounds = list(pairwise(accumulate(sizes, initial=0)))
+    return Written(lambda x, *_: tuple(aten.slice.Tensor(x, axis, *bound) for bound in bounds))
+
+
+def _no_dropout(model: GraphModule, node: Node) -> Written | None:
+    training = argument_of(node, "train", True)
+    return None if training else Written(lambda x, *_: x)
+
+
+#: Operator -> its form: those of every backend, and XNNPACK's own.
+XNNPACK_FORMS: Final[dict[Any, Form]] = {
+    **FORMS,
+    aten.squeeze.default: _view,
+    aten.squeeze.dim: _view,
+    aten.squeeze.dims: _view,
+    aten.unsqueeze.default: _view,
+    aten.flatten.using_ints: _view,
+    aten.mean.dim: _kept_mean,
+    aten.chunk.default: _slices,
+    aten.split.Tensor: _slices,
+    aten.split_with_sizes.default: _slices,
+    aten.dropout.default: _no_dropout,
+    aten.dropout_.default: _no_dropout,
+}
