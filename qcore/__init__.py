@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qcore.errors import QcoreError, QcoreWarning
-from qcore.quiet import hush
 from qcore.registry import BackendInfo, backends, register_backend
 
 if TYPE_CHECKING:
@@ -59,8 +58,6 @@ _HOMES = {
     "quantize": "qcore.flow",
     "quantize_": "qcore.source",
 }
-
-hush()
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from qcore.compat.torch import TRACING
 from qcore.errors import CaptureError
 from qcore.graph import clone, is_observer
 from qcore.quiet import quiet
@@ -165,7 +166,7 @@ def exported_program(
         CaptureError: The module cannot be exported.
     """
     try:
-        with quiet():
+        with TRACING, quiet():
             return torch.export.export(
                 model, example.args, example.kwargs or None, dynamic_shapes=dynamic_shapes
             )

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from torchao.quantization.pt2e import (
+
+from qcore.calibration.histogram import HistogramObserver
+from qcore.compat.torchao import (
     FakeQuantize,
     FusedMovingAvgObsFakeQuantize,
     MinMaxObserver,
@@ -15,10 +17,9 @@ from torchao.quantization.pt2e import (
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
     PlaceholderObserver,
+    QuantizationConfig,
+    QuantizationSpec,
 )
-from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
-
-from qcore.calibration.histogram import HistogramObserver
 from qcore.errors import UnsupportedSchemeError
 
 __all__ = ["SMALLEST_SCALE", "get_symmetric_quantization_config"]

@@ -5,6 +5,8 @@ A message says what was asked for, what is on offer, and what to do next.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 
 __all__ = [
@@ -29,7 +31,11 @@ __all__ = [
     "UnknownBackendError",
     "UnsupportedSchemeError",
     "near_misses",
+    "warn",
 ]
+
+# Packages between a user's line and what it leads to; plugins are named qcore_*.
+_BETWEEN = ("contextlib", "pluggy", "qcore", "torch", "torchao")
 
 
 class QcoreError(Exception):
@@ -129,3 +135,27 @@ def near_misses(name: str, candidates: Iterable[str], limit: int = 3) -> tuple[s
     close = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)
     contains = [k for k in known if name and (name in k or k in name) and k not in close]
     return tuple((close + contains)[:limit])
+
+
+def warn(message: str) -> None:
+    """Emit a :class:`QcoreWarning` that points at the user's line, however deep it is noticed.
+
+    Args:
+        message: What happened, and what to do.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_between(frame.f_globals.get("__name__", "qcore")):
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message,
+        QcoreWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        frame.f_globals.get("__name__"),
+        frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _is_between(module: str) -> bool:
+    package = module.partition(".")[0]
+    return package in _BETWEEN or package.startswith("qcore_")

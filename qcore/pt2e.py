@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from attrs import define, evolve, field
 from torch.fx import Graph, GraphModule
-from torchao.quantization.pt2e.quantize_pt2e import (
+
+from qcore.compat.torch import TRACING, counted_names
+from qcore.compat.torchao import (
+    Quantizer,
     convert_pt2e,
+    fusions_of_present_convolutions,
     prepare_pt2e,
     prepare_qat_pt2e,
 )
-from torchao.quantization.pt2e.quantizer import Quantizer
-
-from qcore.compat.torch import counted_names
-from qcore.compat.torchao import fusions_of_present_convolutions
 from qcore.control_flow import (
     direct_bodies,
     raise_constants,
     replace_body,
     sink_all_parameters,
 )
-from qcore.errors import QcoreWarning
+from qcore.errors import warn
 from qcore.graph import clone, control_flow_bodies, is_observer
 from qcore.quiet import spared_gc
 from qcore.report import AnnotationReport, Decision, read_decisions, write_decisions
@@ -96,7 +95,7 @@ class PreparedModel:
         """
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
         walk = _Walk(quantizer)
-        with counted_names(), fusions_of_present_convolutions(), spared_gc():
+        with TRACING, counted_names(), fusions_of_present_convolutions(), spared_gc():
             prepared = prepare(model, walk)
         originals = walk.bodies or {}
         result = cls(prepared)
@@ -129,11 +128,9 @@ class PreparedModel:
     def leave_unreached_in_float(self) -> None:
         """Put the bodies that no calibration sample reached back as they were, and warn."""
         for body in self._unreached():
-            warnings.warn(
+            warn(
                 f"No calibration sample reached {body.path!r}, a body of {body.operator}: it "
-                "stays in float. Add a sample that takes this branch.",
-                QcoreWarning,
-                stacklevel=5,
+                "stays in float. Add a sample that takes this branch."
             )
             replace_body(self.model, body.path, body.in_float)
             inside = (f"{body.path}/", f"{body.path}.")
@@ -223,7 +220,7 @@ def _converted(model: GraphModule, fold_quantize: bool) -> GraphModule:
         bodies[name] = _converted(body, fold_quantize) if observed else body
         # Passes over the parent delete the submodules of bodies; they get a stand-in instead.
         replace_body(model, name, _stand_in(model))
-    with fusions_of_present_convolutions():
+    with TRACING, fusions_of_present_convolutions():
         converted = convert_pt2e(model, fold_quantize=fold_quantize)
     for name, body in bodies.items():
         replace_body(converted, name, body)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
 from attrs import evolve
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantizer import Quantizer as TorchaoQuantizer
 
 from qcore.backend import BackendHooks
 from qcore.capture import inline_grad_modes, remove_guards
-from qcore.errors import PartialQuantizationError, QcoreWarning, SelectionError
+from qcore.compat.torchao import Quantizer as TorchaoQuantizer
+from qcore.errors import PartialQuantizationError, SelectionError, warn
 from qcore.flow import quantize
 from qcore.graph import BODY, control_flow_bodies
 from qcore.lowering import LoweredProgram, export_for_lowering
@@ -179,7 +178,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         """
         report = self.annotated(model)
         if report.decisions and not report.quantized and not list(control_flow_bodies(model)):
-            warnings.warn(self._nothing_quantized(report), QcoreWarning, stacklevel=2)
+            warn(self._nothing_quantized(report))
         return model
 
     def annotated(self, model: GraphModule) -> AnnotationReport:
@@ -235,7 +234,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         errors = [d for d in found if d.severity is Severity.ERROR]
         for diagnostic in found:
             if diagnostic.severity is Severity.WARNING:
-                warnings.warn(f"{self.name}: {diagnostic}", QcoreWarning, stacklevel=2)
+                warn(f"{self.name}: {diagnostic}")
         if errors:
             lines = "\n".join(f"  {diagnostic}" for diagnostic in errors)
             raise PartialQuantizationError(

@@ -7,28 +7,25 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
-from qcore.compat.patching import LIBRARIES
+from qcore.compat.sharing import shared
 
-__all__ = ["hush", "quiet", "quieten", "spared_gc"]
+__all__ = ["quiet", "quieten", "spared_gc"]
 
 # New objects between two collections, and collections between those of older ones.
 _RARELY = (200_000, 20, 20)
 _LIBRARIES = {"torch", "torchao"}
 # They stand in for a library whose C code they call back from.
 _GO_BETWEENS = ("copyreg", "functools", "contextlib", "importlib", "<frozen importlib")
-# Logger -> beginnings of what it says while it is imported, which nobody can act on.
-_IMPORT_NOISE = {
-    "torchao": ("Failed to load", "Skipping import of cpp extensions"),
-    "torch.utils._pytree": ("%s is an Enum subclass", "<enum "),
-}
+_QUIET = ContextVar("quiet", default=False)
 
 
 class _LibraryNoise(logging.Filter):
-    """Drops what a library logs below the level of an error; keeps every other record."""
+    """Drops what a library logs below the level of an error in a thread that is quiet."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.ERROR:
+        if record.levelno >= logging.ERROR or not _QUIET.get():
             return True
         # Libraries also log through the root logger, where only the path tells who spoke.
         path = record.pathname.replace("\\", "/")
@@ -55,33 +52,26 @@ def quieten(library: str) -> None:
     _LIBRARIES.add(library)
 
 
-def hush() -> None:
-    """Drop what torchao and torch log when they are imported; imports neither."""
-    for name in _IMPORT_NOISE:
-        logging.getLogger(name).addFilter(_is_signal)
+class _LibraryModules:
+    """Stands in a warning filter for the name of a module: a library's, in a thread that is quiet.
 
-
-def _is_signal(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_IMPORT_NOISE[record.name])
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hide the warnings and log records of torch, torchao and what :func:`quieten` names.
-
-    Warnings that point at other code, errors that a library logs, and the records of other loggers
-    are shown as before.
-
-    Yields:
-        Nothing.
+    The modules of all other threads, and all other modules, do not match.
     """
+
+    def match(self, module: str) -> bool:
+        return _QUIET.get() and module.startswith((*_LIBRARIES, *_GO_BETWEENS))
+
+
+@shared
+@contextmanager
+def _filters() -> Iterator[None]:
     root = logging.getLogger()
     # Without a handler on the root, logging.info() of a library would install one for good.
     placeholder = None if root.handlers else logging.NullHandler()
     noise = _LibraryNoise()
-    with LIBRARIES, warnings.catch_warnings():
-        modules = "|".join(sorted({*_LIBRARIES, *_GO_BETWEENS}))
-        warnings.filterwarnings("ignore", module=f"({modules})")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filters[0] = ("ignore", None, Warning, _LibraryModules(), 0)  # type: ignore[index]
         if placeholder is not None:
             root.addHandler(placeholder)
         handlers = _handlers()
@@ -97,6 +87,24 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Hide the warnings and log records of torch, torchao and what :func:`quieten` names.
+
+    Those of other threads, warnings that point at other code, errors that a library logs, and the
+    records of other loggers are shown as before.
+
+    Yields:
+        Nothing.
+    """
+    with _filters:
+        token = _QUIET.set(True)
+        try:
+            yield
+        finally:
+            _QUIET.reset(token)
+
+
+@contextmanager
 def spared_gc() -> Iterator[None]:
     """Spare the cyclic garbage collector what there is already, and let it look at the rest rarely.
 
@@ -106,6 +114,13 @@ def spared_gc() -> Iterator[None]:
     Yields:
         Nothing.
     """
+    with _rare_collections:
+        yield
+
+
+@shared
+@contextmanager
+def _rare_collections() -> Iterator[None]:
     thresholds, freezes = gc.get_threshold(), gc.get_freeze_count() == 0
     if freezes:
         gc.freeze()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import importlib_metadata
@@ -13,9 +12,9 @@ from qcore.errors import (
     ApiVersionError,
     BackendConflictError,
     BackendLoadError,
-    QcoreWarning,
     UnknownBackendError,
     near_misses,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -266,9 +265,7 @@ def extensions(manager: pluggy.PluginManager) -> None:
             key = f"{entry_point.name}={entry_point.value}"
             if key not in _warned_extensions:
                 _warned_extensions.add(key)
-                warnings.warn(
+                warn(
                     f"The extension {entry_point.name!r} of {_origin(entry_point)} is skipped: "
-                    f"{type(error).__name__}: {error}",
-                    QcoreWarning,
-                    stacklevel=3,
+                    f"{type(error).__name__}: {error}"
                 )

@@ -14,8 +14,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from attrs import evolve, frozen
-from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
 
+from qcore.compat.torchao import QuantizationConfig, QuantizationSpec
 from qcore.configs import SMALLEST_SCALE, get_symmetric_quantization_config
 from qcore.errors import UnsupportedSchemeError, near_misses
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from qcore.compat import Change, patching
 from qcore.errors import LibraryChangedError
-from qcore.quiet import quiet
 
 
 class _Base:
@@ -24,11 +24,15 @@ class Library(_Base):
         return "own"
 
 
+def own() -> str:
+    return "own"
+
+
 @pytest.fixture(autouse=True)
 def _no_declarations_are_kept() -> Iterator[None]:
-    before = list(patching._CHANGES)
+    before = list(patching._REQUIREMENTS)
     yield
-    patching._CHANGES[:] = before
+    patching._REQUIREMENTS[:] = before
 
 
 @pytest.fixture(autouse=True)
@@ -64,22 +68,45 @@ def test_an_error_within_the_context_leaves_no_trace() -> None:
     assert dict(vars(Library)) == before
 
 
-def test_another_thread_waits_for_the_end_of_the_context() -> None:
-    seen = []
+def test_a_change_within_the_same_change_wraps_it() -> None:
     change = _change("own")
+    with change.applied(lambda: "first"):
+        (first,) = change.originals()
+        with change.applied(lambda: f"second of {first()}"):
+            assert Library.own() == "second of first"
+        assert Library.own() == "first"
+    assert Library.own() == "own"
 
-    def patch() -> None:
-        with quiet(), change.applied(lambda: "second"):
-            seen.append(Library.own())
 
-    other = threading.Thread(target=patch)
-    with change.applied(lambda: "first"), quiet():
-        other.start()
-        other.join(timeout=0.2)
-        assert (seen, Library.own()) == ([], "first")
-    other.join()
+def _elsewhere(look: Callable[[], Any]) -> Any:
+    """Look from another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(look).result(timeout=10)
 
-    assert (seen, Library.own()) == (["second"], "own")
+
+@pytest.mark.parametrize("owner", ["changed_library:Library", "changed_library"])
+def test_another_thread_sees_what_the_library_has_and_does_not_wait(owner: str) -> None:
+    change = _change("own", owner=owner)
+    library = change.target()
+
+    def change_too() -> str:
+        with change.applied(lambda: "other"):
+            return str(library.own())
+
+    with change.applied(lambda: "first"):
+        assert (library.own(), _elsewhere(lambda: library.own())) == ("first", "own")
+        assert (_elsewhere(change_too), library.own()) == ("other", "first")
+
+
+def test_another_thread_does_not_see_an_added_attribute() -> None:
+    with _change("new", adds=True).applied(1):
+        assert not _elsewhere(lambda: hasattr(Library, "new"))
+
+
+def test_a_change_for_other_versions_changes_nothing() -> None:
+    change = Change("here", "pytest", ">=1", "changed_library:Library", ["own"], why="", only="<1")
+    with change.applied(lambda: "other"):
+        assert Library.own() == "own"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +122,7 @@ def test_a_name_that_the_library_no_longer_has_is_refused(change: Change, said: 
     before = dict(vars(Library))
     with pytest.raises(LibraryChangedError) as refusal, change.applied(None):
         pass
-    assert f"pytest {pytest.__version__} {said}, which here changes: it is slow." in str(
+    assert f"pytest {pytest.__version__} {said}, which here needs: it is slow." in str(
         refusal.value
     )
     assert "written for pytest>=1" in str(refusal.value)

@@ -12,12 +12,6 @@ from collections.abc import Collection, Iterator
 import torch
 from attrs import define
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantizer import (
-    FixedQParamsQuantizationSpec,
-    QuantizationSpec,
-    SharedQuantizationSpec,
-)
-from torchao.quantization.pt2e.quantizer.quantizer import QuantizationSpecBase
 
 from qcore.annotation.patterns import (
     INTEGERS_ONLY,
@@ -27,6 +21,12 @@ from qcore.annotation.patterns import (
     without_float32,
 )
 from qcore.annotation.rules import annotation_of, write_annotation
+from qcore.compat.torchao import (
+    FixedQParamsQuantizationSpec,
+    QuantizationSpec,
+    QuantizationSpecBase,
+    SharedQuantizationSpec,
+)
 from qcore.graph import float_operands, is_float_tensor
 from qcore.plan import QuantizationPlan, explain
 from qcore.schemes import QuantizationConfig, QuantizationScheme

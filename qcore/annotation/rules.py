@@ -10,21 +10,20 @@ from typing import Any
 import torch
 from attrs import frozen
 from torch.fx import Node
-from torchao.quantization.pt2e import (
-    FakeQuantize,
-    FusedMovingAvgObsFakeQuantize,
-    MovingAveragePerChannelMinMaxObserver,
-)
-from torchao.quantization.pt2e.quantizer import (
-    DerivedQuantizationSpec,
-    QuantizationAnnotation,
-    QuantizationSpec,
-    SharedQuantizationSpec,
-)
-from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY, QuantizationSpecBase
 
 from qcore.annotation.layers import layer_of
 from qcore.annotation.patterns import OperatorMatch, Rejection
+from qcore.compat.torchao import (
+    Q_ANNOTATION_KEY,
+    DerivedQuantizationSpec,
+    FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+    MovingAveragePerChannelMinMaxObserver,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    QuantizationSpecBase,
+    SharedQuantizationSpec,
+)
 from qcore.graph import float_operands, is_constant, is_float_tensor
 from qcore.schemes import PER_CHANNEL, QuantizationConfig
 

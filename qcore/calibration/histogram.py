@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchao.quantization.pt2e.observer import HistogramObserver as _TorchaoHistogramObserver
+
+from qcore.compat.torchao import HISTOGRAM
 
 __all__ = ["HistogramObserver"]
 
 _STEP = 1e-5
 
 
-class HistogramObserver(_TorchaoHistogramObserver):  # type: ignore[misc]
+class HistogramObserver(HISTOGRAM.checked()):  # type: ignore[misc]
     """Choose a range that minimizes the L2 error of quantization, from a running histogram.
 
     Finds the same range as ``torchao.quantization.pt2e.HistogramObserver``, whose parameters it

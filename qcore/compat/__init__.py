@@ -1,11 +1,12 @@
 """Every change to a foreign library: as data, with its reason, refused where it no longer fits.
 
 The core's are here, a file for each library. Distributions that change others have a ``compat`` of
-their own, made of the same :class:`Change`.
+their own, made of the same :class:`Change` and :class:`Requirement`.
 """
 
 from __future__ import annotations
 
-from qcore.compat.patching import LIBRARIES, Change, changes
+from qcore.compat.patching import Change, Requirement, requirements
+from qcore.compat.sharing import shared
 
-__all__ = ["LIBRARIES", "Change", "changes"]
+__all__ = ["Change", "Requirement", "requirements", "shared"]

@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 import importlib_metadata
 from attrs import field, frozen
 
+from qcore.compat.sharing import shared
 from qcore.errors import LibraryChangedError
 
-__all__ = ["LIBRARIES", "Change", "changes"]
-
-# Held by whoever changes a library, be it what it does or what it says: one lock for all of them,
-# because they are nested in different orders.
-LIBRARIES: Final = threading.RLock()
+__all__ = ["Change", "Requirement", "requirements"]
 
 _ABSENT: Final = object()
-_CHANGES: Final[list[Change]] = []
+_REQUIREMENTS: Final[list[Requirement]] = []
 
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def changes() -> tuple[Change, ...]:
-    """Return every change that the modules imported so far declare."""
-    return tuple(_CHANGES)
+def requirements() -> tuple[Requirement, ...]:
+    """Return everything that the modules imported so far require of libraries, changes included."""
+    return tuple(_REQUIREMENTS)
 
 
-@frozen
-class Change:
-    """One change to a class or module of a library.
+@frozen(eq=False)
+class Requirement:
+    """Names that a class or module of a library must have, such as private methods to override.
 
     Attributes:
         file: The module that declares it, its ``__name__``: where to look when it no longer fits.
-        library: The distribution it changes, such as ``torch``.
+        library: The distribution, such as ``torch``.
         versions: The versions it was written for, as pip writes them.
-        owner: What it changes, as ``module`` or ``module:class``.
-        names: The attributes that it replaces, or adds.
-        why: What is wrong with the library as it is.
-        adds: Whether the attributes are new. An owner that has them already no longer needs it.
+        owner: What has the names, as ``module`` or ``module:class``.
+        names: The attributes.
+        why: What they are needed for; of a change, what is wrong with the library as it is.
+        only: The versions that it is needed with at all; empty for every one. With others nothing
+            is required and nothing changed.
     """
 
     file: str
@@ -53,13 +52,18 @@ class Change:
     owner: str
     names: tuple[str, ...] = field(converter=_names)
     why: str = field(kw_only=True)
-    adds: bool = field(default=False, kw_only=True)
+    only: str = field(default="", kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        _CHANGES.append(self)
+        _REQUIREMENTS.append(self)
+
+    @property
+    def needed(self) -> bool:
+        """Whether the installed version is among those that need it."""
+        return not self.only or self._version_is_in(self.only)
 
     def target(self) -> Any:
-        """Return the class or module that is changed.
+        """Return the class or module.
 
         Raises:
             LibraryChangedError: The library no longer has it.
@@ -73,24 +77,74 @@ class Change:
         except (ImportError, AttributeError) as error:
             raise self._misfit(f"has no {self.owner}") from error
 
+    def checked(self) -> Any:
+        """Return the class or module, once it is certain that it has the names.
+
+        Raises:
+            LibraryChangedError: It has one of them no longer.
+        """
+        target = self.target()
+        for name in self.names if self.needed else ():
+            self._check(target, name)
+        return target
+
+    def _check(self, target: Any, name: str) -> None:
+        if not hasattr(target, name):
+            raise self._misfit(f"has no {name!r} in {self.owner}")
+
+    def _version(self) -> str:
+        try:
+            return importlib_metadata.version(self.library)
+        except importlib_metadata.PackageNotFoundError:
+            return ""
+
+    def _version_is_in(self, versions: str) -> bool:
+        from packaging.specifiers import SpecifierSet
+
+        version = self._version()
+        return bool(version) and SpecifierSet(versions).contains(version, prereleases=True)
+
+    def _misfit(self, what: str) -> LibraryChangedError:
+        return LibraryChangedError(
+            f"{self.library} {self._version() or '(not installed)'} {what}, which {self.file} "
+            f"needs: {self.why} It was written for {self.library}{self.versions}: install such a "
+            f"version, or look into {self.file}."
+        )
+
+
+@frozen(eq=False)
+class Change(Requirement):
+    """One change to a class or module of a library, for the thread that asks for it.
+
+    Attributes:
+        adds: Whether the attributes are new. An owner that has them already no longer needs it.
+    """
+
+    adds: bool = field(default=False, kw_only=True)
+    _values: ContextVar[tuple[Any, ...] | None] = field(
+        factory=lambda: ContextVar("values", default=None), init=False, repr=False
+    )
+    _installed: AbstractContextManager[None] = field(init=False, repr=False)
+
+    @_installed.default
+    def _shared_installation(self) -> AbstractContextManager[None]:
+        return shared(self._install)
+
     def originals(self) -> tuple[Any, ...]:
         """Return what the library has under the names, in their order.
 
         Raises:
             LibraryChangedError: It has one of them no longer, or, of new ones, already.
         """
-        target = self.target()
-        for name in self.names:
-            if hasattr(target, name) is self.adds:
-                has = "already has" if self.adds else "has no"
-                raise self._misfit(f"{has} {name!r} in {self.owner}")
-        return () if self.adds else tuple(getattr(target, name) for name in self.names)
+        target = self.checked()
+        found = (getattr(target, name) for name in (() if self.adds else self.names))
+        return tuple(one.choose() if isinstance(one, _Switch) else one for one in found)
 
     @contextmanager
     def applied(self, *values: Any) -> Iterator[None]:
         """Give the owner other attributes while the context lasts.
 
-        Another thread that wants to change anything waits for its end.
+        Other threads go on with what they have, be it the library's own.
 
         Args:
             *values: The attributes, in the order of the names. Those of a class that it inherits,
@@ -102,28 +156,64 @@ class Change:
         Raises:
             LibraryChangedError: The library no longer has what is to be changed.
         """
-        with LIBRARIES:
-            self.originals()
-            target = self.target()
-            before = {name: vars(target).get(name, _ABSENT) for name in self.names}
-            for name, value in zip(self.names, values, strict=True):
-                setattr(target, name, value)
+        if not self.needed:
+            yield
+            return
+        with self._installed:
+            token = self._values.set(values)
             try:
                 yield
             finally:
-                for name, value in before.items():
-                    if value is _ABSENT:
-                        delattr(target, name)
-                    else:
-                        setattr(target, name, value)
+                self._values.reset(token)
 
-    def _misfit(self, what: str) -> LibraryChangedError:
+    def _check(self, target: Any, name: str) -> None:
+        if not self.adds:
+            super()._check(target, name)
+        elif hasattr(target, name) and not isinstance(vars(target).get(name), _Switch):
+            raise self._misfit(f"already has {name!r} in {self.owner}")
+
+    @contextmanager
+    def _install(self) -> Iterator[None]:
+        target = self.checked()
+        before = {name: vars(target).get(name, _ABSENT) for name in self.names}
+        for index, name in enumerate(self.names):
+            original = inspect.getattr_static(target, name, _ABSENT)
+            setattr(target, name, _Switch(name, self._values, index, original))
         try:
-            version = importlib_metadata.version(self.library)
-        except importlib_metadata.PackageNotFoundError:
-            version = "(not installed)"
-        return LibraryChangedError(
-            f"{self.library} {version} {what}, which {self.file} changes: {self.why} "
-            f"It was written for {self.library}{self.versions}: install such a version, or look "
-            f"into {self.file}."
-        )
+            yield
+        finally:
+            for name, value in before.items():
+                if value is _ABSENT:
+                    delattr(target, name)
+                else:
+                    setattr(target, name, value)
+
+
+class _Switch:
+    """An attribute of a class or module that is another one for some threads."""
+
+    def __init__(
+        self, name: str, values: ContextVar[tuple[Any, ...] | None], index: int, original: Any
+    ) -> None:
+        self._name = name
+        self._values = values
+        self._index = index
+        self._original = original
+
+    def choose(self) -> Any:
+        values = self._values.get()
+        return self._original if values is None else values[self._index]
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        value = self.choose()
+        if value is _ABSENT:
+            raise AttributeError(self._name)
+        bind = getattr(type(value), "__get__", None)
+        return value if bind is None else bind(value, instance, owner)
+
+    # What a module holds is not bound, but called or looked into.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.choose()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.choose(), name)

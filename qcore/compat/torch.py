@@ -1,15 +1,21 @@
-"""What qcore changes of torch, all of it for speed: no result differs."""
+"""What qcore changes of torch, all of it for speed: no result differs; and what it waits for."""
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 from qcore.compat.patching import Change
 
-__all__ = ["counted_names", "quick_decompositions", "shared_provenance"]
+__all__ = ["TRACING", "counted_names", "quick_decompositions", "shared_provenance"]
+
+#: Held while graphs are traced or rewritten. torch overrides operators for the whole process then,
+#: and keeps what it hands on from node to node in variables of modules: of two threads at it at
+#: once, each would get some of the other's. Models run without it.
+TRACING: Final = threading.RLock()
 
 _VERSIONS: Final = ">=2.13,<2.14"
 

@@ -1,4 +1,8 @@
-"""What qcore changes of torchao, all of it for speed: no result differs."""
+"""What qcore uses of torchao, and what it changes of it, all of it for speed: no result differs.
+
+The rest of qcore takes torchao's names from here: they are imported without the noise that torchao
+makes then, and one that torchao moves is moved in one file.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,103 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from qcore.compat.patching import Change
+import torch
 
-__all__ = ["fusions_of_present_convolutions"]
+from qcore.compat.patching import Change, Requirement
+from qcore.quiet import quiet
 
+# torch makes its handlers of log records first, so that what torchao says through them is hidden.
+with quiet():
+    from torchao.quantization import (
+        Int8DynamicActivationIntxWeightConfig,
+        IntxUnpackedToInt8Tensor,
+        IntxWeightOnlyConfig,
+        quantize_,
+    )
+    from torchao.quantization.granularity import PerAxis, PerGroup
+    from torchao.quantization.linear_quant_modules import Int8DynActInt4WeightLinear
+    from torchao.quantization.pt2e import (
+        FakeQuantize,
+        FakeQuantizeBase,
+        FusedMovingAvgObsFakeQuantize,
+        MinMaxObserver,
+        MovingAverageMinMaxObserver,
+        MovingAveragePerChannelMinMaxObserver,
+        PerChannelMinMaxObserver,
+        PlaceholderObserver,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import (
+        convert_pt2e,
+        prepare_pt2e,
+        prepare_qat_pt2e,
+    )
+    from torchao.quantization.pt2e.quantizer import (
+        DerivedQuantizationSpec,
+        FixedQParamsQuantizationSpec,
+        QuantizationAnnotation,
+        QuantizationConfig,
+        QuantizationSpec,
+        Quantizer,
+        SharedQuantizationSpec,
+    )
+    from torchao.quantization.pt2e.quantizer.quantizer import (
+        Q_ANNOTATION_KEY,
+        QuantizationSpecBase,
+    )
+    from torchao.quantization.quant_primitives import MappingType
+    from torchao.utils import TorchAOBaseTensor, UnwrapTensorSubclass, unwrap_tensor_subclass
+
+__all__ = [
+    "HISTOGRAM",
+    "Q_ANNOTATION_KEY",
+    "DerivedQuantizationSpec",
+    "FakeQuantize",
+    "FakeQuantizeBase",
+    "FixedQParamsQuantizationSpec",
+    "FusedMovingAvgObsFakeQuantize",
+    "Int8DynActInt4WeightLinear",
+    "Int8DynamicActivationIntxWeightConfig",
+    "IntxUnpackedToInt8Tensor",
+    "IntxWeightOnlyConfig",
+    "MappingType",
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "MovingAveragePerChannelMinMaxObserver",
+    "PerAxis",
+    "PerChannelMinMaxObserver",
+    "PerGroup",
+    "PlaceholderObserver",
+    "QuantizationAnnotation",
+    "QuantizationConfig",
+    "QuantizationSpec",
+    "QuantizationSpecBase",
+    "Quantizer",
+    "SharedQuantizationSpec",
+    "TorchAOBaseTensor",
+    "UnwrapTensorSubclass",
+    "convert_pt2e",
+    "fusions_of_present_convolutions",
+    "prepare_pt2e",
+    "prepare_qat_pt2e",
+    "quantize_",
+    "unwrap_tensor_subclass",
+]
+
+_VERSIONS: Final = ">=0.18,<0.19"
+
+#: The observer whose search for a range is ours.
+HISTOGRAM: Final = Requirement(
+    __name__,
+    "torchao",
+    _VERSIONS,
+    "torchao.quantization.pt2e.observer:HistogramObserver",
+    ["_non_linear_param_search"],
+    why="its search for a range takes most of the time of converting a model, and is overridden.",
+)
 _FUSIONS: Final = Change(
     __name__,
     "torchao",
-    ">=0.18,<0.19",
+    _VERSIONS,
     "torchao.quantization.pt2e.qat_utils",
     ["_fuse_conv_bn_qat_helper", "_fold_conv_bn_qat_helper"],
     why="for quantization-aware training it exports some 100 patterns in convert_pt2e, a quarter "
@@ -24,7 +117,6 @@ _FUSIONS: Final = Change(
 
 def fusions_of_present_convolutions() -> AbstractContextManager[None]:
     """Fuse batch norms only into the kinds of convolution that a model has."""
-    import torch
 
     def where_present(fuse: Callable[..., Any]) -> Callable[..., Any]:
         def fused(model: Any, kind: Callable[..., Any], *args: Any, **options: Any) -> Any:

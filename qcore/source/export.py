@@ -10,9 +10,9 @@ import torch
 from attrs import evolve
 from torch import nn
 from torch.export import ExportedProgram
-from torchao.utils import unwrap_tensor_subclass
 
 from qcore.capture import Sample, exported_program
+from qcore.compat.torchao import unwrap_tensor_subclass
 from qcore.errors import UnsupportedSchemeError
 from qcore.quiet import quiet
 from qcore.schemes import QuantizationScheme, listed

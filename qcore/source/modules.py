@@ -9,10 +9,13 @@ import torch
 from attrs import frozen
 from torch import nn
 from torch.nn.utils import parametrize
-from torchao.quantization import IntxUnpackedToInt8Tensor
-from torchao.quantization.linear_quant_modules import Int8DynActInt4WeightLinear
-from torchao.utils import TorchAOBaseTensor, UnwrapTensorSubclass
 
+from qcore.compat.torchao import (
+    Int8DynActInt4WeightLinear,
+    IntxUnpackedToInt8Tensor,
+    TorchAOBaseTensor,
+    UnwrapTensorSubclass,
+)
 from qcore.schemes import QuantizationScheme
 
 __all__ = [

@@ -9,10 +9,14 @@ from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from attrs import evolve, field, frozen
-from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
-from torchao.quantization.granularity import PerAxis, PerGroup
-from torchao.quantization.quant_primitives import MappingType
 
+from qcore.compat.torchao import (
+    Int8DynamicActivationIntxWeightConfig,
+    IntxWeightOnlyConfig,
+    MappingType,
+    PerAxis,
+    PerGroup,
+)
 from qcore.errors import UnsupportedSchemeError, near_misses
 from qcore.schemes import Layer, QuantizationScheme, listed
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from torchao.quantization import IntxUnpackedToInt8Tensor
-from torchao.quantization import quantize_ as torchao_quantize_
 
+from qcore.compat.torchao import IntxUnpackedToInt8Tensor
+from qcore.compat.torchao import quantize_ as torchao_quantize_
 from qcore.source.modules import stored_weight
 from qcore.source.planning import LayerPlan
 from qcore.source.scheme import SourceScheme

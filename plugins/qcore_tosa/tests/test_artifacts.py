@@ -20,7 +20,7 @@ def test_a_compiler_is_replaced_and_put_back_even_after_an_error(monkeypatch):
 
     backend = SimpleNamespace(compile=original)
     monkeypatch.setitem(sys.modules, "compiling_backend", backend)
-    monkeypatch.setattr(patching, "_CHANGES", [])
+    monkeypatch.setattr(patching, "_REQUIREMENTS", [])
     compiler = Change("here", "qcore-tosa", ">=0", "compiling_backend", ["compile"], why="a test.")
 
     def compile_(compiler, tosa):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcore.lowering.export import recorded_module_path
 from qcore.report import NodeRecord, StrayNode
+from qcore_executorch.compat.executorch import at_level
 from qcore_executorch.report import PORTABLE
 
 if TYPE_CHECKING:
@@ -53,13 +54,12 @@ def stated_reasons() -> Iterator[dict[str, str]]:
         Reason by name of the node that was left; filled during the context.
     """
     logger = logging.getLogger("executorch")
-    handler, level = _ReasonHandler(), logger.level
+    handler = _ReasonHandler()
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
     try:
-        yield handler.reasons
+        with at_level(logger, logging.DEBUG):
+            yield handler.reasons
     finally:
-        logger.setLevel(level)
         logger.removeHandler(handler)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import attrs
 
-from qcore.compat.torch import quick_decompositions, shared_provenance
+from qcore.compat.torch import TRACING, quick_decompositions, shared_provenance
 from qcore.errors import LoweringError, QcoreError
 from qcore.lowering import LoweredProgram, Runner, TensorSpec, program_specs
 from qcore.quiet import quiet, spared_gc
@@ -68,7 +68,14 @@ class ExecuTorchLowering:
         """
         import_executorch()
         clock = _Clock(self.backend)
-        with quiet(), spared_gc(), shared_provenance(), quick_decompositions(), self.around():
+        with (
+            TRACING,
+            quiet(),
+            spared_gc(),
+            shared_provenance(),
+            quick_decompositions(),
+            self.around(),
+        ):
             with clock.stage("rewrite"):
                 exported = self.rewritten(program)
             inputs, outputs = program_specs(exported)

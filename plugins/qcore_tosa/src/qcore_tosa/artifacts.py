@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from qcore.compat import LIBRARIES, Change
+from qcore.compat import Change
 from qcore.errors import LoweringError
 
 if TYPE_CHECKING:
@@ -76,16 +76,15 @@ def recorded_compilations(
         The compilations by their binary; filled during the context.
     """
     found: dict[bytes, Compilation] = {}
-    with LIBRARIES:
-        (original,) = compiler.originals()
+    (original,) = compiler.originals()
 
-        def record(*args: Any, **kwargs: Any) -> bytes:
-            made = compile_(original, *args, **kwargs)
-            found[made.binary] = made
-            return made.binary
+    def record(*args: Any, **kwargs: Any) -> bytes:
+        made = compile_(original, *args, **kwargs)
+        found[made.binary] = made
+        return made.binary
 
-        with compiler.applied(record):
-            yield found
+    with compiler.applied(record):
+        yield found
 
 
 def delegates_of(

@@ -7,10 +7,9 @@ from typing import Final
 
 import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantizer import SharedQuantizationSpec
-from torchao.quantization.pt2e.quantizer.quantizer import QuantizationSpecBase
 
 from qcore.annotation.rules import write_annotation
+from qcore.compat.torchao import QuantizationSpecBase, SharedQuantizationSpec
 from qcore.control_flow import operands_of
 from qcore.graph import BODY, float_operands, is_float_tensor
 from qcore.plan import QuantizationPlan

@@ -14,14 +14,15 @@ import attrs
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.compat import LIBRARIES, Change
+from qcore.compat import Change
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, check_options
 from qcore.lowering.export import private_copy
 from qcore_executorch import ExecuTorchLowering, import_executorch
+from qcore_executorch.compat.executorch import at_level
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
-from qcore_tosa.compat.executorch import mended_passes
+from qcore_tosa.compat.executorch import PARTITIONER, mended_passes
 from qcore_tosa.compile_spec import check_compile_spec
 from qcore_tosa.dynamic import decompose_dynamic
 from qcore_tosa.limits import miscomputed
@@ -88,7 +89,9 @@ class TosaLowering(ExecuTorchLowering):
     @contextmanager
     def around(self) -> Iterator[None]:
         """Quiet the backend, mend ExecuTorch's passes, and keep what is compiled."""
-        with _quiet_backend(), mended_passes(), ExitStack() as stack:
+        # At "info" the backend dumps tables and makes its compilers verbose.
+        backend = logging.getLogger("executorch.backends.arm")
+        with at_level(backend, logging.ERROR), mended_passes(), ExitStack() as stack:
             if self.compiler is not None:
                 recorded = recorded_compilations(self.compiler, self.compiled)
                 self._compilations = stack.enter_context(recorded)
@@ -213,6 +216,7 @@ def _has_unsigned(program: ExportedProgram) -> bool:
 def _partitioner(target: type[TosaLowering], compile_spec: Any, *, bodies: bool) -> Any:
     module, _, name = target.partitioner.partition(":")
     base: Any = getattr(import_executorch(module), name)
+    PARTITIONER.checked()
     why = import_executorch("executorch.exir.backend.utils").WhyNoPartition(_LOGGER)
 
     class Reporting(base):  # type: ignore[misc]
@@ -277,17 +281,3 @@ def _computed_right() -> Any:
             return reason is None
 
     return ComputedRight()
-
-
-@contextmanager
-def _quiet_backend() -> Iterator[None]:
-    # The core sets ExecuTorch's loggers to "debug" to hear of reasons. At "info" the backend dumps
-    # tables and makes its compilers verbose.
-    logger = logging.getLogger("executorch.backends.arm")
-    with LIBRARIES:
-        before = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(before)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
-from torchao.quantization.pt2e import FakeQuantizeBase
-
+from qcore.compat.torchao import FakeQuantizeBase
 from qcore.quantizer import Quantizer
 from qcore.schemes import QuantizationConfig
 from qcore_tosa.backend import TosaBackend

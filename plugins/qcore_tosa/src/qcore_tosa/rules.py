@@ -7,14 +7,14 @@ from typing import Final
 import torch
 from attrs import frozen
 from torch.fx import Node
-from torchao.quantization.pt2e.quantizer import (
-    FixedQParamsQuantizationSpec,
-    SharedQuantizationSpec,
-)
-from torchao.quantization.pt2e.quantizer.quantizer import QuantizationSpecBase
 
 from qcore.annotation import OperatorMatch, Rejection
 from qcore.annotation.rules import write_match
+from qcore.compat.torchao import (
+    FixedQParamsQuantizationSpec,
+    QuantizationSpecBase,
+    SharedQuantizationSpec,
+)
 from qcore.graph import float_operands, is_float_tensor
 from qcore.schemes import QuantizationConfig
 

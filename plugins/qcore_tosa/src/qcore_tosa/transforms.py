@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from qcore.annotation import annotate_graph, clamps_to_hardtanh, explicit_pool_strides
 from qcore.annotation.forms import in_quantizable_forms
 from qcore.annotation.layers import layer_of
+from qcore.compat.torchao import Q_ANNOTATION_KEY
 from qcore.graph import (
     ORIGINAL_NAME,
     ORIGINAL_TARGET,
@@ -25,6 +25,7 @@ from qcore.graph import (
 from qcore.plan import QuantizationPlan
 from qcore.quiet import quiet
 from qcore_executorch import import_executorch
+from qcore_tosa.compat.executorch import ANNOTATION, LIMITS
 from qcore_tosa.forms import TOSA_FORMS
 from qcore_tosa.limits import refuse_written_buffers
 from qcore_tosa.marks import KEEP
@@ -39,8 +40,6 @@ aten = torch.ops.aten
 
 # Layers with weights -> what may be fused into them.
 _FUSED: Final = {t: row.fuses for row in TABLE if row.fuses for t in row.targets}
-# Replaces infinite arguments whether their node is to be kept or not.
-_LIMITS: Final = "ReplaceInfAndLimitValuesPass"
 _ORIGIN: Final = (ORIGINAL_NAME, ORIGINAL_TARGET, "nn_module_stack")
 
 # Pooling in one dimension -> in two, and what each argument after the input is for the new one.
@@ -232,15 +231,16 @@ def _restore_shapes(model: GraphModule, shapes: list[torch.Size | None]) -> None
 
 
 def _run_passes(model: GraphModule, spec: ArmCompileSpec) -> GraphModule:
-    manager: Any = import_executorch("executorch.backends.arm._passes").ArmPassManager
+    import_executorch("executorch.backends.arm._passes")
+    blind = LIMITS.checked().ReplaceInfAndLimitValuesPass
 
-    class Passes(manager):  # type: ignore[misc]
+    class Passes(ANNOTATION.checked()):  # type: ignore[misc]
         """Generates the code of the graph once, not before and after each of fifty passes."""
 
         def _transform_graph_module(self, graph_module: GraphModule) -> GraphModule:
             for one in self.passes:
-                blind = type(one).__name__ == _LIMITS
-                kept = [(n, n.args) for n in graph_module.graph.nodes if blind and KEEP in n.meta]
+                nodes = graph_module.graph.nodes if isinstance(one, blind) else ()
+                kept = [(node, node.args) for node in nodes if KEEP in node.meta]
                 graph_module = one(graph_module).graph_module
                 for node, args in kept:
                     node.args = args

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qcore.errors import LoweringError
@@ -12,7 +14,7 @@ from qcore.lowering import LoweredProgram, check_options
 from qcore_tosa.artifacts import Compilation
 from qcore_tosa.lowering import TosaLowering
 from qcore_tosa.reference import TIMEOUT_S
-from qcore_vgf.compat.executorch import COMPILER
+from qcore_vgf.compat.executorch import COMPILER, CONVERTER
 from qcore_vgf.program import VgfProgram
 from qcore_vgf.runner import VgfRunner
 
@@ -36,7 +38,7 @@ class VgfLowering(TosaLowering):
 
     def compiled(self, compile_: Callable[..., bytes], *args: Any, **kwargs: Any) -> Compilation:
         """Convert a TOSA graph."""
-        with _converter_on_path():
+        with _converter():
             try:
                 return Compilation(args[0], compile_(*args, **kwargs))
             except RuntimeError as error:
@@ -71,21 +73,17 @@ def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) ->
     return VgfLowering("vgf", runner=runner, compile_spec=compile_spec).lower(program)
 
 
-@contextmanager
-def _converter_on_path() -> Iterator[None]:
+def _converter() -> AbstractContextManager[None]:
     """Let ExecuTorch find the converter's package where its script is not on the PATH.
 
     That is so wherever an environment's Python is called without activating the environment.
     """
-    import importlib.util
-    from pathlib import Path
-
+    (theirs,) = CONVERTER.originals()
     spec = importlib.util.find_spec("model_converter")
-    if _CONVERTER in os.environ or spec is None or spec.origin is None:
-        yield
-        return
-    os.environ[_CONVERTER] = str(Path(spec.origin).parent / "binaries" / "bin" / "model-converter")
-    try:
-        yield
-    finally:
-        del os.environ[_CONVERTER]
+
+    def find() -> str:
+        if _CONVERTER in os.environ or spec is None or spec.origin is None:
+            return str(theirs())
+        return str(Path(spec.origin).parent / "binaries" / "bin" / "model-converter")
+
+    return CONVERTER.applied(find)

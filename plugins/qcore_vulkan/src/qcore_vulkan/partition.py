@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcore_executorch import import_executorch
-from qcore_vulkan.compat.executorch import OPERATORS, PARTITIONER
+from qcore_vulkan.compat.executorch import COPIES, NODES, OPERATORS, PARTITIONER
 
 __all__ = ["edge_passes", "vulkan_partitioner"]
 
@@ -45,6 +45,7 @@ def vulkan_partitioner(compile_options: dict[str, Any] | None) -> Any:
 
 def _operators() -> Any:
     (base,) = OPERATORS.originals()
+    NODES.checked()
     utils = import_executorch("executorch.exir.backend.utils")
     why = utils.WhyNoPartition(logging.getLogger("executorch.backends.vulkan"))
 
@@ -144,9 +145,9 @@ def _drop_copies() -> Any:
     There they come to an end only after the delegate's outputs are counted. Where both a value and
     its copy leave it, the Vulkan graph then has one output less than its caller reads.
     """
-    package = "executorch.backends.vulkan._passes.remove_redundant_ops"
+    import_executorch("executorch.backends.vulkan._passes.remove_redundant_ops")
 
-    class DropCopies(import_executorch(package).RemoveRedundantOpsTransform):  # type: ignore[misc]
+    class DropCopies(COPIES.checked()):  # type: ignore[misc]
         def _should_remove(self, node: Node) -> bool:
             if not super()._should_remove(node):
                 return False

@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchao.quantization.pt2e import PerChannelMinMaxObserver, PlaceholderObserver
-from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
 
+from qcore.compat.torchao import (
+    PerChannelMinMaxObserver,
+    PlaceholderObserver,
+    QuantizationConfig,
+    QuantizationSpec,
+)
 from qcore.errors import UnsupportedSchemeError
 from qcore.quantizer import Quantizer
 from qcore.report import SourceReport

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qcore.lowering import check_options
 from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner, import_executorch
+from qcore_xnnpack.compat.executorch import SOFTMAX
 from qcore_xnnpack.graph_passes import prepare_for_partitioner
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _partitioner() -> Any:
     partition = import_executorch(f"{package}.xnnpack_partitioner")
     configs = import_executorch(f"{package}.config")
 
-    class SafeSoftmax(configs.SoftmaxConfig):  # type: ignore[misc,name-defined]
+    class SafeSoftmax(SOFTMAX.checked()):  # type: ignore[misc]
         """Softmax, except of images.
 
         XNNPACK runs a graph with convolutions in channels-last layout, and ExecuTorch's softmax

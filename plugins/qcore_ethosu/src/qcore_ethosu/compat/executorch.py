@@ -12,7 +12,7 @@ __all__ = ["COMPILER", "VELA"]
 COMPILER: Final = Change(
     __name__,
     "executorch",
-    ">=1.4.1,<1.5",
+    ">=1.4.1,<1.6",
     "executorch.backends.arm.ethosu.backend",
     ["vela_compile"],
     why="the TOSA graph, the command stream and Vela's figures are lost, or kept in files whose "
@@ -23,7 +23,7 @@ COMPILER: Final = Change(
 VELA: Final = Change(
     __name__,
     "executorch",
-    ">=1.4.1,<1.5",
+    ">=1.4.1,<1.6",
     "executorch.backends.arm.arm_vela",
     ["vela"],
     why="Vela prints to the standard output of the process that it is called in, and its compiler "

@@ -8,15 +8,43 @@ from typing import Any, Final
 
 import torch
 
-from qcore.compat import Change
+from qcore.compat import Change, Requirement
 from qcore.graph import operator_name
 from qcore_tosa.marks import is_argmax
 
-__all__ = ["mended_passes"]
+__all__ = ["ANNOTATION", "LIMITS", "PARTITIONER", "mended_passes"]
 
-_VERSIONS: Final = ">=1.4.1,<1.5"
+_VERSIONS: Final = ">=1.4.1,<1.6"
 _PASSES: Final = "executorch.backends.arm._passes"
 _SUPPORT: Final = "executorch.backends.arm.operator_support.tosa_supported_operators"
+
+#: The passes that prepare a graph for annotation.
+ANNOTATION: Final = Requirement(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}:ArmPassManager",
+    ["_transform_graph_module", "transform_for_annotation_pipeline"],
+    why="between the passes it generates the code of a graph again, and is overridden.",
+)
+#: The one of them that rewrites nodes that are to be kept, too.
+LIMITS: Final = Requirement(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    _PASSES,
+    ["ReplaceInfAndLimitValuesPass"],
+    why="it replaces infinite arguments of nodes that stay in float, which are put back.",
+)
+#: The partitioner of TOSA, which those of the devices inherit from.
+PARTITIONER: Final = Requirement(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.backends.arm.tosa.partitioner:TOSAPartitioner",
+    ["_create_operator_support", "_tag_module", "partition"],
+    why="it keeps its reasons to itself and delegates constants, and is overridden.",
+)
 
 _CONVOLUTIONS: Final = Change(
     __name__,
@@ -24,6 +52,7 @@ _CONVOLUTIONS: Final = Change(
     _VERSIONS,
     f"{_PASSES}.rewrite_conv_pass:RewriteConvPass",
     ["_has_int32_rescale_user"],
+    only="<1.5",
     why="convolutions of 16-bit activations give int32 where a reader rescales to it, which other "
     "readers do not take, and additions overflow without the saturation to 16 bits.",
 )

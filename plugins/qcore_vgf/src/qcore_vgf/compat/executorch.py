@@ -6,15 +6,29 @@ from typing import Final
 
 from qcore.compat import Change
 
-__all__ = ["COMPILER"]
+__all__ = ["COMPILER", "CONVERTER"]
+
+_VERSIONS: Final = ">=1.4.1,<1.5"
+_BACKEND: Final = "executorch.backends.arm.vgf.backend"
 
 #: The function that calls Arm's model converter.
 COMPILER: Final = Change(
     __name__,
     "executorch",
-    ">=1.4.1,<1.5",
-    "executorch.backends.arm.vgf.backend",
+    _VERSIONS,
+    _BACKEND,
     ["vgf_compile"],
     why="the TOSA graph and the VGF made of it are lost, or kept in files whose path is inside the "
     ".pte.",
+)
+
+#: The function that looks for the converter.
+CONVERTER: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    _BACKEND,
+    ["require_model_converter_executable"],
+    why="it looks on the PATH, where an environment that is not activated has no scripts, and in a "
+    "variable of the process, which other threads see.",
 )

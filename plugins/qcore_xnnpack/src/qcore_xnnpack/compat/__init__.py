@@ -1,0 +1,1 @@
+"""What this distribution changes of other libraries, a file for each."""
