@@ -15,8 +15,10 @@ from qcore.algorithms.bias_correction import BiasCorrection
 from qcore.calibration import CalibrationData, calibrate, check_arguments, check_sample
 from qcore.capture import capture
 from qcore.errors import QcoreError
+from qcore.graph import control_flow_bodies
 from qcore.pt2e import Annotator, PreparedModel
 from qcore.report import AnnotationReport
+from qcore.training import TRAINING, freeze, observe_alone
 
 __all__ = ["QuantizedModel", "QuantizerLike", "quantize"]
 
@@ -64,8 +66,9 @@ def quantize(
         calibration_data: Samples: tensors, tuples of positional inputs, or mappings of keyword
             inputs, float32 where the model is, finite and of one shape. A module is captured with
             the first. With dynamic schemes alone, one sample is enough.
-        is_qat: Insert fake quantization instead of observers, and run the samples through it; to
-            train in between, use ``prepare_qat_pt2e``.
+        is_qat: Insert fake quantization instead of observers. Nobody trains here, so batch norms
+            keep their statistics, and the fake quantization measures and rounds nothing; to train,
+            use ``prepare_qat_pt2e``.
         bias_correction: Let the bias of each layer with static activations absorb the mean error
             of its rounded weights, measured on the samples; see :mod:`qcore.bias_correction`.
         dynamic_shapes: As for ``torch.export.export``, where sizes vary; only for a module.
@@ -90,17 +93,23 @@ def quantize(
         check_arguments(data.first, model)
     seconds: dict[str, float] = {}
     with _timed(seconds, "capture"):
-        graph = capture(model, data.first, dynamic_shapes=dynamic_shapes, is_qat=is_qat)
+        graph = capture(model, data.first, dynamic_shapes=dynamic_shapes)
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         check_sample(data.first, placeholders, "Calibration sample 0")
     with _timed(seconds, "prepare"):
-        prepared = PreparedModel.prepare(graph, quantizer, is_qat)
+        for part in (graph, *(body for _, _, body in control_flow_bodies(graph))):
+            freeze(part)
+            if is_qat:
+                part.meta[TRAINING] = False
+        prepared = PreparedModel.prepare(graph, quantizer, is_qat=False)
         quantizer.require_quantized(prepared.report())
     with _timed(seconds, "calibrate"):
         correction = BiasCorrection(prepared.graphs())
-        if bias_correction and not is_qat:
+        if bias_correction:
             correction.attach()
+        observed = observe_alone(prepared.model)
         calibrate(prepared.model, data, progress=progress)
+        observed()
         correction.apply()
         prepared.leave_unreached_in_float()
     with _timed(seconds, "convert"):

@@ -13,7 +13,14 @@ from torch.fx import GraphModule
 from qcore.backend import BackendHooks
 from qcore.capture import inline_grad_modes, remove_guards
 from qcore.compat.torchao import Quantizer as TorchaoQuantizer
-from qcore.errors import PartialQuantizationError, SelectionError, warn
+from qcore.compat.torchao import is_preparing_for_training
+from qcore.errors import (
+    LoweringError,
+    PartialQuantizationError,
+    SelectionError,
+    UnsupportedSchemeError,
+    warn,
+)
 from qcore.flow import quantize
 from qcore.graph import BODY, control_flow_bodies
 from qcore.lowering import LoweredProgram, export_for_lowering
@@ -26,9 +33,11 @@ from qcore.schemes import (
     QuantizationScheme,
     SchemeLike,
     check_scheme,
+    listed,
     require_pt2e_scheme,
     resolve_config,
 )
+from qcore.training import TRAINING, training_batch_norms, with_fake_quantization
 
 __all__ = ["Quantizer", "get_quantizer"]
 
@@ -162,7 +171,9 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         """
         remove_guards(model)
         inline_grad_modes(model)
-        return self._hooks.transform_for_annotation(model, self._plan())
+        if TRAINING not in model.meta and is_preparing_for_training():
+            model.meta[TRAINING] = True
+        return self._hooks.transform_for_annotation(model, self._plan(model))
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every node that the rules select and the backend quantizes.
@@ -186,7 +197,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
 
         Unlike :meth:`annotate`, it says nothing if nothing is quantized.
         """
-        plan = self._plan()
+        plan = self._plan(model)
         if BODY not in model.meta:  # A rule need not match in every body.
             plan.check_matches(model)
             for _, _, body in control_flow_bodies(model):
@@ -230,7 +241,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             PartialQuantizationError: Naming every such node, the reason and what to do.
         """
         report = read_decisions(model) or AnnotationReport(self.name)
-        found = self._hooks.validate_partial(model, self._plan(), report)
+        found = self._hooks.validate_partial(model, self._plan(model), report)
         errors = [d for d in found if d.severity is Severity.ERROR]
         for diagnostic in found:
             if diagnostic.severity is Severity.WARNING:
@@ -241,8 +252,25 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
                 f"{self.name} cannot execute {len(errors)} nodes that would stay in float:\n{lines}"
             )
 
-    def _plan(self) -> QuantizationPlan:
-        return QuantizationPlan(self._selectors)
+    def _plan(self, model: GraphModule) -> QuantizationPlan:
+        """Resolve the rules for a model: where it is trained, observers are fake quantization."""
+        if TRAINING not in model.meta:
+            return QuantizationPlan(self._selectors)
+        running = bool(model.meta[TRAINING])
+        return QuantizationPlan(self._selectors.mapped(lambda c: self._trained(c, running)))
+
+    def _trained(self, config: QuantizationConfig, running: bool) -> QuantizationConfig:
+        trained = with_fake_quantization(config, running)
+        scheme = QuantizationScheme.from_config(trained)
+        if config.weight is None or any(s.covers(scheme) for s in self._schemes):
+            return trained
+        offered = listed(s for s in self._schemes if s.is_qat)
+        advice = f"It trains {offered}." if offered else "It trains nothing."
+        raise UnsupportedSchemeError(
+            f"{self.name} has no fake quantization for {QuantizationScheme.from_config(config)}, "
+            f"which a model that is trained needs. {advice} Train in float, and quantize with "
+            "prepare_pt2e or qcore.quantize(..., is_qat=False) after that."
+        )
 
     def quantize_with_submodules(
         self,
@@ -289,6 +317,12 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             UnsupportedSchemeError: The backend does not execute a layer that ``quantize_`` left.
             CaptureError: The module cannot be exported.
         """
+        if isinstance(model, GraphModule) and (training := training_batch_norms(model)):
+            raise LoweringError(
+                f"{', '.join(training)}: batch norms of the model are still training, and would "
+                "normalize with the statistics of each batch. Before convert_pt2e call "
+                "torchao.quantization.pt2e.move_exported_model_to_eval(prepared)."
+            )
         if isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule):
             exported = self._export_module(model, example_inputs, dynamic_shapes)
             if exported is not None:

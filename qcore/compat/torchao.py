@@ -6,8 +6,10 @@ makes then, and one that torchao moves is moved in one file.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any, Final
 
 import torch
@@ -34,6 +36,8 @@ with quiet():
         MovingAveragePerChannelMinMaxObserver,
         PerChannelMinMaxObserver,
         PlaceholderObserver,
+        disable_fake_quant,
+        enable_fake_quant,
     )
     from torchao.quantization.pt2e.quantize_pt2e import (
         convert_pt2e,
@@ -85,7 +89,10 @@ __all__ = [
     "TorchAOBaseTensor",
     "UnwrapTensorSubclass",
     "convert_pt2e",
+    "disable_fake_quant",
+    "enable_fake_quant",
     "fusions_of_present_convolutions",
+    "is_preparing_for_training",
     "prepare_pt2e",
     "prepare_qat_pt2e",
     "quantize_",
@@ -128,3 +135,15 @@ def fusions_of_present_convolutions() -> AbstractContextManager[None]:
         return fused
 
     return _FUSIONS.applied(*map(where_present, _FUSIONS.originals()))
+
+
+def is_preparing_for_training() -> bool:
+    """Say whether torchao's ``prepare_qat_pt2e`` is what called, however far up.
+
+    It tells a quantizer nothing that ``prepare_pt2e`` does not, and whether a model will be trained
+    is not to be seen in its graph.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not prepare_qat_pt2e.__code__:
+        frame = frame.f_back
+    return frame is not None

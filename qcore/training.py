@@ -1,0 +1,188 @@
+"""Quantization-aware training: fake quantization while a model trains, statistics frozen after."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qcore.calibration.histogram import HistogramObserver
+from qcore.compat.torchao import (
+    FakeQuantize,
+    FakeQuantizeBase,
+    FusedMovingAvgObsFakeQuantize,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+    PlaceholderObserver,
+    QuantizationConfig,
+    QuantizationSpec,
+    disable_fake_quant,
+    enable_fake_quant,
+)
+from qcore.graph import module_path
+
+__all__ = [
+    "TRAINING",
+    "freeze",
+    "observe_alone",
+    "training_batch_norms",
+    "with_fake_quantization",
+]
+
+#: Key in ``GraphModule.meta``: how the model is prepared, a :class:`bool`: true where somebody
+#: trains it, false where its fake quantization only measures; absent where it has observers.
+TRAINING: Final = "qcore_training"
+
+# Observer -> what follows its range while the values change.
+_RUNNING: Final[tuple[tuple[type, type], ...]] = (
+    (PerChannelMinMaxObserver, MovingAveragePerChannelMinMaxObserver),
+    (MinMaxObserver, MovingAverageMinMaxObserver),
+    (HistogramObserver, MovingAverageMinMaxObserver),
+)
+
+
+@functools.lru_cache
+def with_fake_quantization(config: QuantizationConfig, running: bool) -> QuantizationConfig:
+    """Return a configuration whose observers are fake quantization.
+
+    Args:
+        config: Any configuration; one that has fake quantization is returned as it is.
+        running: Follow values that change in training by moving averages. Otherwise ranges are
+            chosen by the observers that the configuration has.
+
+    Returns:
+        The configuration; the same arguments give the same (cached) object, since patterns compare
+        configurations.
+    """
+    if config.is_qat:
+        return config
+    one = functools.cache(lambda spec: spec and _fake(spec, running))
+    parts = (config.input_activation, config.output_activation, config.weight, config.bias)
+    return QuantizationConfig(*map(one, parts), True)
+
+
+def _fake(spec: QuantizationSpec, running: bool) -> QuantizationSpec:
+    made = spec.observer_or_fake_quant_ctr
+    partial = getattr(made, "p", None)
+    cls: Any = getattr(partial, "func", made)
+    if inspect.isclass(cls) and issubclass(cls, FakeQuantizeBase):
+        return spec
+    options: dict[str, Any] = dict(getattr(partial, "keywords", {}))
+    if inspect.isclass(cls) and issubclass(cls, PlaceholderObserver):
+        observer: Any = MovingAverageMinMaxObserver.with_args(averaging_constant=1)
+        fake: Any = FakeQuantize.with_args(observer=observer, **options)
+    elif (observer := _running(cls) if running else None) is not None:
+        fake = FusedMovingAvgObsFakeQuantize.with_args(observer=observer, **options)
+    else:
+        fake = FakeQuantize.with_args(observer=made)
+    return dataclasses.replace(spec, observer_or_fake_quant_ctr=fake)
+
+
+def _running(cls: Any) -> type | None:
+    """Return the moving average for an observer; ``None`` for one that is the user's own."""
+    if not inspect.isclass(cls):
+        return None
+    return next((running for known, running in _RUNNING if issubclass(cls, known)), None)
+
+
+def _mode_arguments(node: Node) -> Iterator[int]:
+    """Yield the positions of the arguments that say whether a node trains."""
+    schema = getattr(node.target, "_schema", None)
+    for position, argument in enumerate(schema.arguments if schema is not None else ()):
+        if argument.name in ("train", "training"):
+            yield position
+
+
+def freeze(model: GraphModule) -> int:
+    """Let batch norms use the statistics that they have, and dropouts keep everything.
+
+    Args:
+        model: A captured or prepared graph; changed in place.
+
+    Returns:
+        How many nodes changed.
+    """
+    changed = 0
+    for node in model.graph.nodes:
+        for position in _mode_arguments(node):
+            if len(node.args) > position and node.args[position]:
+                node.update_arg(position, False)
+                changed += 1
+    if changed:
+        model.recompile()
+    return changed
+
+
+def training_batch_norms(model: GraphModule) -> list[str]:
+    """Name the batch norms of a graph that normalize with the statistics of each batch.
+
+    Args:
+        model: A converted graph.
+
+    Returns:
+        Their names, with the path of the module they came from.
+    """
+    return [
+        f"{node.name} in {module_path(node)!r}" if module_path(node) else node.name
+        for node in model.graph.nodes
+        if node.op == "call_function"
+        and "batch_norm" in str(node.target)
+        and any(len(node.args) > p and node.args[p] for p in _mode_arguments(node))
+    ]
+
+
+def observe_alone(model: GraphModule) -> Callable[[], None]:
+    """Let fake quantization measure, and change no value: nobody trains with what it rounds.
+
+    Moving averages, which are mostly of the first sample where values do not change, become the
+    extremes of all samples.
+
+    Args:
+        model: A prepared model.
+
+    Returns:
+        What ends it, after the samples.
+    """
+    model.apply(disable_fake_quant)
+    running = []
+    for module in model.modules():
+        observer: Any = getattr(module, "activation_post_process", None)
+        if hasattr(observer, "averaging_constant") and not observer.is_dynamic:
+            running.append(_Extremes(module, observer))
+
+    def end() -> None:
+        for one in running:
+            one.end()
+        model.apply(enable_fake_quant)
+
+    return end
+
+
+class _Extremes:
+    """Keeps the extremes of what an observer of moving averages sees."""
+
+    def __init__(self, module: torch.nn.Module, observer: Any) -> None:
+        self._observer, self._constant = observer, observer.averaging_constant
+        self._low, self._high = observer.min_val.clone(), observer.max_val.clone()
+        observer.averaging_constant = 1
+        self._hook = module.register_forward_hook(self._widen)
+
+    def _widen(self, *_: Any) -> None:
+        observer = self._observer
+        if self._low.shape != observer.min_val.shape:  # Known from the first sample on.
+            self._low, self._high = observer.min_val.clone(), observer.max_val.clone()
+        self._low = torch.minimum(self._low, observer.min_val)
+        self._high = torch.maximum(self._high, observer.max_val)
+        observer.min_val.copy_(self._low)
+        observer.max_val.copy_(self._high)
+
+    def end(self) -> None:
+        self._hook.remove()
+        self._observer.averaging_constant = self._constant
