@@ -32,6 +32,7 @@ PAGES = {
     "docs/versioning.md": QCORE_FIRST,
     "docs/vgf.md": QCORE_FIRST,
     "docs/ethosu.md": QCORE_FIRST,
+    "docs/reports.md": QCORE_FIRST,
 }
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from importlib import resources
 
+import attrs
+import jsonschema
+import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
@@ -11,7 +16,23 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import qcore
 from qcore.quantizer import Quantizer
-from qcore.report import read_decisions
+from qcore.report import (
+    REPORTS,
+    UNSERIALIZED,
+    AnnotationReport,
+    Decision,
+    LayerRecord,
+    LoweringReport,
+    NodeRecord,
+    Report,
+    SourceReport,
+    StrayNode,
+    Verification,
+    figure,
+    notes,
+    read_decisions,
+    schema,
+)
 from qcore.testing import Fn
 
 Build = Callable[[], Quantizer]
@@ -63,3 +84,143 @@ class TestDecisions:
 
     def test_a_model_that_was_not_annotated_has_none(self, capture: Capture) -> None:
         assert read_decisions(capture(nn.Linear(8, 8), ROW)) is None
+
+
+EXAMPLES = (
+    AnnotationReport("toy", (Decision("a", "aten.a", "m", "8a8w"), Decision("b", "aten.b", ""))),
+    LoweringReport(
+        "toy",
+        delegates=1,
+        delegated=(NodeRecord("a", "aten.a", "m"),),
+        undelegated=(NodeRecord("b", "aten.b", reason="no kernel"),),
+        stray=(StrayNode("s", "quantize", ("b",)),),
+        program_bytes=12,
+        seconds={"export": 0.5},
+    ),
+    SourceReport("toy", (LayerRecord("a", "Linear", 8, 32, 4, "4w"),), 32, 4, ("b: it trains",)),
+    Verification("toy", sqnr_db=81.5, max_abs_error=1e-6),
+)
+
+
+def published() -> dict:
+    text = resources.files("qcore.report").joinpath("schema.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+@attrs.frozen
+class Memory:
+    bytes_by_kind: dict[str, int]
+    shape: tuple[int, float]
+    is_shared: bool | None = None
+
+
+@attrs.frozen
+class DeviceReport(LoweringReport):
+    memory: tuple[Memory, ...] = ()
+    cycles: int = 3
+    handle: object = attrs.field(default=None, metadata=UNSERIALIZED)
+
+    @figure
+    def microseconds(self) -> float:
+        """Time of one inference."""
+        return self.cycles / 2
+
+
+DEVICE = DeviceReport("toy", memory=(Memory({"sram": 8}, (1, 0.5)),))
+
+
+@pytest.mark.parametrize("report", [*EXAMPLES, DEVICE], ids=lambda report: type(report).__name__)
+class TestEveryReport:
+    def test_its_json_fits_the_published_schema(self, report: Report) -> None:
+        jsonschema.validate(json.loads(report.to_json()), published())
+
+    def test_its_json_without_a_key_does_not_fit(self, report: Report) -> None:
+        kind = next(kind for kind in REPORTS if isinstance(report, kind))
+        for key in published()["$defs"][kind.__name__]["required"]:
+            broken = {k: v for k, v in report.to_dict().items() if k != key}
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(broken, published())
+
+    def test_it_is_read_back_from_its_json(self, report: Report) -> None:
+        assert type(report).from_dict(json.loads(report.to_json())) == report
+
+    def test_its_text_begins_with_the_backend(self, report: Report) -> None:
+        assert str(report).startswith("toy: ")
+
+
+class TestTheSchema:
+    def test_the_published_one_is_what_the_classes_say(self) -> None:
+        assert published() == schema(*REPORTS), (
+            "Write it anew: python -m qcore.report > qcore/report/schema.json"
+        )
+
+    def test_it_is_a_json_schema(self) -> None:
+        jsonschema.Draft202012Validator.check_schema(published())
+
+    def test_every_key_says_what_it_means(self) -> None:
+        definitions = schema(*REPORTS)["$defs"]
+        assert not [
+            (name, key)
+            for name, definition in definitions.items()
+            for key, value in definition["properties"].items()
+            if not value["description"]
+        ]
+
+    def test_a_type_without_a_form_in_json_is_refused_with_those_that_have_one(self) -> None:
+        @attrs.frozen
+        class Odd:
+            value: torch.Tensor
+
+        with pytest.raises(TypeError, match=r"Tensor.*no form in JSON. Use str, bool"):
+            schema(Odd)
+
+
+class TestABackendsOwn:
+    def test_fields_and_figures_are_in_json_schema_and_text(self) -> None:
+        data = json.loads(DEVICE.to_json())
+        assert data["memory"][0] == {
+            "bytes_by_kind": {"sram": 8},
+            "is_shared": None,
+            "shape": [1, 0.5],
+        }
+        assert (data["microseconds"], "handle" in data) == (1.5, False)
+        jsonschema.validate(data, schema(DeviceReport))
+        assert str(DEVICE).splitlines()[1:] == [
+            "  cycles: 3",
+            "  microseconds: 1.5",
+            "  memory: 1 item",
+        ]
+
+    def test_their_schema_refuses_a_wrong_type(self) -> None:
+        with pytest.raises(jsonschema.ValidationError, match="'many'"):
+            jsonschema.validate({**DEVICE.to_dict(), "cycles": "many"}, schema(DeviceReport))
+
+    def test_they_are_worded_by_a_function_of_the_backend(self) -> None:
+        class Worded(DeviceReport):
+            pass
+
+        notes.register(Worded, lambda report: (f"takes {report.cycles} cycles",))
+        assert str(Worded("toy")).splitlines()[1:] == ["  takes 3 cycles"]
+
+    def test_the_general_class_reads_what_it_knows_of_them(self) -> None:
+        assert LoweringReport.from_dict(DEVICE.to_dict()) == LoweringReport("toy")
+
+    def test_a_new_kind_of_report_has_a_text_of_its_own(self) -> None:
+        @attrs.frozen
+        class Stages(Report):
+            kind = "stages"
+            sqnr_db: float
+
+        assert str(Stages("toy", 20.5)) == "toy: stages\n  sqnr_db: 20.5"
+
+
+def test_a_report_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"of kind 'source', the data of one of kind 'lowering'"):
+        SourceReport.from_dict(EXAMPLES[1].to_dict())
+
+
+def test_a_number_that_is_not_finite_is_null() -> None:
+    found = Verification("toy", sqnr_db=float("nan"), max_abs_error=float("inf"))
+    data = json.loads(found.to_json())
+    assert (data["sqnr_db"], data["max_abs_error"], data["ok"]) == (None, None, False)
+    jsonschema.validate(data, published())

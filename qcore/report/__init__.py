@@ -1,7 +1,12 @@
-"""What became of a model: decisions, lowering, source quantization. Data apart from views."""
+"""What became of a model: one family of reports, data apart from views.
+
+``decisions``, ``lowering``, ``source`` and ``verification`` are data; ``serialize`` and ``text``
+are what is made of all of them. In the core because the reports of all backends are alike.
+"""
 
 from __future__ import annotations
 
+from qcore.report.base import Report
 from qcore.report.decisions import (
     AnnotationReport,
     Decision,
@@ -11,18 +16,32 @@ from qcore.report.decisions import (
     write_decisions,
 )
 from qcore.report.lowering import LoweringReport, NodeRecord, StrayNode
+from qcore.report.serialize import UNSERIALIZED, figure, schema
 from qcore.report.source import LayerRecord, SourceReport
+from qcore.report.text import notes, text
+from qcore.report.verification import Verification
 
 __all__ = [
+    "REPORTS",
+    "UNSERIALIZED",
     "AnnotationReport",
     "Decision",
     "Diagnostic",
     "LayerRecord",
     "LoweringReport",
     "NodeRecord",
+    "Report",
     "Severity",
     "SourceReport",
     "StrayNode",
+    "Verification",
+    "figure",
+    "notes",
     "read_decisions",
+    "schema",
+    "text",
     "write_decisions",
 ]
+
+#: The kinds of report that ``schema.json`` beside this file describes.
+REPORTS = (AnnotationReport, LoweringReport, SourceReport, Verification)

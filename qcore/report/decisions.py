@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from attrs import asdict, field, frozen
+from attrs import field, frozen
 
+from qcore.report.base import Report
+from qcore.report.serialize import UNSERIALIZED, figure
 from qcore.schemes import QuantizationConfig
 
 if TYPE_CHECKING:
@@ -21,15 +20,12 @@ __all__ = [
     "Decision",
     "Diagnostic",
     "Severity",
-    "grouped",
     "read_decisions",
     "write_decisions",
 ]
 
 # The one key in ``GraphModule.meta`` that holds what was decided about its nodes.
 _DECISIONS: Final = "qcore_decisions"
-
-_Key = TypeVar("_Key", bound=Hashable)
 
 
 class Severity(Enum):
@@ -87,24 +83,32 @@ class Decision:
     pattern: str = ""
     reason: str = ""
     advice: str = ""
-    config: QuantizationConfig | None = field(default=None, repr=False, eq=False)
+    config: QuantizationConfig | None = field(
+        default=None, repr=False, eq=False, metadata=UNSERIALIZED
+    )
 
     @property
     def is_quantized(self) -> bool:
         """Whether the node is quantized."""
         return self.scheme is not None
 
+    @property
+    def place(self) -> str:
+        """The node's name with the path of its module."""
+        return f"{self.module}/{self.node}" if self.module else self.node
+
 
 @frozen
-class AnnotationReport:
+class AnnotationReport(Report):
     """A decision for every compute node of a model.
 
     Attributes:
-        backend: The backend that decided.
         decisions: In the order of the graph; those of conditional bodies after the model's.
     """
 
-    backend: str
+    kind: ClassVar[str] = "annotation"
+    keys: ClassVar = {"quantized_count": "quantized", "float_count": "float"}
+
     decisions: tuple[Decision, ...] = ()
 
     @property
@@ -117,6 +121,16 @@ class AnnotationReport:
         """The decisions that leave a node in float."""
         return tuple(d for d in self.decisions if not d.is_quantized)
 
+    @figure
+    def quantized_count(self) -> int:
+        """How many compute nodes are quantized."""
+        return len(self.quantized)
+
+    @figure
+    def float_count(self) -> int:
+        """How many compute nodes stay in float."""
+        return len(self.in_float)
+
     @cached_property
     def by_node(self) -> dict[str, Decision]:
         """The decisions by the names of their nodes."""
@@ -125,32 +139,6 @@ class AnnotationReport:
     def __getitem__(self, node: str) -> Decision:
         """Return the decision for a node, by its name."""
         return self.by_node[node]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data."""
-        return {
-            "backend": self.backend,
-            "quantized": len(self.quantized),
-            "float": len(self.in_float),
-            "decisions": [
-                asdict(decision, filter=lambda attribute, _: attribute.name != "config")
-                for decision in self.decisions
-            ],
-        }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """Return the report as JSON."""
-        return json.dumps(self.to_dict(), indent=indent)
-
-    def __str__(self) -> str:
-        schemes = Counter(d.scheme for d in self.quantized)
-        lines = [
-            f"{self.backend}: {len(self.quantized)} of {len(self.decisions)} compute nodes "
-            f"quantized, {len(self.in_float)} in float"
-        ]
-        lines += [f"  {count:4d} x {scheme}" for scheme, count in schemes.most_common()]
-        lines += _float_lines(self.in_float)
-        return "\n".join(lines)
 
 
 def write_decisions(model: GraphModule, report: AnnotationReport) -> None:
@@ -168,37 +156,3 @@ def read_decisions(model: GraphModule) -> AnnotationReport | None:
     """Return what was decided about the nodes of a model; ``None`` where it was not annotated."""
     report: AnnotationReport | None = model.meta.get(_DECISIONS)
     return report
-
-
-def _float_lines(decisions: Iterable[Decision]) -> list[str]:
-    keyed = (((d.operator, d.reason, d.advice), _place(d.module, d.node)) for d in decisions)
-    lines = []
-    for (operator, reason, advice), count, names in grouped(keyed):
-        lines.append(f"  {count:4d} x {operator} in float: {reason} [{names}]")
-        if advice:
-            lines.append(f"         {advice}")
-    return lines
-
-
-def _place(module: str, node: str) -> str:
-    return f"{module}/{node}" if module else node
-
-
-def grouped(
-    keyed: Iterable[tuple[_Key, str]], most_names: int = 4
-) -> Iterator[tuple[_Key, int, str]]:
-    """Group names by what is said of them, for reports that stay readable on large models.
-
-    Args:
-        keyed: What is said, and the name it is said of.
-        most_names: How many names of a group are shown.
-
-    Yields:
-        What is said, of how many names, and the first of these names.
-    """
-    groups: dict[_Key, list[str]] = {}
-    for key, name in keyed:
-        groups.setdefault(key, []).append(name)
-    for key, names in groups.items():
-        more = ", ..." if len(names) > most_names else ""
-        yield key, len(names), ", ".join(names[:most_names]) + more

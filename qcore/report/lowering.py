@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import attrs
 
-from qcore.report.decisions import grouped
+from qcore.report.base import Report
+from qcore.report.serialize import figure
 
 __all__ = ["LoweringReport", "NodeRecord", "StrayNode"]
 
@@ -67,13 +67,12 @@ def _table(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 @attrs.frozen
-class LoweringReport:
+class LoweringReport(Report):
     """What was delegated, what was not and why, and what the lowering cost.
 
     An undelegated node is no failure: it runs on the kernels of the runtime around the delegates.
 
     Attributes:
-        backend: Name of the backend the program is for.
         delegates: How many delegates (blobs compiled by the backend) the program holds.
         delegated: The compute nodes inside them.
         undelegated: The compute nodes outside them.
@@ -84,7 +83,11 @@ class LoweringReport:
             size.
     """
 
-    backend: str
+    kind: ClassVar[str] = "lowering"
+
+    #: Where undelegated nodes run, for the text; a library for backends may name it.
+    elsewhere: ClassVar[str] = "outside the delegates"
+
     delegates: int = 0
     delegated: tuple[NodeRecord, ...] = ()
     undelegated: tuple[NodeRecord, ...] = ()
@@ -93,92 +96,17 @@ class LoweringReport:
     seconds: Mapping[str, float] = attrs.field(factory=dict, converter=_table, eq=False)
     complete: bool = True
 
-    @property
+    @figure
     def delegated_ops(self) -> dict[str, int]:
         """Operators inside the delegates with their number of nodes, the most frequent first."""
         return dict(Counter(node.operator for node in self.delegated).most_common())
 
-    @property
+    @figure
     def undelegated_ops(self) -> dict[str, int]:
         """Operators outside the delegates with their number of nodes, the most frequent first."""
         return dict(Counter(node.operator for node in self.undelegated).most_common())
 
-    @property
+    @figure
     def is_fully_delegated(self) -> bool:
         """Whether it is known that every compute node is inside a delegate."""
         return self.complete and not self.undelegated and not self.stray
-
-    #: Where undelegated nodes run; a library for backends may name it.
-    elsewhere: ClassVar[str] = "outside the delegates"
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a backend has to say beside that, a line each."""
-        return ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data.
-
-        Returns:
-            A dictionary of strings, numbers, lists and dictionaries.
-        """
-        return {
-            "backend": self.backend,
-            "complete": self.complete,
-            "delegates": self.delegates,
-            "delegated_ops": self.delegated_ops,
-            "delegated": [attrs.asdict(node) for node in self.delegated],
-            "undelegated": [attrs.asdict(node) for node in self.undelegated],
-            "stray": [{**attrs.asdict(node), "feeds": list(node.feeds)} for node in self.stray],
-            "program_bytes": self.program_bytes,
-            "seconds": dict(self.seconds),
-        }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """Return the report as JSON.
-
-        Args:
-            indent: Spaces per level; None puts everything on one line.
-
-        Returns:
-            The text of ``to_dict()`` as a JSON object.
-        """
-        return json.dumps(self.to_dict(), indent=indent)
-
-    def __str__(self) -> str:
-        if not self.complete:
-            return (
-                f"{self.backend}: {_size(self.program_bytes)}, read from a file, "
-                "which does not record what was delegated"
-            )
-        timing = ", ".join(f"{stage} {value:.1f} s" for stage, value in self.seconds.items())
-        lines = [
-            f"{self.backend}: {_count(self.delegates, 'delegate')} with "
-            f"{_count(len(self.delegated), 'compute node')}, {_size(self.program_bytes)}"
-            + (f" ({timing})" if timing else "")
-        ]
-        if self.delegated:
-            ops = ", ".join(f"{name} x{count}" for name, count in self.delegated_ops.items())
-            lines.append(f"  delegated: {ops}")
-        if self.undelegated:
-            lines.append(f"  {self.elsewhere} ({len(self.undelegated)}), they still run:")
-            keyed = (((node.operator, node.reason), node.place) for node in self.undelegated)
-            lines.extend(
-                f"  {count:4d} x {operator}: {reason} [{names}]"
-                for (operator, reason), count, names in grouped(keyed)
-            )
-        if self.stray:
-            lines.append(f"  quantize/dequantize outside the delegates ({len(self.stray)}):")
-            lines.extend(f"    {node}" for node in self.stray)
-        lines.extend(f"  {note}" for note in self.notes)
-        return "\n".join(lines)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _size(size: int) -> str:
-    if size < 1000:
-        return f"{size} bytes"
-    return f"{size / 1e3:.1f} kB" if size < 1_000_000 else f"{size / 1e6:.2f} MB"

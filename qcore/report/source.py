@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from typing import Any
+from typing import ClassVar
 
-from attrs import asdict, frozen
+from attrs import frozen
+
+from qcore.report.base import Report
+from qcore.report.serialize import figure
 
 __all__ = ["LayerRecord", "SourceReport"]
 
@@ -41,18 +43,18 @@ class LayerRecord:
 
 
 @frozen
-class SourceReport:
+class SourceReport(Report):
     """What ``qcore.quantize_`` did, layer by layer.
 
     Attributes:
-        backend: The backend the model was quantized for.
         layers: Every layer with a weight of two dimensions or more, in the model's order.
         bytes_before: Size of all parameters and buffers before, in bytes; shared ones once.
         bytes_after: The same after, quantized weights as a device stores them.
         untied: Layers that shared one weight and no longer do, with the reason.
     """
 
-    backend: str
+    kind: ClassVar[str] = "source"
+
     layers: tuple[LayerRecord, ...]
     bytes_before: int
     bytes_after: int
@@ -68,12 +70,12 @@ class SourceReport:
         """The layers that stayed as they were."""
         return tuple(layer for layer in self.layers if layer.scheme is None)
 
-    @property
+    @figure
     def by_scheme(self) -> dict[str, int]:
         """How many layers have each scheme, the most frequent first."""
         return dict(Counter(str(layer.scheme) for layer in self.quantized).most_common())
 
-    @property
+    @figure
     def bits_per_weight(self) -> float:
         """Bits that one weight of the quantized layers takes, scales included."""
         stored = [layer for layer in self.quantized if not layer.tied_with]
@@ -86,40 +88,3 @@ class SourceReport:
             if layer.name == name:
                 return layer
         raise KeyError(name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data."""
-        return {
-            "backend": self.backend,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "bits_per_weight": self.bits_per_weight,
-            "by_scheme": self.by_scheme,
-            "untied": list(self.untied),
-            "layers": [asdict(layer) for layer in self.layers],
-        }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """Return the report as JSON.
-
-        Args:
-            indent: Spaces per level; ``None`` puts everything on one line.
-        """
-        return json.dumps(self.to_dict(), indent=indent)
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.backend}: {len(self.quantized)} of {len(self.layers)} layers quantized, "
-            f"{self.bytes_before / 1e6:.2f} MB -> {self.bytes_after / 1e6:.2f} MB, "
-            f"{self.bits_per_weight:.2f} bits per quantized weight"
-        ]
-        lines += [f"  {count:4d} x {scheme}" for scheme, count in self.by_scheme.items()]
-        for layer in self.layers:
-            if layer.scheme is None:
-                lines.append(f"  {layer.name} ({layer.kind}) stays as it is: {layer.reason}")
-            elif layer.reason:
-                lines.append(f"  {layer.name} ({layer.kind}) is {layer.scheme}: {layer.reason}")
-            if layer.tied_with:
-                lines.append(f"  {layer.name} shares the weight of {layer.tied_with}")
-        lines += [f"  {text}" for text in self.untied]
-        return "\n".join(lines)

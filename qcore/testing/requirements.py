@@ -34,7 +34,7 @@ class Requirements:
             of ExecuTorch, with quantize and dequantize nodes in the program.
         runs: Whether ``program.run`` executes programs where the suite runs. If not, it raises
             ``RuntimeUnavailableError`` that says where they run.
-        verifies: Whether programs have ``verify(*inputs)``, which returns something with ``ok``.
+        verifies: Whether programs have ``verify(*inputs)``, which returns a report with ``ok``.
         dynamic_shapes: Whether sizes of inputs may vary. If not, some step raises a
             ``QcoreError`` that says so.
         changes_ranges: Whether the backend quantizes some values in other types than the

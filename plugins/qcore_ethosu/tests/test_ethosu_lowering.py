@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
+import jsonschema
 import pytest
 import torch
 
 from qcore.errors import LoweringError
+from qcore.report import REPORTS, schema
 from qcore_ethosu.lowering import lower_to_ethosu
+from qcore_ethosu.report import EthosUReport
 from qcore_executorch import import_executorch
 
 pytestmark = pytest.mark.slow
@@ -68,6 +72,14 @@ def test_the_report_says_how_the_program_is_executed(lowered):
     report = lowered["ethos-u55-128"][1].report
     assert "reference model, with integer semantics" in str(report)
     assert report.to_dict()["execution"] == report.execution
+
+
+def test_the_report_fits_its_schema_and_is_read_back(lowered):
+    report = lowered["ethos-u55-128"][1].report
+    data = json.loads(report.to_json())
+    jsonschema.validate(data, schema(EthosUReport))
+    jsonschema.validate(data, schema(*REPORTS))
+    assert EthosUReport.from_dict(data) == report
 
 
 def test_operators_that_the_npu_lacks_are_listed_by_name(convert, interrupted, row):
@@ -151,7 +163,9 @@ def test_lowering_prints_nothing(convert, cnn, picture, tmp_path):
     code = """
 import sys
 from qcore.lowering import import_executorch
+from qcore.report import REPORTS, schema
 from qcore_ethosu.lowering import lower_to_ethosu
+from qcore_ethosu.report import EthosUReport
 spec = import_executorch("executorch.backends.arm.ethosu").EthosUCompileSpec("ethos-u55-128")
 import torch
 program = lower_to_ethosu(torch.export.load(sys.argv[1]), spec)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import attrs
+import jsonschema
 import pytest
 import torch
 from torch import nn
@@ -15,8 +18,10 @@ from qcore.errors import (
     RuntimeUnavailableError,
     UnsupportedSchemeError,
 )
+from qcore.report import REPORTS, schema
 from qcore_vulkan import VulkanQuantizer, get_symmetric_quantization_config
 from qcore_vulkan.graph import decode
+from qcore_vulkan.report import VulkanVerification
 
 X = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(0))
 
@@ -136,6 +141,13 @@ class TestVerify:
         assert "3 of 3 quantized weights are in the program" in str(found)
         assert "no shader and no driver ran" in str(found)
         assert '"ok": true' in found.to_json()
+
+    def test_fits_its_schema_and_is_read_back(self, dynamic):
+        found = dynamic.verify(X)
+        data = json.loads(found.to_json())
+        jsonschema.validate(data, schema(VulkanVerification))
+        jsonschema.validate(data, schema(*REPORTS))
+        assert VulkanVerification.from_dict(data) == found
 
     def test_notices_a_wrong_weight_in_the_program(self, dynamic):
         (graph,) = decode(dynamic.buffer)

@@ -49,7 +49,7 @@ class EthosULowering(TosaLowering):
             _require_npu(lowered.report, self.compile_spec.target)
         complete = super().program(lowered)
         assert isinstance(complete, EthosUProgram)
-        fields = {f.name: getattr(lowered.report, f.name) for f in attrs.fields(LoweringReport)}
+        fields = attrs.asdict(lowered.report, recurse=False)
         vela = tuple(delegate.compilation.figures for delegate in complete.delegates)
         return attrs.evolve(complete, report=EthosUReport(**fields, vela=vela))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
+from qcore.report import figure, notes
 from qcore_ethosu.vela import VelaFigures
 from qcore_executorch import ExecuTorchReport
 
@@ -33,12 +34,12 @@ class EthosUReport(ExecuTorchReport):
     vela: tuple[VelaFigures, ...] = ()
     execution: str = EXECUTION
 
-    @property
+    @figure
     def npu_operators(self) -> int:
         """Operators on the NPU, after fusing."""
         return sum(figures.npu_operators for figures in self.vela)
 
-    @property
+    @figure
     def cpu_operators(self) -> int:
         """Operators left to the CPU, by Vela or by the partitioner.
 
@@ -46,77 +47,54 @@ class EthosUReport(ExecuTorchReport):
         """
         return len(self.undelegated) + sum(figures.cpu_operators for figures in self.vela)
 
-    @property
+    @figure
     def macs(self) -> int:
         """Multiply-accumulate operations of one inference."""
         return sum(figures.macs for figures in self.vela)
 
-    @property
+    @figure
     def npu_cycles(self) -> int:
         """Cycles the NPU computes, as Vela estimates them."""
         return sum(figures.npu_cycles for figures in self.vela)
 
-    @property
+    @figure
     def total_cycles(self) -> int:
         """Cycles of one inference with waiting for memory, as Vela estimates them."""
         return sum(figures.total_cycles for figures in self.vela)
 
-    @property
+    @figure
     def sram_bytes(self) -> int:
         """Peak use of SRAM in bytes: the largest of the delegates, which share it."""
         return max((figures.sram_bytes for figures in self.vela), default=0)
 
-    @property
+    @figure
     def dram_bytes(self) -> int:
         """Use of DRAM in bytes, by weights or tensors, as the memory mode has it."""
         return sum(figures.memory_bytes.get("dram", 0) for figures in self.vela)
 
-    @property
+    @figure
     def flash_bytes(self) -> int:
         """Use of flash in bytes."""
         return sum(figures.flash_bytes for figures in self.vela)
 
-    @property
+    @figure
     def inferences_per_second(self) -> float:
         """How often a second the NPU's part runs, as Vela estimates it; 0 without a delegate."""
         seconds = sum(figures.total_cycles / figures.core_clock_hz for figures in self.vela)
         return 1 / seconds if seconds else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data.
 
-        Returns:
-            A dictionary of strings, numbers, lists and dictionaries.
-        """
-        totals = {name: getattr(self, name) for name in _TOTALS}
-        vela = [attrs.asdict(figures) for figures in self.vela]
-        return {**super().to_dict(), **totals, "vela": vela, "execution": self.execution}
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Vela's figures, and how the program is executed here."""
-        if not self.vela:
-            return (self.execution,)
-        first = self.vela[0]
-        used = {"SRAM": self.sram_bytes, "DRAM": self.dram_bytes, "flash": self.flash_bytes}
-        memory = [f"{name} {size / 1024:.1f} KiB" for name, size in used.items() if size]
-        return (
-            f"Vela, {first.accelerator}, {first.system_config}, {first.memory_mode}: "
-            f"{self.npu_operators} operators on the NPU, {self.cpu_operators} on the CPU",
-            f"{', '.join(memory)}, {self.macs / 1e6:.2f} M MACs, {self.total_cycles} cycles, "
-            f"{self.inferences_per_second:.1f} inferences/s (estimates)",
-            self.execution,
-        )
-
-
-_TOTALS: Final = (
-    "npu_operators",
-    "cpu_operators",
-    "macs",
-    "npu_cycles",
-    "total_cycles",
-    "sram_bytes",
-    "dram_bytes",
-    "flash_bytes",
-    "inferences_per_second",
-)
+@notes.register
+def _(report: EthosUReport) -> tuple[str, ...]:
+    if not report.vela:
+        return (report.execution,)
+    first = report.vela[0]
+    used = {"SRAM": report.sram_bytes, "DRAM": report.dram_bytes, "flash": report.flash_bytes}
+    memory = [f"{name} {size / 1024:.1f} KiB" for name, size in used.items() if size]
+    return (
+        f"Vela, {first.accelerator}, {first.system_config}, {first.memory_mode}: "
+        f"{report.npu_operators} operators on the NPU, {report.cpu_operators} on the CPU",
+        f"{', '.join(memory)}, {report.macs / 1e6:.2f} M MACs, {report.total_cycles} cycles, "
+        f"{report.inferences_per_second:.1f} inferences/s (estimates)",
+        report.execution,
+    )

@@ -16,7 +16,7 @@ from qcore_vulkan.partition import edge_passes, vulkan_partitioner
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from qcore_vulkan.verify import Verification
+    from qcore_vulkan.report import VulkanVerification
 
 __all__ = ["VulkanLowering", "VulkanProgram", "lower_to_vulkan"]
 
@@ -48,7 +48,7 @@ class VulkanProgram(LoweredProgram):
     quantized: Any = attrs.field(default=None, repr=False)
     partitioned: Any = attrs.field(default=None, repr=False)
 
-    def verify(self, *inputs: Any) -> Verification:
+    def verify(self, *inputs: Any) -> VulkanVerification:
         """Check what was delegated against the quantized model.
 
         The Vulkan graphs inside the ``.pte`` are decoded, their weights are unpacked and compared,

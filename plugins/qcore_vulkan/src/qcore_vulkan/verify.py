@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any, Final, Protocol
 
 import torch
-from attrs import asdict, frozen
 from torch.fx import Graph, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from qcore.quiet import quiet
 from qcore_vulkan.graph import DelegateGraph, decode, delegate_calls
 from qcore_vulkan.reference import unpack_even_high, unpack_even_low
+from qcore_vulkan.report import VulkanVerification, WeightCheck
 
-__all__ = ["Verifiable", "Verification", "WeightCheck", "verify"]
+__all__ = ["Verifiable", "verify"]
 
 # Quantized operator -> where its weight and scales are, how it packs them, and its group size.
 _WEIGHTS: Final = {
@@ -24,66 +23,6 @@ _WEIGHTS: Final = {
     "et_vk.linear_qcs4w.default": (1, 2, None),
     "aten._weight_int8pack_mm.default": (1, 2, None),
 }
-
-# Floating-point sums in another order, on values near 1, differ by less.
-_SQNR_DB: Final = 80.0
-
-
-@frozen
-class WeightCheck:
-    """One quantized weight inside the program.
-
-    Attributes:
-        operator: The operator that reads it.
-        shape: Its rows and columns, unpacked.
-        bits: Bits of a stored weight.
-        matches: Whether a layer of the quantized model has exactly these values and scales.
-    """
-
-    operator: str
-    shape: tuple[int, int]
-    bits: int
-    matches: bool
-
-
-@frozen
-class Verification:
-    """What was compared.
-
-    Attributes:
-        weights: The quantized weights inside the delegates.
-        expected_weights: How many quantized weights the model has.
-        operators: The operators of the Vulkan graphs, with how often each is called.
-        sqnr_db: Output of the program against the quantized model, in decibels, the worst output.
-        max_abs_error: The largest difference of any output.
-    """
-
-    weights: tuple[WeightCheck, ...]
-    expected_weights: int
-    operators: dict[str, int]
-    sqnr_db: float
-    max_abs_error: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether all weights are there, exactly, and the outputs agree."""
-        exact = all(weight.matches for weight in self.weights)
-        return exact and len(self.weights) == self.expected_weights and self.sqnr_db >= _SQNR_DB
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """Return the result as JSON."""
-        return json.dumps({**asdict(self), "ok": self.ok}, indent=indent)
-
-    def __str__(self) -> str:
-        good = sum(weight.matches for weight in self.weights)
-        calls = ", ".join(f"{name} x{count}" for name, count in self.operators.items())
-        return (
-            f"vulkan: {'verified' if self.ok else 'NOT verified'}\n"
-            f"  {good} of {self.expected_weights} quantized weights are in the program, exactly\n"
-            f"  outputs against the quantized model: {self.sqnr_db:.1f} dB, "
-            f"largest difference {self.max_abs_error:.2g}\n  graph: {calls}\n"
-            "  computed with reference implementations; no shader and no driver ran"
-        )
 
 
 class Verifiable(Protocol):
@@ -102,7 +41,7 @@ class Verifiable(Protocol):
         """The same after partitioning."""
 
 
-def verify(program: Verifiable, inputs: tuple[Any, ...]) -> Verification:
+def verify(program: Verifiable, inputs: tuple[Any, ...]) -> VulkanVerification:
     """Compare a program with the quantized model that it was lowered from.
 
     Args:
@@ -119,12 +58,13 @@ def verify(program: Verifiable, inputs: tuple[Any, ...]) -> Verification:
         stored = _model_weights(program.quantized)
         weights = tuple(check for graph in graphs for check in _checks(graph, stored))
     differences = [(a.double(), b.double()) for a, b in zip(expected, actual, strict=True)]
-    return Verification(
-        weights,
-        len(stored),
-        dict(Counter(name for graph in graphs for name in graph.operators)),
-        min(_sqnr(a, b) for a, b in differences),
-        max(float((a - b).abs().max()) for a, b in differences),
+    return VulkanVerification(
+        backend="vulkan",
+        sqnr_db=min(_sqnr(a, b) for a, b in differences),
+        max_abs_error=max(float((a - b).abs().max()) for a, b in differences),
+        weights=weights,
+        expected_weights=len(stored),
+        operators=dict(Counter(name for graph in graphs for name in graph.operators)),
     )
 
 
