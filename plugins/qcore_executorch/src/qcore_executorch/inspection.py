@@ -16,7 +16,7 @@ from qcore_executorch.report import PORTABLE
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
-__all__ = ["Inspection", "inspect_lowered", "stated_reasons"]
+__all__ = ["Inspection", "computes", "inspect_lowered", "quantizes", "record", "stated_reasons"]
 
 _DELEGATE_CALL = "executorch_call_delegate"
 _QUANTIZING = ("quantize", "dequantize", "choose_qparams")
@@ -86,28 +86,39 @@ def _visit(graph: GraphModule, prefix: str, reasons: Mapping[str, str], found: I
             body = getattr(graph, str(node.target), None)
             if isinstance(body, GraphModule):
                 _visit(body, f"{prefix}{node.target}.", reasons, found)
-        if not _computes(node):
+        if not computes(node):
             continue
         if _name_of(node) == _DELEGATE_CALL:
             found.delegates += 1
             lowered = getattr(graph, str(node.args[0].target))
             for inner in lowered.original_module.graph.nodes:
-                if _computes(inner) and not _quantizes(inner):
-                    found.delegated.append(_record(inner, prefix, ""))
-        elif _quantizes(node):
+                if computes(inner) and not quantizes(inner):
+                    found.delegated.append(record(inner, prefix, ""))
+        elif quantizes(node):
             feeds = tuple(prefix + user.name for user in node.users)
             found.stray.append(
                 StrayNode(prefix + node.name, _name_of(node), feeds, recorded_module_path(node))
             )
         else:
-            found.undelegated.append(_record(node, prefix, reasons.get(node.name, PORTABLE)))
+            found.undelegated.append(record(node, prefix, reasons.get(node.name, PORTABLE)))
 
 
-def _record(node: Node, prefix: str, reason: str) -> NodeRecord:
+def record(node: Node, prefix: str, reason: str) -> NodeRecord:
+    """Describe a node.
+
+    Args:
+        node: A node of the edge graph.
+        prefix: The path of the body it is in, with a dot at the end; empty outside of bodies.
+        reason: Why no delegate took it; empty for a delegated node.
+
+    Returns:
+        The description.
+    """
     return NodeRecord(prefix + node.name, _name_of(node), recorded_module_path(node), reason)
 
 
-def _computes(node: Node) -> bool:
+def computes(node: Node) -> bool:
+    """Say whether a node calls an operator of the model or a delegate."""
     from torch._ops import HigherOrderOperator
 
     # Python functions in a graph only take tuples apart or do arithmetic on sizes.
@@ -119,7 +130,8 @@ def _computes(node: Node) -> bool:
     return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
 
 
-def _quantizes(node: Node) -> bool:
+def quantizes(node: Node) -> bool:
+    """Say whether a node quantizes, dequantizes or chooses the parameters for that."""
     name = _name_of(node).partition(".")[2]
     return name.startswith(_QUANTIZING) or "quantize_affine" in name
 

@@ -16,9 +16,11 @@ from qcore.quiet import quiet, spared_gc
 from qcore_executorch.embeddings import fuse_embeddings
 from qcore_executorch.importing import import_executorch
 from qcore_executorch.inspection import inspect_lowered, stated_reasons
+from qcore_executorch.mending import lower_checked
 from qcore_executorch.pte import PTE
 from qcore_executorch.report import ExecuTorchReport
 from qcore_executorch.runner import ExecuTorchRunner
+from qcore_executorch.veto import Veto, name_origins
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -44,6 +46,8 @@ class ExecuTorchLowering:
         edge_passes: ExecuTorch passes over the edge graph, before the partitioners.
         compile_config: ExecuTorch's ``EdgeCompileConfig``; None takes its defaults.
         executorch_config: ExecuTorch's ``ExecutorchBackendConfig``; None takes its defaults.
+        check: Execute the program once, compare it with the converted model, and leave to portable
+            kernels what a delegate gets wrong.
     """
 
     backend: str
@@ -52,6 +56,8 @@ class ExecuTorchLowering:
     edge_passes: Sequence[Any] = attrs.field(default=(), kw_only=True)
     compile_config: Any = attrs.field(default=None, kw_only=True)
     executorch_config: Any = attrs.field(default=None, kw_only=True)
+    check: bool = attrs.field(default=False, kw_only=True)
+    _veto: Veto | None = attrs.field(factory=Veto, init=False)
 
     def lower(self, program: ExportedProgram) -> LoweredProgram:
         """Lower a model.
@@ -64,9 +70,15 @@ class ExecuTorchLowering:
 
         Raises:
             RuntimeUnavailableError: ExecuTorch is not installed.
-            LoweringError: A stage of the lowering fails.
+            LoweringError: A stage of the lowering fails; with ``check``, no program is right.
         """
         import_executorch()
+        if self.check:
+            return lower_checked(self._lower_once, program, self.backend)
+        return self._lower_once(program, Veto())
+
+    def _lower_once(self, program: ExportedProgram, veto: Veto | None) -> LoweredProgram:
+        self._veto = veto
         clock = _Clock(self.backend)
         with (
             TRACING,
@@ -78,6 +90,7 @@ class ExecuTorchLowering:
         ):
             with clock.stage("rewrite"):
                 exported = self.rewritten(program)
+                name_origins(exported)
             inputs, outputs = program_specs(exported)
             if self.executorch_config is None:
                 _require_bounds(inputs, self.backend)
@@ -85,7 +98,9 @@ class ExecuTorchLowering:
                 edge = self.partitioned(exported)
                 fused = fuse_embeddings(edge)
             self.on_partitioned(edge.exported_program())
-            found = inspect_lowered(edge.exported_program().graph_module, {**reasons, **fused})
+            refused = {} if veto is None else veto.reasons
+            reasons = {**reasons, **refused, **fused}
+            found = inspect_lowered(edge.exported_program().graph_module, reasons)
             runner = self.runner
             if found.stray or fused:
                 # They have kernels on both sides, which are registered on request only.
@@ -142,12 +157,13 @@ class ExecuTorchLowering:
         from torch.fx import GraphModule
 
         exir = import_executorch()
+        partitioners = self._veto.over(self.partitioners) if self._veto is not None else []
         root = program.graph_module
         if not any(m is not root and isinstance(m, GraphModule) for m in root.modules()):
             return exir.to_edge_transform_and_lower(
                 program,
                 transform_passes=list(self.edge_passes) or None,
-                partitioner=list(self.partitioners),
+                partitioner=partitioners,
                 compile_config=self.compile_config,
             )
         # The one-step form keeps operators whole for the partitioners, but looks for them outside
@@ -155,7 +171,7 @@ class ExecuTorchLowering:
         edge = exir.to_edge(program, compile_config=self.compile_config)
         if self.edge_passes:
             edge = edge.transform(list(self.edge_passes))
-        for partitioner in self.partitioners:
+        for partitioner in partitioners:
             edge = edge.to_backend(partitioner)
         return edge
 

@@ -2,25 +2,66 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import attrs
 
 from qcore.report import LoweringReport
 
-__all__ = ["PORTABLE", "ExecuTorchReport"]
+__all__ = ["PORTABLE", "ExecuTorchReport", "MendedNode"]
 
 #: The reason of an undelegated node for which no partitioner stated one.
 PORTABLE: Final = "no partitioner takes this operator"
 
 
 @attrs.frozen
+class MendedNode:
+    """A node that a delegate gets wrong, and that portable kernels execute for that reason.
+
+    Attributes:
+        name: The node's name in the converted model.
+        operator: The operator it calls in the lowered graph.
+        module: Path of the module it came from; empty for the model itself or where unknown.
+        symptom: What went wrong with it in the delegate.
+    """
+
+    name: str
+    operator: str
+    module: str
+    symptom: str
+
+    def __str__(self) -> str:
+        where = f" in {self.module}" if self.module else ""
+        return f"{self.name} ({self.operator}){where}: {self.symptom}"
+
+
+@attrs.frozen
 class ExecuTorchReport(LoweringReport):
-    """What was delegated, and what runs on ExecuTorch's portable kernels."""
+    """What was delegated, and what runs on ExecuTorch's portable kernels.
+
+    Attributes:
+        mended: Nodes that were left to portable kernels, since the program was wrong with them in
+            a delegate.
+        checked: How the program was checked; empty where it was not.
+    """
 
     elsewhere: ClassVar[str] = "on portable kernels"
+
+    mended: tuple[MendedNode, ...] = ()
+    checked: str = ""
 
     @property
     def pte_bytes(self) -> int:
         """Size of the ``.pte`` in bytes."""
         return self.program_bytes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the program was checked and what was mended."""
+        mended = [f"left to portable kernels, wrong in the delegate: {n}" for n in self.mended]
+        return (*([f"checked: {self.checked}"] if self.checked else []), *mended)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        mended = [attrs.asdict(node) for node in self.mended]
+        return {**super().to_dict(), "checked": self.checked, "mended": mended}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["XnnpackLowering", "lower_to_xnnpack"]
 
-_OPTIONS: Final = ("threads", "timeout_s")
+_OPTIONS: Final = ("check", "threads", "timeout_s")
 
 
 class XnnpackLowering(ExecuTorchLowering):
@@ -33,8 +33,9 @@ def lower_to_xnnpack(program: ExportedProgram, **options: Any) -> LoweredProgram
 
     Args:
         program: The converted model, exported.
-        **options: ``threads``, how many the host run uses (its default: all); ``timeout_s``, the
-            seconds that one host run may take.
+        **options: ``check=False`` leaves out executing the program once and mending it;
+            ``threads``, how many the host run uses (its default: all); ``timeout_s``, the seconds
+            that one host run may take.
 
     Returns:
         The program.
@@ -44,8 +45,9 @@ def lower_to_xnnpack(program: ExportedProgram, **options: Any) -> LoweredProgram
         RuntimeUnavailableError: ExecuTorch is not installed.
     """
     check_options("xnnpack", options, _OPTIONS)
+    check = options.pop("check", True)
     runner = ExecuTorchRunner(backends=("XnnpackBackend",), **options)
-    return XnnpackLowering("xnnpack", [_partitioner()], runner).lower(program)
+    return XnnpackLowering("xnnpack", [_partitioner()], runner, check=check).lower(program)
 
 
 def _partitioner() -> Any:

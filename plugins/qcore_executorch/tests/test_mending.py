@@ -1,0 +1,237 @@
+"""Programs are executed when they are made; what a delegate gets wrong is found and left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from qcore.errors import LoweringError, RuntimeCrashError
+from qcore.lowering import LoweredProgram, Session, TensorSpec, export_for_lowering
+from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner, import_executorch
+from qcore_executorch.check import Reference, example_inputs
+from qcore_executorch.mending import Attempt, search
+
+from .conftest import xnnpack_partitioner
+
+X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+OPERATORS = ("abs", "mul", "sigmoid", "add", "tanh", "sub", "neg", "maximum")
+BUDGET = math.ceil(math.log2(len(OPERATORS))) + 2
+
+
+class Chain(torch.nn.Module):
+    """Eight operators that XNNPACK takes, in one delegate."""
+
+    def forward(self, x):
+        y = x.abs() * x
+        y = torch.tanh(torch.sigmoid(y) + x)
+        return torch.maximum(-(y - x), x)
+
+
+@attrs.define
+class Counting(ExecuTorchLowering):
+    """Counts how often a model is lowered."""
+
+    lowerings: int = attrs.field(default=0, init=False)
+
+    def rewritten(self, program):
+        self.lowerings += 1
+        return program
+
+
+@attrs.define
+class Planted:
+    """A fault in the delegate of XNNPACK, where it holds an operator."""
+
+    operator: str
+    fault: Callable[[Any], None]
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = import_executorch("executorch.backends.xnnpack.xnnpack_preprocess")
+        right = module.XnnpackBackend.preprocess
+
+        def preprocess(edge_program, compile_specs):
+            for node in edge_program.graph.nodes:
+                if node.op == "call_function" and self.operator in str(node.target):
+                    self.fault(node)
+            return right(edge_program, compile_specs)
+
+        monkeypatch.setattr(module.XnnpackBackend, "preprocess", staticmethod(preprocess))
+
+
+class DyingRunner(ExecuTorchRunner):
+    """A runtime that is killed by programs with one operator in a delegate."""
+
+    deadly = False
+
+    @contextmanager
+    def session(self, buffer: bytes) -> Iterator[Session]:
+        deadly, DyingRunner.deadly = DyingRunner.deadly, False
+        with super().session(buffer) as session:
+            if deadly:
+                raise RuntimeCrashError("The runtime's process died of SIGSEGV while it ran.")
+            yield session
+
+
+def exported(model: torch.nn.Module, *inputs: Any) -> Any:
+    return export_for_lowering(torch.export.export(model, inputs), inputs)
+
+
+def lowered(model: torch.nn.Module, *inputs: Any, runner: Any = None) -> tuple[Any, Counting]:
+    runner = runner or ExecuTorchRunner(backends=("XnnpackBackend",))
+    lowering = Counting("xnnpack", [xnnpack_partitioner()], runner, check=True)
+    return lowering.lower(exported(model, *inputs)), lowering
+
+
+def swap_operands(node: Any) -> None:
+    node.args = tuple(reversed(node.args))
+
+
+def kill(node: Any) -> None:
+    DyingRunner.deadly = True
+
+
+def refuse(node: Any) -> None:
+    raise RuntimeError(f"cannot build {node}")
+
+
+def names(program: LoweredProgram) -> list[str]:
+    return [node.name for node in program.report.mended]
+
+
+@pytest.mark.parametrize(
+    ("fault", "symptom"),
+    [
+        (swap_operands, "dB to the converted model"),
+        (kill, "SIGSEGV in XnnpackBackend"),
+        (refuse, "cannot build"),
+    ],
+)
+def test_a_planted_fault_is_found_and_mended(monkeypatch, fault, symptom):
+    Planted("aten.sub", fault).install(monkeypatch)
+    program, lowering = lowered(Chain(), X, runner=DyingRunner(backends=("XnnpackBackend",)))
+    (mended,) = program.report.mended
+    assert (mended.name, mended.operator) == ("sub", "aten.sub.Tensor")
+    assert symptom in mended.symptom
+    assert lowering.lowerings <= BUDGET
+    torch.testing.assert_close(program.run(X), Chain()(X))
+
+
+def test_what_was_mended_is_in_the_report(monkeypatch):
+    Planted("aten.sub", refuse).install(monkeypatch)
+    report = lowered(Chain(), X)[0].report
+    (node,) = report.undelegated
+    assert (node.operator, node.reason) == ("aten.sub.Tensor", report.mended[0].symptom)
+    assert "left to portable kernels, wrong in the delegate: sub" in str(report)
+    assert report.to_dict()["mended"][0]["name"] == "sub"
+    assert {"check", "mend"} <= report.seconds.keys()
+
+
+def test_two_culprits_are_found(monkeypatch):
+    Planted("aten.sub", refuse).install(monkeypatch)
+    Planted("aten.abs", swap_nothing_but_fail).install(monkeypatch)
+    program, _ = lowered(Chain(), X)
+    assert sorted(names(program)) == ["abs_1", "sub"]
+
+
+def swap_nothing_but_fail(node: Any) -> None:
+    raise RuntimeError(f"cannot build {node}, either")
+
+
+def test_a_program_that_is_right_is_lowered_once():
+    program, lowering = lowered(Chain(), X)
+    assert lowering.lowerings == 1
+    assert program.report.mended == ()
+    assert program.report.checked == "executed once and compared with the converted model"
+
+
+def test_the_check_changes_no_byte():
+    unchecked = ExecuTorchLowering("xnnpack", [xnnpack_partitioner()])
+    assert lowered(Chain(), X)[0].buffer == unchecked.lower(exported(Chain(), X)).buffer
+
+
+def test_a_program_that_no_host_executes_says_so():
+    lowering = ExecuTorchLowering("xnnpack", [xnnpack_partitioner()], check=True)
+    report = lowering.lower(exported(Chain(), X)).report
+    assert report.checked == "not executed: no runtime on this machine"
+
+
+def test_an_operator_that_fails_without_delegates_is_an_error_that_names_it():
+    class Spectrum(torch.nn.Module):
+        def forward(self, x):
+            return torch.fft.fft(x.abs()).real + 1
+
+    with pytest.raises(LoweringError, match=r"fft.*Replace it in the model"):
+        lowered(Spectrum(), X)
+
+
+def test_search_takes_a_logarithm_of_the_nodes():
+    for count in (1, 2, 3, 8, 13, 64):
+        nodes = dict.fromkeys(map(str, range(count)))
+        for culprit in nodes:
+            calls = []
+
+            def attempt(refused, culprit=culprit, calls=calls):
+                calls.append(refused)
+                return Attempt(symptom="" if refused is None or culprit in refused else "wrong")
+
+            _, found = search(Attempt(symptom="wrong", taken=nodes), attempt)
+            assert list(found) == [culprit]
+            assert 1 + len(calls) <= math.ceil(math.log2(count)) + 2
+
+
+@pytest.fixture
+def reference() -> Reference:
+    import_executorch("executorch.exir")
+
+    class Rounded(torch.nn.Module):
+        def forward(self, x):
+            ops = torch.ops.quantized_decomposed
+            whole = ops.quantize_per_tensor.default(x, 0.1, 0, -128, 127, torch.int8)
+            y = ops.dequantize_per_tensor.default(whole, 0.1, 0, -128, 127, torch.int8)
+            return y, y.argmax(-1), y > 100
+
+    program = torch.export.export(Rounded(), (X,))
+    return Reference.of(program, [X])
+
+
+def test_outputs_may_differ_by_rounding(reference):
+    values, *others = reference.expected
+    assert reference.difference([values + 0.1, *others]) == ""
+    assert "dB" in reference.difference([values + 2, *others])
+
+
+def test_a_value_that_is_far_off_is_a_difference(reference):
+    values, *others = reference.expected
+    off = values.clone()
+    off[0, 0] += 1
+    assert "dB" in reference.difference([off, *others])
+
+
+def test_integers_and_booleans_are_equal(reference):
+    values, index, above = reference.expected
+    assert "2 of 2 values differ" in reference.difference([values, (index + 1) % 8, above])
+    assert "16 of 16 values differ" in reference.difference([values, index, ~above])
+
+
+def test_not_a_number_is_a_difference(reference):
+    values, *others = reference.expected
+    assert "not finite" in reference.difference([values * float("nan"), *others])
+
+
+def test_another_shape_or_type_is_a_difference(reference):
+    values, *others = reference.expected
+    assert "float32[2, 7] in place of" in reference.difference([values[:, 1:], *others])
+    assert "torch.float64 in place of" in reference.difference([values.double(), *others])
+
+
+def test_without_example_inputs_they_are_drawn():
+    program = torch.export.export(Chain(), (X,))
+    program.example_inputs = None
+    specs = [TensorSpec("x", (None, 3), torch.float32, ((1, 8), (3, 3)))]
+    assert example_inputs(program, specs)[0].shape == (1, 3)
