@@ -15,7 +15,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test support outside bench bench-arm minilm rounding lint upstream-tests system-deps clean
+.PHONY: help demo test support outside bench bench-arm bench-qat minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -55,6 +55,9 @@ bench: $(STAMP)  ## Compare with ExecuTorch's own quantizer
 
 bench-arm: $(STAMP)  ## Compare with ExecuTorch's own quantizers for VGF and Ethos-U
 	@$(BIN)/python benchmarks/arm.py
+
+bench-qat: $(STAMP)  ## Compare accuracy in float, after quantizing and after training for it
+	@$(BIN)/python benchmarks/qat.py
 
 minilm: $(STAMP)  ## Compare MiniLM in float, int8 and 8da4w on XNNPACK
 	@$(BIN)/python benchmarks/minilm.py

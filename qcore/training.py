@@ -11,8 +11,8 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.calibration.histogram import HistogramObserver
 from qcore.compat.torchao import (
+    HISTOGRAM,
     FakeQuantize,
     FakeQuantizeBase,
     FusedMovingAvgObsFakeQuantize,
@@ -44,7 +44,7 @@ TRAINING: Final = "qcore_training"
 _RUNNING: Final[tuple[tuple[type, type], ...]] = (
     (PerChannelMinMaxObserver, MovingAveragePerChannelMinMaxObserver),
     (MinMaxObserver, MovingAverageMinMaxObserver),
-    (HistogramObserver, MovingAverageMinMaxObserver),
+    (HISTOGRAM.target(), MovingAverageMinMaxObserver),
 )
 
 

@@ -22,13 +22,14 @@ samples = [torch.randn(1, 3, 32, 32) for _ in range(4)]
 """
 
 # torchao's own messages are not qcore's where a page imports it first.
-QCORE_FIRST = "import qcore\n"
+QCORE_FIRST = "import qcore.quantizer\n"
 
 PAGES = {
     "README.md": "",
     "docs/xnnpack.md": PRELUDE,
     "docs/vulkan.md": QCORE_FIRST,
     "docs/language-models.md": QCORE_FIRST,
+    "docs/qat.md": QCORE_FIRST,
     "docs/versioning.md": QCORE_FIRST,
     "docs/vgf.md": QCORE_FIRST,
     "docs/ethosu.md": QCORE_FIRST,
