@@ -62,6 +62,11 @@ class Requirement:
         """Whether the installed version is among those that need it."""
         return not self.only or self._version_is_in(self.only)
 
+    @property
+    def supported(self) -> bool:
+        """Whether the installed version is among those that it was written for."""
+        return self._version_is_in(self.versions)
+
     def target(self) -> Any:
         """Return the class or module.
 
@@ -92,7 +97,9 @@ class Requirement:
         if not hasattr(target, name):
             raise self._misfit(f"has no {name!r} in {self.owner}")
 
-    def _version(self) -> str:
+    @property
+    def installed(self) -> str:
+        """The installed version; empty where there is none."""
         try:
             return importlib_metadata.version(self.library)
         except importlib_metadata.PackageNotFoundError:
@@ -101,12 +108,12 @@ class Requirement:
     def _version_is_in(self, versions: str) -> bool:
         from packaging.specifiers import SpecifierSet
 
-        version = self._version()
+        version = self.installed
         return bool(version) and SpecifierSet(versions).contains(version, prereleases=True)
 
     def _misfit(self, what: str) -> LibraryChangedError:
         return LibraryChangedError(
-            f"{self.library} {self._version() or '(not installed)'} {what}, which {self.file} "
+            f"{self.library} {self.installed or '(not installed)'} {what}, which {self.file} "
             f"needs: {self.why} It was written for {self.library}{self.versions}: install such a "
             f"version, or look into {self.file}."
         )

@@ -10,6 +10,7 @@ from attrs import define, field
 import qcore
 from qcore_executorch import import_executorch
 from qcore_tosa import TosaBackend, check_compile_spec, tosa_specification
+from qcore_vgf.compat.executorch import require_runtime
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -40,6 +41,7 @@ class VgfBackend(TosaBackend):
     compiler_flags: Sequence[str] = field(default=(), kw_only=True)
 
     def __attrs_post_init__(self) -> None:
+        require_runtime()
         specs = import_executorch("executorch.backends.arm.vgf")
         if self.compile_spec is None:
             spec = None if self.tosa_spec is None else tosa_specification(self.tosa_spec)

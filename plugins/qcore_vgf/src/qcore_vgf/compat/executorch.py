@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from qcore.compat import Change
+from qcore.errors import RuntimeUnavailableError
 
-__all__ = ["COMPILER", "CONVERTER"]
+__all__ = ["COMPILER", "CONVERTER", "require_runtime"]
 
 _VERSIONS: Final = ">=1.4.1,<1.5"
 _BACKEND: Final = "executorch.backends.arm.vgf.backend"
@@ -32,3 +33,17 @@ CONVERTER: Final = Change(
     why="it looks on the PATH, where an environment that is not activated has no scripts, and in a "
     "variable of the process, which other threads see.",
 )
+
+
+def require_runtime() -> None:
+    """Refuse versions of ExecuTorch whose package cannot run VGF programs.
+
+    Raises:
+        RuntimeUnavailableError: The installed one is such a version.
+    """
+    if not COMPILER.supported:
+        raise RuntimeUnavailableError(
+            f"vgf: the package of ExecuTorch {COMPILER.installed} has no runtime for VGF programs, "
+            "so none could be checked or run here. Install one that has: "
+            f"pip install 'executorch[vgf]{_VERSIONS}'."
+        )

@@ -1,0 +1,99 @@
+"""Each change that is made to ExecuTorch's passes for Arm fits them, and is needed.
+
+A test that fails here says that ExecuTorch does by itself what is changed: remove the change, or
+say with ``only`` for which versions it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+import qcore
+from qcore.compat import Change
+from qcore.testing.compat import LibraryChanges
+from qcore_tosa import TosaQuantizer
+from qcore_tosa.compat import executorch as compat
+
+Operators = Callable[[Any], list[tuple[str, str, str]]]
+
+
+class TestChanges(LibraryChanges):
+    package = "qcore_tosa"
+
+
+def _without(monkeypatch: pytest.MonkeyPatch, name: str) -> Change:
+    change: Change = getattr(compat, name)
+    monkeypatch.setattr(compat, name, attrs.evolve(change, only="<0"))
+    return change
+
+
+def _lowered(model: nn.Module, x: torch.Tensor, scheme: str) -> Any:
+    quantizer = TosaQuantizer("TOSA-1.0+INT+int16").set_global(scheme)
+    return quantizer.lower(qcore.quantize(model.eval(), quantizer, [x]).model, (x,))
+
+
+class _Residual(nn.Module):
+    """A convolution and what goes around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return y + torch.relu(y)
+
+
+def _accumulators(program: Any, operators: Operators) -> list[str]:
+    return [kind for name, _, kind in operators(program) if name == "RESCALE"]
+
+
+@pytest.mark.skipif(not compat._CONVOLUTIONS.needed, reason="ExecuTorch 1.5 rescales each reader")
+def test_sixteen_bit_convolutions_give_int32_where_a_reader_rescales_to_it(
+    tosa_operators: Operators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.linspace(-1, 1, 4 * 9).reshape(1, 4, 3, 3)
+    mended = tosa_operators(_lowered(_Residual(), x, "16a8w"))
+    _without(monkeypatch, "_CONVOLUTIONS")
+    try:
+        theirs = tosa_operators(_lowered(_Residual(), x, "16a8w"))
+    except qcore.QcoreError:
+        return
+    assert theirs != mended
+
+
+def test_operators_that_differ_in_their_metadata_alone_are_taken_for_duplicates() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    nodes = [graph.call_function(torch.ops.aten.elu.default, (x,)) for _ in range(2)]
+    for alpha, node in enumerate(nodes):
+        node.meta["float_alpha"] = float(alpha)
+        graph.call_function(torch.ops.aten.relu.default, (node,))
+    found = compat._DUPLICATES.target()()
+
+    def signatures() -> list[Any]:
+        return [found._build_user_signature(node) for node in nodes]
+
+    first, second = signatures()
+    assert first == second
+    with compat.mended_passes():
+        first, second = signatures()
+        assert first != second
+
+
+def test_quantized_argmax_is_left_out_of_the_delegates(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Position(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * 2).argmax(-1)
+
+    x = torch.linspace(-1, 1, 12).reshape(3, 4)
+    assert not _lowered(Position(), x, "8a8w").report.undelegated
+    _without(monkeypatch, "_ARGMAX")
+    assert _lowered(Position(), x, "8a8w").report.undelegated
