@@ -147,6 +147,10 @@ class TestCoreAlone:
         code = "import qcore; [getattr(qcore, name) for name in qcore.__all__]"
         assert core.code(code) == ""
 
+    def test_the_schema_of_the_reports_comes_with_it(self, core: Environment) -> None:
+        code = "from importlib.resources import files; print(files('qcore') / 'report/schema.json')"
+        assert Path(core.code(code)).is_file()
+
     def test_it_lists_nothing_and_says_how_to_get_a_backend(self, core: Environment) -> None:
         assert core.code(LIST) == ""
         assert "No backend is installed" in core.run("qcore", "backends").stdout

@@ -18,7 +18,7 @@ from qcore.report.decisions import (
 from qcore.report.lowering import LoweringReport, NodeRecord, StrayNode
 from qcore.report.serialize import UNSERIALIZED, figure, schema
 from qcore.report.source import LayerRecord, SourceReport
-from qcore.report.text import notes, text
+from qcore.report.text import as_text, notes
 from qcore.report.verification import Verification
 
 __all__ = [
@@ -35,11 +35,11 @@ __all__ = [
     "SourceReport",
     "StrayNode",
     "Verification",
+    "as_text",
     "figure",
     "notes",
     "read_decisions",
     "schema",
-    "text",
     "write_decisions",
 ]
 

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from qcore.report.serialize import dump, load
 
-__all__ = ["Report", "text"]
+__all__ = ["Report", "as_text"]
 
 
 @frozen
@@ -65,10 +65,10 @@ class Report:
         return report
 
     def __str__(self) -> str:
-        return text(self)
+        return as_text(self)
 
 
 @singledispatch
-def text(report: Report) -> str:
+def as_text(report: Report) -> str:
     """Return a report as text that stays short on large models."""
     raise TypeError(f"{report!r} is no report.")

@@ -7,14 +7,14 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import singledispatch
 from typing import Any, TypeVar
 
-from qcore.report.base import Report, text
+from qcore.report.base import Report, as_text
 from qcore.report.decisions import AnnotationReport
 from qcore.report.lowering import LoweringReport
 from qcore.report.serialize import dump, members
 from qcore.report.source import SourceReport
 from qcore.report.verification import Verification
 
-__all__ = ["grouped", "notes", "text"]
+__all__ = ["as_text", "grouped", "notes"]
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -27,7 +27,7 @@ def notes(report: Report) -> tuple[str, ...]:
     figures are listed.
     """
     own: Any = type(report)
-    viewed: Any = next(kind for kind in own.__mro__ if kind in text.registry)
+    viewed: Any = next(kind for kind in own.__mro__ if kind in as_text.registry)
     known = {member.key for member in members(viewed)}
     added = [member for member in members(own) if member.key not in known]
     return tuple(f"{m.key}: {_short(dump(getattr(report, m.name)))}" for m in added)
@@ -39,12 +39,12 @@ def _short(value: Any) -> str:
     return _number(len(value), "item") if isinstance(value, list) else str(value)
 
 
-@text.register
+@as_text.register
 def _(report: Report) -> str:
     return _lines(f"{report.backend}: {report.kind}", report)
 
 
-@text.register
+@as_text.register
 def _(report: AnnotationReport) -> str:
     schemes = Counter(d.scheme for d in report.quantized)
     keyed = (((d.operator, d.reason, d.advice), d.place) for d in report.in_float)
@@ -60,7 +60,7 @@ def _(report: AnnotationReport) -> str:
     )
 
 
-@text.register
+@as_text.register
 def _(report: LoweringReport) -> str:
     if not report.complete:
         return (
@@ -86,7 +86,7 @@ def _(report: LoweringReport) -> str:
     )
 
 
-@text.register
+@as_text.register
 def _(report: SourceReport) -> str:
     lines = [f"{count:4d} x {scheme}" for scheme, count in report.by_scheme.items()]
     for layer in report.layers:
@@ -105,7 +105,7 @@ def _(report: SourceReport) -> str:
     )
 
 
-@text.register
+@as_text.register
 def _(report: Verification) -> str:
     found = (
         f"outputs against the quantized model: {report.sqnr_db:.1f} dB, "
