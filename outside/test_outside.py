@@ -1,8 +1,8 @@
 """What is installed from wheels works without this repository, and without the other plugins.
 
-The environments hold nothing of this project but what is installed from its wheels. torch, torchao,
-ExecuTorch and the rest are shared with the environment that runs the tests: its packages are linked
-into a folder, those of this project left out.
+The environments hold nothing of this project but what is installed from its wheels, and of others
+what these declare, directly or not: torch and the rest are links to the packages of the environment
+that runs the tests. What is imported and not declared is missing.
 """
 
 from __future__ import annotations
@@ -14,21 +14,26 @@ import subprocess
 import sys
 import tomllib
 import venv
-from collections.abc import Callable
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import Distribution, PathDistribution, distribution, distributions
 from pathlib import Path
 
 import pytest
 from attrs import frozen
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from qcore.cli.scaffold import write_backend
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
-EXAMPLE = ROOT / "examples" / "qcore_portable"
+EXAMPLES = [ROOT / "examples" / name for name in ("qcore_integer", "qcore_portable")]
 SCAFFOLD = "outsider"
 
-# Names of files that installing this project leaves, in whatever way.
-_OURS = ("qcore", "__editable__", "_qcore")
+# What installs a distribution from its sources, whatever that declares.
+_TOOLS = ("pip", "setuptools")
 
 
 @frozen
@@ -69,29 +74,15 @@ class Environment:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with links to all installed packages but those of this project."""
-    folder = tmp_path_factory.mktemp("shared")
-    for place in map(Path, sys.path):
-        if place.name != "site-packages":
-            continue
-        for entry in place.iterdir():
-            target = folder / entry.name
-            if not entry.name.startswith(_OURS) and not target.exists():
-                target.symlink_to(entry)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a wheel of the core, each plugin, the example and a scaffolded backend."""
+    """A folder with a wheel of the core, each plugin and example, and a scaffolded backend."""
     sources, folder = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheels")
     copies = [sources / "core"]
     copies[0].mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copies[0])
     shutil.copytree(ROOT / "qcore", copies[0] / "qcore")
-    for project in (*PLUGINS, EXAMPLE):
+    for project in (*PLUGINS, *EXAMPLES):
         copies.append(sources / project.name)
         left_out = shutil.ignore_patterns("*.egg-info", "build", "tests")
         shutil.copytree(project, copies[-1], ignore=left_out)
@@ -101,24 +92,72 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _declared(wanted: Iterable[str], wheels: Path) -> dict[str, Distribution]:
+    """Resolve requirements to what they need, transitively, by name.
+
+    Distributions of this project are those of the wheels, all others those installed here.
+    """
+    ours = {}
+    for wheel in wheels.glob("*.whl"):
+        archive = zipfile.Path(wheel)
+        (info,) = (path for path in archive.iterdir() if path.name.endswith(".dist-info"))
+        found = PathDistribution(info)
+        ours[canonicalize_name(found.name)] = found
+    resolved: dict[str, Distribution] = {}
+    seen, pending = set(), [Requirement(text) for text in wanted]
+    while pending:
+        requirement = pending.pop()
+        name = canonicalize_name(requirement.name)
+        for extra in ("", *requirement.extras):
+            if (name, extra) in seen:
+                continue
+            seen.add((name, extra))
+            resolved[name] = ours.get(name) or distribution(name)
+            needs = map(Requirement, resolved[name].requires or ())
+            pending += (n for n in needs if n.marker is None or n.marker.evaluate({"extra": extra}))
+    return {name: found for name, found in resolved.items() if name not in ours}
+
+
+def _tops(found: Distribution) -> Iterator[str]:
+    """Return the files and folders of a distribution that lie in site-packages itself."""
+    names = {path.parts[0] for path in found.files or ()}
+    return (name for name in names if name not in ("..", "__pycache__"))
+
+
+def _link(found: Iterable[Distribution], folder: Path) -> None:
+    """Link distributions into a folder, and nothing beside them."""
+    owners = Counter(name for installed in distributions() for name in set(_tops(installed)))
+    for each in found:
+        for name in _tops(each):
+            source = Path(str(each.locate_file(name)))
+            if owners[name] == 1:
+                (folder / name).symlink_to(source)
+                continue
+            # Several distributions have files in this folder.
+            for file in (path for path in each.files or () if path.parts[0] == name):
+                target = folder / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(Path(str(file.locate())))
+
+
 @pytest.fixture(scope="session")
 def environment(
-    tmp_path_factory: pytest.TempPathFactory, wheels: Path, shared: Path
+    tmp_path_factory: pytest.TempPathFactory, wheels: Path
 ) -> Callable[..., Environment]:
     """Makes an environment with some distributions of this project, from wheels."""
 
-    def make(*distributions: str) -> Environment:
+    def make(*wanted: str) -> Environment:
         root = tmp_path_factory.mktemp("environment")
         venv.create(root, symlinks=True)
         (packages,) = root.glob("lib/python*/site-packages")
-        (packages / "shared.pth").write_text(f"{shared}\n")
+        _link(_declared((*wanted, *_TOOLS), wheels).values(), packages)
         made = Environment(root, tmp_path_factory.mktemp("work"))
-        for tool in ("pip", "pytest"):  # They are shared, and so have no command here.
+        for tool in ("pip", "pytest"):  # Links have no command.
             command = made.root / "bin" / tool
             command.write_text(f'#!/bin/sh\nexec {made.python} -m {tool} "$@"\n')
             command.chmod(0o755)
         install = ("pip", "install", "-qq", "--no-index", f"--find-links={wheels}")
-        made.run(*install, "qcore-quant[testing]", *distributions)
+        made.run(*install, *wanted)
         return made
 
     return make
@@ -135,8 +174,8 @@ ALONE = "loads or listing or distribution or signatures or option or hashable or
 
 @pytest.fixture(scope="session")
 def core(environment: Make) -> Environment:
-    """An environment with the core alone."""
-    return environment()
+    """An environment with the core alone, without extras."""
+    return environment("qcore-quant")
 
 
 class TestCoreAlone:
@@ -153,27 +192,42 @@ class TestCoreAlone:
 
     def test_it_lists_nothing_and_says_how_to_get_a_backend(self, core: Environment) -> None:
         assert core.code(LIST) == ""
-        assert "No backend is installed" in core.run("qcore", "backends").stdout
         code = "import qcore\ntry: qcore.get_quantizer('xnnpack')\nexcept qcore.QcoreError as e: "
         assert "none is installed" in core.code(f"{code}print(e)")
 
+    def test_the_command_says_what_it_needs(self, core: Environment) -> None:
+        command = "import sys, qcore.cli; sys.argv = ['qcore', 'backends']; qcore.cli.main()"
+        said = core.code(f"try: exec({command!r})\nexcept SystemExit as e: print(e.code)")
+        assert 'pip install "qcore-quant[cli]"' in said
 
-def test_the_example_passes_its_tests(environment: Make) -> None:
-    made = environment("qcore-portable")
-    assert made.code(LIST) == "portable"
-    shutil.copytree(EXAMPLE / "tests", made.folder / "tests")
-    assert re.search(r"\d{3} passed", made.conformance("tests"))
+    def test_nothing_of_a_backend_is_there(self, core: Environment) -> None:
+        code = "import importlib.util as u; print(*filter(u.find_spec, ['executorch', 'typer']))"
+        assert core.code(code) == ""
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_passes_its_tests(example: Path, environment: Make) -> None:
+    made = environment(f"{example.name.replace('_', '-')}[test]")
+    assert made.code(LIST) == example.name.removeprefix("qcore_")
+    shutil.copytree(example / "tests", made.folder / "tests")
+    assert re.search(r"^\d{3} passed(, \d+ skipped)? in", made.conformance("tests"))
+
+
+def test_a_backend_with_a_format_of_its_own_needs_no_other(environment: Make) -> None:
+    made = environment("qcore-integer")
+    code = "import importlib.util as u; print(u.find_spec('executorch'), u.find_spec('pytest'))"
+    assert made.code(code) == "None None"
 
 
 def test_a_scaffolded_backend_passes_as_it_is(environment: Make) -> None:
-    made = environment(f"qcore-{SCAFFOLD}")
+    made = environment(f"qcore-{SCAFFOLD}[test]")
     assert made.code(LIST) == SCAFFOLD
     command = ("--pyargs", "qcore.testing", "--qcore-backend", SCAFFOLD)
     assert re.search(r"\d{3} passed", made.conformance(*command))
 
 
 def test_the_tutorial_ends_with_a_conforming_backend(environment: Make) -> None:
-    made = environment()
+    made = environment("qcore-quant[cli,testing]")
     page = (ROOT / "docs" / "writing-a-backend.md").read_text(encoding="utf-8")
     script, code = ["set -e"], []
     for block in BLOCK.finditer(page):
@@ -202,7 +256,7 @@ def test_the_tutorial_ends_with_a_conforming_backend(environment: Make) -> None:
 
 @pytest.mark.parametrize("plugin", [path.name for path in PLUGINS])
 def test_a_plugin_works_alone_with_the_core(plugin: str, environment: Make) -> None:
-    made = environment(plugin.replace("_", "-"))
+    made = environment(plugin.replace("_", "-"), "qcore-quant[testing]")
     project = tomllib.loads((ROOT / "plugins" / plugin / "pyproject.toml").read_text("utf-8"))
     declared = project["project"].get("entry-points", {}).get("qcore.backends", {})
     names = made.code(LIST).split()

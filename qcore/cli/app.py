@@ -11,7 +11,7 @@ import typer
 from qcore.errors import QcoreError
 from qcore.registry import NO_BACKEND, backends
 
-__all__ = ["app", "main"]
+__all__ = ["app", "run"]
 
 app = typer.Typer(
     help="Quantize PyTorch models for edge backends, each of them a plugin.",
@@ -56,7 +56,7 @@ def new_backend(
     )
 
 
-def main() -> None:
+def run() -> None:
     """Run the command; an error of qcore becomes a line on stderr and exit status 1."""
     try:
         app(prog_name="qcore")

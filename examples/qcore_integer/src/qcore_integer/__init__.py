@@ -1,0 +1,1 @@
+"""A qcore backend with a compiler, a file format and an interpreter of its own."""
