@@ -1,33 +1,23 @@
-"""The builder of configurations with symmetric weights."""
+"""The builders of configurations: a format for weights, one for activations, and what observes."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import torch
+from attrs import evolve
 
-from qcore.calibration.histogram import HistogramObserver
-from qcore.compat.torchao import (
-    FakeQuantize,
-    FusedMovingAvgObsFakeQuantize,
-    MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
-    PerChannelMinMaxObserver,
-    PlaceholderObserver,
-    QuantizationConfig,
-    QuantizationSpec,
-)
+from qcore.calibration.methods import DEFAULT
+from qcore.compat.torchao import QuantizationConfig
 from qcore.errors import UnsupportedSchemeError
+from qcore.formats import INT8, INT8_WEIGHTS, INT16, SMALLEST_SCALE, UINT8, NumberFormat
+from qcore.training import with_fake_quantization
 
-__all__ = ["SMALLEST_SCALE", "get_symmetric_quantization_config"]
+__all__ = ["build_config", "get_symmetric_quantization_config"]
 
-# The smallest scale an observer may return, unless a backend says otherwise. XNNPACK's and
-# QNNPACK's requantization lose precision below it; the value is the one that ExecuTorch's
-# quantizers use for both.
-SMALLEST_SCALE: Final = 2**-12
+_BY_TYPE = {known.dtype: known for known in (INT8, UINT8, INT16)}
 
 
 @functools.lru_cache
@@ -46,7 +36,7 @@ def get_symmetric_quantization_config(
 ) -> QuantizationConfig:
     """Build a configuration with symmetric integer weights and affine integer activations.
 
-    The positional parameters are those of ExecuTorch's function of the same name.
+    For formats of another kind write ``qcore.QuantizationScheme(weight, activation).to_config()``.
 
     Args:
         is_per_channel: One weight scale per output channel instead of one per tensor.
@@ -57,10 +47,11 @@ def get_symmetric_quantization_config(
         weight_qmin: Smallest quantized weight.
         weight_qmax: Largest quantized weight; below 127 for narrower weights stored as int8.
         act_dtype: Integer type of activations: ``torch.int8``, ``torch.uint8`` or ``torch.int16``.
-            16-bit activations are symmetric, because integer kernels give them no zero point (TOSA
-            and LiteRT's 16x8 scheme alike): pass act_qmin=-32767, act_qmax=32767.
-        act_observer: Observer class for static activations, in place of
-            :class:`qcore.observers.HistogramObserver`; takes ``eps`` as a keyword.
+            16-bit activations are symmetric, because integer kernels give them no zero point
+            (LiteRT's 16x8 scheme): pass act_qmin=-32767, act_qmax=32767.
+        act_observer: Observer class for static activations, which no calibration method replaces;
+            takes ``eps`` as a keyword. ``None`` leaves it to the method that the quantizer was set
+            to, ``histogram`` by default.
         eps: The smallest scale that observers may return.
 
     Returns:
@@ -71,56 +62,59 @@ def get_symmetric_quantization_config(
     """
     _check_range("act", act_qmin, act_qmax, act_dtype)
     _check_range("weight", weight_qmin, weight_qmax, torch.int8)
-    activation = QuantizationSpec(
-        dtype=act_dtype,
-        quant_min=act_qmin,
-        quant_max=act_qmax,
-        qscheme=(
-            torch.per_tensor_symmetric if act_dtype is torch.int16 else torch.per_tensor_affine
-        ),
+    return build_config(
+        evolve(INT8_WEIGHTS.with_range(weight_qmin, weight_qmax), smallest_scale=eps),
+        evolve(_BY_TYPE[act_dtype].with_range(act_qmin, act_qmax), smallest_scale=eps),
+        is_per_channel=is_per_channel,
+        is_qat=is_qat,
         is_dynamic=is_dynamic,
-        observer_or_fake_quant_ctr=_activation_observer(is_qat, is_dynamic, act_observer, eps),
+        observer=act_observer,
     )
-    weight = QuantizationSpec(
-        dtype=torch.int8,
-        quant_min=weight_qmin,
-        quant_max=weight_qmax,
-        qscheme=torch.per_channel_symmetric if is_per_channel else torch.per_tensor_symmetric,
-        ch_axis=0,
-        is_dynamic=False,
-        observer_or_fake_quant_ctr=_weight_observer(is_qat, is_per_channel, eps),
+
+
+@functools.lru_cache
+def build_config(
+    weight: NumberFormat | None,
+    activation: NumberFormat | None,
+    *,
+    is_per_channel: bool,
+    is_qat: bool,
+    is_dynamic: bool,
+    observer: Callable[..., Any] | None = None,
+) -> QuantizationConfig:
+    """Build a configuration for two formats.
+
+    Args:
+        weight: The format of weights; ``None`` leaves them in float.
+        activation: The format of activations; ``None`` leaves them in float.
+        is_per_channel: One weight scale per output channel instead of one per tensor.
+        is_qat: Fake quantization for quantization-aware training instead of observers.
+        is_dynamic: Measure activation ranges at run time; outputs then stay in float.
+        observer: The user's observer class for static activations.
+
+    Returns:
+        A configuration; the same arguments give the same (cached) object.
+
+    Raises:
+        UnsupportedSchemeError: torchao cannot spell the format so.
+    """
+    spec = activation and activation.activation_qspec(
+        observer or DEFAULT.observer(activation),
+        is_dynamic=is_dynamic,
+        is_chosen=observer is None,
     )
-    return QuantizationConfig(activation, None if is_dynamic else activation, weight, None, is_qat)
+    weights = weight and weight.weight_qspec(is_per_channel=is_per_channel)
+    config = QuantizationConfig(spec, None if is_dynamic else spec, weights, None, False)
+    return with_fake_quantization(config, running=True) if is_qat else config
 
 
 def _check_range(which: str, qmin: int, qmax: int, dtype: torch.dtype) -> None:
+    if dtype not in _BY_TYPE:
+        known = ", ".join(map(str, _BY_TYPE))
+        raise UnsupportedSchemeError(f"{which}_dtype={dtype} is none of {known}; pass one of them.")
     info = torch.iinfo(dtype)
     if not info.min <= qmin < qmax <= info.max:
         raise UnsupportedSchemeError(
             f"{which}_qmin={qmin}, {which}_qmax={qmax} is not a range of {dtype}: "
             f"pass {info.min} <= {which}_qmin < {which}_qmax <= {info.max}."
         )
-
-
-def _activation_observer(
-    is_qat: bool, is_dynamic: bool, observer: Callable[..., Any] | None, eps: float
-) -> Any:
-    if is_qat and is_dynamic:
-        running = MovingAverageMinMaxObserver.with_args(averaging_constant=1)
-        return FakeQuantize.with_args(observer=running, eps=eps)
-    if is_qat:
-        return FusedMovingAvgObsFakeQuantize.with_args(eps=eps)
-    if is_dynamic:
-        return PlaceholderObserver.with_args(eps=eps)
-    chosen: Any = observer or HistogramObserver
-    return chosen.with_args(eps=eps)
-
-
-def _weight_observer(is_qat: bool, is_per_channel: bool, eps: float) -> Any:
-    if is_qat:
-        observer = (
-            MovingAveragePerChannelMinMaxObserver if is_per_channel else MovingAverageMinMaxObserver
-        )
-        return FusedMovingAvgObsFakeQuantize.with_args(observer=observer, eps=eps)
-    observer = PerChannelMinMaxObserver if is_per_channel else MinMaxObserver
-    return observer.with_args(eps=eps)

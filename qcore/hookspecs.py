@@ -49,9 +49,9 @@ def supported_schemes() -> Sequence[QuantizationScheme]:  # type: ignore[empty-b
 
     Returns:
         The schemes, the preferred ones first: a name that leaves something open, such as
-        ``"8a8w"``, means the first that fits. Those with ``layer`` set are what ``qcore.quantize_``
-        may do to a model for the backend, the others what its quantizer may. ``None`` is not
-        allowed.
+        ``"8a8w"``, means the first that fits. A ``qcore.schemes.LayerScheme`` is what
+        ``qcore.quantize_`` may do to a model for the backend, an ``IoScheme`` what ``set_io``
+        alone takes, the others what its quantizer may do. ``None`` is not allowed.
     """
 
 

@@ -29,12 +29,13 @@ from qcore.quiet import quiet
 from qcore.registry import load_backend
 from qcore.report import AnnotationReport, Severity, read_decisions, write_decisions
 from qcore.schemes import (
+    IoScheme,
+    LayerScheme,
     QuantizationConfig,
     QuantizationScheme,
     SchemeLike,
     check_scheme,
     listed,
-    require_pt2e_scheme,
     resolve_config,
 )
 from qcore.training import TRAINING, training_batch_norms, with_fake_quantization
@@ -66,9 +67,10 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         super().__init__()
         self._hooks = BackendHooks(backend, name or str(getattr(backend, "name", "backend")))
         declared = self._hooks.supported_schemes()
-        self._schemes = tuple(scheme for scheme in declared if scheme.layer is None)
-        self._source_schemes = tuple(scheme for scheme in declared if scheme.is_source)
-        self._io_schemes = tuple(scheme for scheme in declared if scheme.layer == "io")
+        self._source_schemes = tuple(s for s in declared if isinstance(s, LayerScheme))
+        self._io_schemes = tuple(s for s in declared if isinstance(s, IoScheme))
+        others = (LayerScheme, IoScheme)
+        self._schemes = tuple(s for s in declared if not isinstance(s, others))
         self._selectors = Selectors()
         self.report: AnnotationReport | None = None
 
@@ -92,7 +94,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         return self._schemes
 
     @property
-    def source_schemes(self) -> tuple[QuantizationScheme, ...]:
+    def source_schemes(self) -> tuple[LayerScheme, ...]:
         """The schemes of ``qcore.quantize_`` that the backend executes; may be empty."""
         return self._source_schemes
 
@@ -113,8 +115,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         """
         config = quantization_config
         if isinstance(config, QuantizationConfig) and config.weight is None and self._io_schemes:
-            scheme = QuantizationScheme.from_config(config)
-            check_scheme(evolve(scheme, layer="io"), self._io_schemes, self.name)
+            check_scheme(IoScheme.from_config(config), self._io_schemes, self.name)
         else:
             config = self._config(config)
         self._selectors.add_io(config)
@@ -156,9 +157,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
                 f"{self.name} executes whole models in integers, so no part of one stays in float. "
                 "Pass a scheme, or run that part outside of the model."
             )
-        if isinstance(wanted, str):
-            require_pt2e_scheme(wanted, self._schemes, self._source_schemes, self.name)
-        return resolve_config(wanted, self._schemes, self.name)
+        return resolve_config(wanted, self._schemes, self.name, self._source_schemes)
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Bring a captured model into the form that the backend annotates.

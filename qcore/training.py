@@ -26,6 +26,7 @@ from qcore.compat.torchao import (
     disable_fake_quant,
     enable_fake_quant,
 )
+from qcore.formats import FormatObserver
 from qcore.graph import module_path
 
 __all__ = [
@@ -79,9 +80,14 @@ def _fake(spec: QuantizationSpec, running: bool) -> QuantizationSpec:
         observer: Any = MovingAverageMinMaxObserver.with_args(averaging_constant=1)
         fake: Any = FakeQuantize.with_args(observer=observer, **options)
     elif (observer := _running(cls) if running else None) is not None:
-        fake = FusedMovingAvgObsFakeQuantize.with_args(observer=observer, **options)
+        # The fused kernel computes scales of its own.
+        ruled = isinstance(made, FormatObserver) and made.format.scales is not None
+        fused = FakeQuantize if ruled else FusedMovingAvgObsFakeQuantize
+        fake = fused.with_args(observer=observer, **options)
     else:
         fake = FakeQuantize.with_args(observer=made)
+    if isinstance(made, FormatObserver):
+        fake = FormatObserver(fake, made.format)
     return dataclasses.replace(spec, observer_or_fake_quant_ctr=fake)
 
 

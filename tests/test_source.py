@@ -30,11 +30,12 @@ from qcore.errors import (
     SelectionError,
     UnsupportedSchemeError,
 )
+from qcore.schemes import LayerScheme
 from qcore.source import drop_in
 
 
 def linear(bits: int, granularity: str, act: int | None = 8, multiple: int = 1, **options: Any):
-    return QuantizationScheme(
+    return LayerScheme(
         bits,
         act,
         granularity,
@@ -45,8 +46,8 @@ def linear(bits: int, granularity: str, act: int | None = 8, multiple: int = 1, 
     )
 
 
-def embedding(bits: int, granularity: str = "per_channel") -> QuantizationScheme:
-    return QuantizationScheme(bits, None, granularity, layer="embedding", group_multiple=8 // bits)
+def embedding(bits: int, granularity: str = "per_channel") -> LayerScheme:
+    return LayerScheme(bits, None, granularity, layer="embedding", group_multiple=8 // bits)
 
 
 LINEARS = (
@@ -237,7 +238,7 @@ class TestRefusals:
         ("config", "reason"),
         [
             (Int8WeightOnlyConfig(), "Expected a scheme"),
-            (IntxWeightOnlyConfig(weight_dtype=torch.int3), "3-bit"),
+            (IntxWeightOnlyConfig(weight_dtype=torch.int3), "does not execute 3w"),
             (
                 IntxWeightOnlyConfig(
                     weight_dtype=torch.int4,
@@ -456,14 +457,15 @@ class TestWeights:
         """At most 1.2 times the float model, plus the quantized one."""
         script = """
             import json, resource, torch, qcore
+            from qcore.schemes import LayerScheme
             from torch import nn
 
             class Backend:
                 api_version = 1
                 @qcore.hookimpl
                 def supported_schemes(self):
-                    linear = qcore.QuantizationScheme(4, 8, "per_group", True, layer="linear")
-                    table = qcore.QuantizationScheme(8, None, "per_channel", layer="embedding")
+                    linear = LayerScheme(4, 8, "per_group", True, layer="linear")
+                    table = LayerScheme(8, None, "per_channel", layer="embedding")
                     return [linear, table]
                 @qcore.hookimpl
                 def annotate(self): ...

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from qcore.calibration.histogram import HistogramObserver
+from qcore.calibration.methods import CalibrationMethod, calibration_method, with_method
 from qcore.calibration.samples import CalibrationData, calibrate, check_arguments, check_sample
 
 __all__ = [
     "CalibrationData",
+    "CalibrationMethod",
     "HistogramObserver",
     "calibrate",
+    "calibration_method",
     "check_arguments",
     "check_sample",
+    "with_method",
 ]

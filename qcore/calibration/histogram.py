@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from attrs import frozen
 
 from qcore.compat.torchao import HISTOGRAM
+from qcore.formats import NumberFormat
 
-__all__ = ["HistogramObserver"]
+__all__ = ["Histogram", "HistogramObserver"]
 
 _STEP = 1e-5
+
+
+@frozen
+class Histogram:
+    """Ranges with the least squared error, from a histogram of the values; the default."""
+
+    name: ClassVar[str] = "histogram"
+
+    def observer(self, number_format: NumberFormat) -> Any:
+        """Return the observer's class, which is told the levels."""
+        del number_format
+        return HistogramObserver
 
 
 class HistogramObserver(HISTOGRAM.checked()):  # type: ignore[misc]
@@ -22,7 +36,14 @@ class HistogramObserver(HISTOGRAM.checked()):  # type: ignore[misc]
     tensors in each step; here the steps in which nothing changes cost an addition.
 
     The search is the nonlinear one of Caffe2's ``norm_minimization.cc``.
+
+    torchao takes the range to have all levels of the type that stores them; here it has those
+    between ``quant_min`` and ``quant_max``, in whole bits.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.dst_nbins: int = 2 ** int(self.quant_max - self.quant_min).bit_length()
 
     def _non_linear_param_search(self) -> tuple[torch.Tensor, torch.Tensor]:
         cumulative = torch.cumsum(self.histogram, dim=0).tolist()

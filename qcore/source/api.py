@@ -14,7 +14,7 @@ from qcore import registry
 from qcore.backend import BackendHooks
 from qcore.errors import SelectionError
 from qcore.report import LayerRecord, SourceReport
-from qcore.schemes import QuantizationScheme
+from qcore.schemes import LayerScheme
 from qcore.source.modules import model_bytes, stored_bytes, stored_weight
 from qcore.source.planning import LayerPlan, Planner
 from qcore.source.rules import FilterFunction, Layers, Rules, RuleSet
@@ -33,7 +33,7 @@ class SourceTarget(Protocol):
         """The backend's name."""
 
     @property
-    def source_schemes(self) -> tuple[QuantizationScheme, ...]:
+    def source_schemes(self) -> tuple[LayerScheme, ...]:
         """The schemes of ``quantize_`` that it executes."""
 
 
@@ -111,10 +111,10 @@ def _check_model(model: object) -> None:
     )
 
 
-def _backend(backend: Any) -> tuple[str, tuple[QuantizationScheme, ...]]:
+def _backend(backend: Any) -> tuple[str, tuple[LayerScheme, ...]]:
     if isinstance(backend, str):
         hooks = BackendHooks(registry.load_backend(backend, {}), backend)
-        return backend, tuple(s for s in hooks.supported_schemes() if s.is_source)
+        return backend, tuple(s for s in hooks.supported_schemes() if isinstance(s, LayerScheme))
     if isinstance(backend, SourceTarget):
         return backend.name, backend.source_schemes
     raise SelectionError(

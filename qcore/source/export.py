@@ -15,13 +15,13 @@ from qcore.capture import Sample, exported_program
 from qcore.compat.torchao import unwrap_tensor_subclass
 from qcore.errors import UnsupportedSchemeError
 from qcore.quiet import quiet
-from qcore.schemes import QuantizationScheme, listed
+from qcore.schemes import LayerScheme, listed
 from qcore.source.modules import quantized_layers
 
 __all__ = ["check_layers", "export_quantized"]
 
 
-def check_layers(model: nn.Module, supported: Sequence[QuantizationScheme], backend: str) -> None:
+def check_layers(model: nn.Module, supported: Sequence[LayerScheme], backend: str) -> None:
     """Raise for layers that the backend cannot execute, as torchao's own ``quantize_`` leaves them.
 
     Args:
@@ -41,11 +41,11 @@ def check_layers(model: nn.Module, supported: Sequence[QuantizationScheme], back
         declared = next((s for form in forms for s in supported if s.covers(form)), None)
         if declared is None:
             problems.append(f"  {layer.name}: {layer.scheme}")
-        elif layer.group_size % declared.group_multiple:
-            problems.append(
-                f"  {layer.name}: {layer.scheme} with group size {layer.group_size}, and "
-                f"{backend} takes multiples of {declared.group_multiple}"
-            )
+            continue
+        size = layer.group_size if declared.granularity == "per_group" else None
+        misfit = declared.misfit(*layer.shape, size, backend)
+        if misfit:
+            problems.append(f"  {layer.name}: {layer.scheme}: {misfit}")
     if problems:
         raise UnsupportedSchemeError(
             f"{backend} does not execute {len(problems)} layers of this model:\n"

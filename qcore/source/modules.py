@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -16,13 +16,16 @@ from qcore.compat.torchao import (
     TorchAOBaseTensor,
     UnwrapTensorSubclass,
 )
-from qcore.schemes import QuantizationScheme
+from qcore.formats import INT8_WEIGHTS
+from qcore.grammar import Granularity
+from qcore.schemes import Layer, LayerScheme
 
 __all__ = [
     "QuantizedLayer",
     "has_weight",
     "is_quantized",
     "is_quantized_model",
+    "layer_scheme",
     "model_bytes",
     "quantized_layers",
     "stored_bytes",
@@ -38,11 +41,32 @@ class QuantizedLayer:
         name: Its name in the model.
         scheme: The scheme, as a backend declares it.
         group_size: How many weights of a row share a scale; all of them with per-channel scales.
+        shape: Rows and columns of its weight.
     """
 
     name: str
-    scheme: QuantizationScheme
+    scheme: LayerScheme
     group_size: int
+    shape: tuple[int, int]
+
+
+def layer_scheme(
+    layer: Layer, bits: int, granularity: Granularity, *, is_dynamic: bool, symmetric: bool = True
+) -> LayerScheme:
+    """Return a scheme of source quantization as a backend declares it.
+
+    Args:
+        layer: The kind of layer.
+        bits: Bits of a weight.
+        granularity: Per channel or per group.
+        is_dynamic: Whether activations are quantized to int8 at run time; else they stay in float.
+        symmetric: Whether weights have a zero point of 0.
+
+    Returns:
+        The scheme.
+    """
+    weight = evolve(INT8_WEIGHTS.narrowed(bits), symmetric=symmetric)
+    return LayerScheme(weight, 8 if is_dynamic else None, granularity, is_dynamic, layer=layer)
 
 
 def stored_weight(module: nn.Module) -> torch.Tensor | None:
@@ -89,25 +113,25 @@ def quantized_layers(model: nn.Module) -> Iterator[QuantizedLayer]:
     """
     for name, module in model.named_modules():
         if isinstance(module, Int8DynActInt4WeightLinear):
-            scheme = QuantizationScheme(4, 8, "per_group", True, layer="linear")
-            yield QuantizedLayer(name, scheme, int(module.groupsize))
+            scheme = layer_scheme("linear", 4, "per_group", is_dynamic=True)
+            shape = (module.out_features, module.in_features)
+            yield QuantizedLayer(name, scheme, int(module.groupsize), shape)
             continue
         weight = stored_weight(module)
         if not isinstance(weight, IntxUnpackedToInt8Tensor) or weight.dim() != 2:
             continue
         group, inputs = int(weight.block_size[-1]), int(weight.shape[-1])
-        dynamic = weight.activation_quantization is not None
         yield QuantizedLayer(
             name,
-            QuantizationScheme(
-                weight_bits=_bits(weight),
-                activation_bits=8 if dynamic else None,
-                granularity="per_channel" if group == inputs else "per_group",
-                is_dynamic=dynamic,
-                symmetric_weights=not bool(weight.zero_point.any()),
-                layer="embedding" if isinstance(module, nn.Embedding) else "linear",
+            layer_scheme(
+                "embedding" if isinstance(module, nn.Embedding) else "linear",
+                _bits(weight),
+                "per_channel" if group == inputs else "per_group",
+                is_dynamic=weight.activation_quantization is not None,
+                symmetric=not bool(weight.zero_point.any()),
             ),
             group,
+            (int(weight.shape[0]), inputs),
         )
 
 

@@ -14,7 +14,7 @@ from qcore.errors import (
     SelectionError,
     UnsupportedSchemeError,
 )
-from qcore.schemes import QuantizationScheme, check_scheme
+from qcore.schemes import LayerScheme, check_scheme
 from qcore.source.modules import is_quantized, stored_weight
 from qcore.source.rules import Choice, FilterFunction, Layers, ModelLayer, RuleSet, SourceRule
 from qcore.source.scheme import GroupSize, SourceScheme
@@ -54,7 +54,7 @@ class Planner:
     """
 
     backend: str
-    supported: Sequence[QuantizationScheme]
+    supported: Sequence[LayerScheme]
     rules: RuleSet
     filter_fn: FilterFunction | None = None
     fallback: Sequence[GroupSize] = ()
@@ -172,7 +172,7 @@ class Planner:
             tried.append(problem)
         return LayerPlan(layer, None, rule), f"  {layer.name}: {'; '.join(tried)}"
 
-    def _declared(self, layer: ModelLayer, scheme: SourceScheme) -> QuantizationScheme | None:
+    def _declared(self, layer: ModelLayer, scheme: SourceScheme) -> LayerScheme | None:
         assert layer.kind is not None
         wanted = scheme.for_layer(layer.kind)
         return next((s for s in self.supported if s.covers(wanted)), None)
@@ -185,26 +185,11 @@ class Planner:
         """Say why a scheme does not fit a layer; empty if it does."""
         weight = stored_weight(layer.module)
         assert weight is not None
-        declared, inputs = self._declared(layer, scheme), int(weight.shape[-1])
+        declared = self._declared(layer, scheme)
         if declared is None:
             return f"{self.backend} has no {scheme}"
-        multiple, outputs = declared.group_multiple, int(weight.shape[0])
-        if outputs % declared.output_multiple:
-            return (
-                f"{outputs} output channels, and {self.backend} takes multiples of "
-                f"{declared.output_multiple}"
-            )
-        if scheme.group_size == "axis":
-            if inputs % multiple:
-                return f"{inputs} weights a row, and {self.backend} takes multiples of {multiple}"
-            return ""
-        group = scheme.group_size
-        assert isinstance(group, int)
-        if group % multiple:
-            return f"group size {group}, and {self.backend} takes multiples of {multiple}"
-        if inputs % group:
-            return f"{inputs} weights a row, not divisible by {group}"
-        return ""
+        group = None if scheme.group_size == "axis" else scheme.group_size
+        return declared.misfit(weight.shape[0], weight.shape[1], group, self.backend)
 
     def _unfit(self, problems: Sequence[str]) -> str:
         tried = ", ".join(map(str, self.fallback))

@@ -11,7 +11,7 @@ from torch import nn
 
 from qcore.errors import SelectionError
 from qcore.names import PathRules, compile_glob, nothing_selected, type_name, type_names
-from qcore.schemes import Layer, QuantizationScheme
+from qcore.schemes import Layer, LayerScheme
 from qcore.source.modules import has_weight, is_quantized, stored_weight
 from qcore.source.scheme import SourceScheme, SourceSchemeLike, read_scheme
 
@@ -150,7 +150,7 @@ class RuleSet:
         self,
         default: SourceScheme | None,
         rules: Rules,
-        supported: Sequence[QuantizationScheme],
+        supported: Sequence[LayerScheme],
         backend: str,
     ) -> None:
         self._default = SourceRule("", False, default) if default is not None else None

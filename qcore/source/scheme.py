@@ -1,9 +1,8 @@
-"""What a user asks source quantization for: a name, a scheme, or a torchao configuration."""
+"""The schemes of ``quantize_``: what a user may write, and torchao's form of it."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias
 
@@ -17,34 +16,22 @@ from qcore.compat.torchao import (
     PerAxis,
     PerGroup,
 )
-from qcore.errors import UnsupportedSchemeError, near_misses
-from qcore.schemes import Layer, QuantizationScheme, listed
+from qcore.errors import UnsupportedSchemeError
+from qcore.grammar import SchemeName
+from qcore.schemes import Layer, LayerScheme, listed, parse_name
+from qcore.source.modules import layer_scheme
 
-__all__ = [
-    "NAMES",
-    "GroupSize",
-    "SourceScheme",
-    "SourceSchemeLike",
-    "check_group_size",
-    "read_scheme",
-]
+__all__ = ["GroupSize", "SourceScheme", "SourceSchemeLike", "check_group_size", "read_scheme"]
 
 GroupSize: TypeAlias = int | Literal["axis"]
 SourceSchemeLike: TypeAlias = (
     "SourceScheme | str | IntxWeightOnlyConfig | Int8DynamicActivationIntxWeightConfig | None"
 )
 
-#: The schemes that have a name.
-NAMES: Final = ("8da4w", "8da8w", "2w", "4w", "8w")
-
 # The group size of a name that leaves it open, on a backend that prefers groups: what torchao's
-# Int8DynamicActivationIntxWeightConfig and ExecuTorch's language-model recipes use.
+# Int8DynamicActivationIntxWeightConfig and recipes for language models use.
 _GROUP: Final = 32
 
-_NAME: Final = re.compile(
-    r"(?P<name>(?:8da)?[248]w)"
-    r"(?:[ -]per[-_](?:(?P<axis>axis|channel)|group(?:[ -](?P<group>\d+))?))?"
-)
 _CONFIGS: Final = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
 
 
@@ -53,8 +40,8 @@ class SourceScheme:
     """How the weights of a layer are quantized before capture.
 
     Attributes:
-        name: ``8da4w``, ``8da8w``, ``2w``, ``4w`` or ``8w``: bits of the activations, if they are
-            quantized (at run time, a range for each token), and bits of the weights.
+        name: Such as ``8da4w``, ``8w``: bits of the activations, if they are quantized (at run
+            time, a range for each token), and bits of the weights.
         group_size: How many weights of a row share a scale; ``"axis"`` for one scale a row, and
             ``None`` for what the backend prefers.
         config: A torchao configuration to use as it is, group size aside.
@@ -65,8 +52,12 @@ class SourceScheme:
     config: Any = field(default=None, repr=False, eq=str)
 
     def __attrs_post_init__(self) -> None:
-        if _NAME.fullmatch(self.name) is None or (self.config is None and self.name not in NAMES):
-            raise UnsupportedSchemeError(_unknown_name(self.name))
+        parsed = SchemeName.parse(self.name)
+        if parsed is None or parsed.short != self.name or not parsed.weight.isdigit():
+            raise UnsupportedSchemeError(
+                f"{self.name!r} is not a scheme's name. Write bits, as in '8da4w' or '8w', and the "
+                "group size beside it: SourceScheme('4w', 32)."
+            )
         if self.group_size is not None:
             check_group_size(self.group_size, "group_size")
 
@@ -80,18 +71,20 @@ class SourceScheme:
     @property
     def weight_bits(self) -> int:
         """Bits of a weight."""
-        return int(self.name[-2])
+        parsed = SchemeName.parse(self.name)
+        assert parsed is not None
+        return int(parsed.weight)
 
     @property
     def is_dynamic(self) -> bool:
         """Whether activations are quantized at run time."""
-        return self.name.startswith("8da")
+        return "d" in self.name
 
     def with_group_size(self, group_size: GroupSize | None) -> SourceScheme:
         """Return the scheme with another group size."""
         return evolve(self, group_size=group_size)
 
-    def for_layer(self, layer: Layer) -> QuantizationScheme:
+    def for_layer(self, layer: Layer) -> LayerScheme:
         """Return the scheme as a backend declares it.
 
         Args:
@@ -100,16 +93,15 @@ class SourceScheme:
         Returns:
             Per group, where the group size is open.
         """
-        return QuantizationScheme(
-            weight_bits=self.weight_bits,
-            activation_bits=8 if self.is_dynamic else None,
-            granularity="per_channel" if self.group_size == "axis" else "per_group",
+        return layer_scheme(
+            layer,
+            self.weight_bits,
+            "per_channel" if self.group_size == "axis" else "per_group",
             is_dynamic=self.is_dynamic,
-            symmetric_weights=_mapping(self.config) is not MappingType.ASYMMETRIC,
-            layer=layer,
+            symmetric=_mapping(self.config) is not MappingType.ASYMMETRIC,
         )
 
-    def preferred_on(self, layer: Layer, supported: Sequence[QuantizationScheme]) -> SourceScheme:
+    def preferred_on(self, layer: Layer, supported: Sequence[LayerScheme]) -> SourceScheme:
         """Fill in an open group size.
 
         Args:
@@ -159,7 +151,7 @@ def check_group_size(value: object, argument: str) -> None:
 
 
 def read_scheme(
-    wanted: SourceSchemeLike, supported: Sequence[QuantizationScheme], backend: str
+    wanted: SourceSchemeLike, supported: Sequence[LayerScheme], backend: str
 ) -> SourceScheme | None:
     """Read what a user passed as a scheme.
 
@@ -177,30 +169,28 @@ def read_scheme(
     """
     if wanted is None:
         return None
-    scheme = wanted if isinstance(wanted, SourceScheme) else _parsed(wanted)
-    if not any(declared.name == scheme.name for declared in supported):
-        raise UnsupportedSchemeError(_refusal(scheme, supported, backend))
-    return scheme
-
-
-def _parsed(wanted: object) -> SourceScheme:
     if isinstance(wanted, str):
-        match = _NAME.fullmatch(wanted.strip().lower())
-        if match is None or match["name"] not in NAMES:
-            raise UnsupportedSchemeError(_unknown_name(wanted))
-        if match["axis"]:
-            return SourceScheme(match["name"], "axis")
-        return SourceScheme(match["name"], int(match["group"]) if match["group"] else None)
-    if isinstance(wanted, _CONFIGS):
-        return _from_config(wanted)
-    raise UnsupportedSchemeError(
-        f"Expected a scheme for quantize_, got {type(wanted).__name__} ({wanted!r}). Pass a name "
-        f"({', '.join(NAMES)}), a qcore.SourceScheme, or one of torchao's "
-        f"{' and '.join(config.__name__ for config in _CONFIGS)}."
-    )
+        parsed = parse_name(wanted, supported, backend)
+        asked, name = str(parsed), parsed.short
+    else:
+        scheme = wanted if isinstance(wanted, SourceScheme) else _from_config(wanted)
+        asked, name = str(scheme), scheme.name
+    if not any(declared.name == name for declared in supported):
+        raise UnsupportedSchemeError(_refusal(asked, supported, backend))
+    if not isinstance(wanted, str):
+        return scheme
+    if parsed.granularity == "per_tensor":
+        raise UnsupportedSchemeError(_refusal(asked, supported, backend))
+    return SourceScheme(name, "axis" if parsed.granularity == "per_channel" else parsed.group_size)
 
 
 def _from_config(config: Any) -> SourceScheme:
+    if not isinstance(config, _CONFIGS):
+        raise UnsupportedSchemeError(
+            f"Expected a scheme for quantize_, got {type(config).__name__} ({config!r}). Pass a "
+            "name such as '8da4w', a qcore.SourceScheme, or one of torchao's "
+            f"{' and '.join(config.__name__ for config in _CONFIGS)}."
+        )
     dynamic = isinstance(config, Int8DynamicActivationIntxWeightConfig)
     packing = getattr(config.intx_packing_format, "value", config.intx_packing_format)
     if packing != "unpacked_to_int8":
@@ -215,11 +205,6 @@ def _from_config(config: Any) -> SourceScheme:
         )
     bits = int(str(config.weight_dtype).removeprefix("torch.int"))
     name = f"{'8da' if dynamic else ''}{bits}w"
-    if name not in NAMES:
-        raise UnsupportedSchemeError(
-            f"{type(config).__name__} asks for {bits}-bit weights, which no backend executes. "
-            f"The schemes that exist: {', '.join(NAMES)}."
-        )
     granularity = config.weight_granularity if dynamic else config.granularity
     group: GroupSize = granularity.group_size if isinstance(granularity, PerGroup) else "axis"
     return SourceScheme(name, group, config)
@@ -229,25 +214,16 @@ def _mapping(config: Any) -> Any:
     return getattr(config, "weight_mapping_type", getattr(config, "mapping_type", None))
 
 
-def _unknown_name(name: str) -> str:
-    close = near_misses(name, NAMES)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return (
-        f"{name!r} is no scheme of quantize_.{hint} It takes {', '.join(NAMES)}, each also with "
-        "'per-axis' or 'per-group 32' after it."
-    )
-
-
-def _refusal(scheme: SourceScheme, supported: Sequence[QuantizationScheme], backend: str) -> str:
+def _refusal(asked: str, supported: Sequence[LayerScheme], backend: str) -> str:
     if not supported:
         return (
-            f"{backend} executes no model that quantize_ has treated: {scheme} is not possible. "
+            f"{backend} executes no model that quantize_ has treated: {asked} is not possible. "
             "Quantize it with qcore.quantize(model, quantizer, samples) instead."
         )
     layers = {declared.layer for declared in supported}
     embeddings = "" if "embedding" in layers else " It has no quantized embedding."
     return (
-        f"{backend} does not execute {scheme}.\n"
+        f"{backend} does not execute {asked}.\n"
         f"It executes: {listed(supported)}.{embeddings}\n"
         "Pass one of these names. The schemes of the PT2E flow are others: "
         f"qcore.get_quantizer({backend!r}).supported_schemes."

@@ -21,7 +21,7 @@ from qcore.graph import clone
 from qcore.lowering import LoweredProgram
 from qcore.quantizer import Quantizer
 from qcore.report import AnnotationReport
-from qcore.schemes import QuantizationScheme, SchemeLike
+from qcore.schemes import LayerScheme, QuantizationScheme, SchemeLike
 from qcore.testing.models import ZOO, ZooModel
 from qcore.testing.operators import OPERATORS
 from qcore.testing.requirements import Requirements
@@ -176,9 +176,9 @@ class Subject:
         return declared
 
     @property
-    def source_schemes(self) -> tuple[QuantizationScheme, ...]:
+    def source_schemes(self) -> tuple[LayerScheme, ...]:
         """The declared schemes of ``qcore.quantize_``."""
-        declared: tuple[QuantizationScheme, ...] = self.cached(
+        declared: tuple[LayerScheme, ...] = self.cached(
             "source_schemes", lambda: self.quantizer().source_schemes
         )
         return declared

@@ -22,7 +22,7 @@ from qcore.annotation.rules import write_annotation
 from qcore.lowering import LoweredProgram
 from qcore.plan import QuantizationPlan, Selectors
 from qcore.report import AnnotationReport, Diagnostic
-from qcore.schemes import QuantizationScheme
+from qcore.schemes import LayerScheme, QuantizationScheme
 from qcore.testing import BackendConformance, Subject
 from qcore_portable import SCHEMES, TABLE, PortableBackend
 
@@ -118,11 +118,11 @@ class DeclaresOtherSchemesEveryTime(PortableBackend):
 
 
 @caught_by(
-    calls("declared_source_scheme_is_executed", QuantizationScheme(8, 8, layer="embedding")),
+    calls("declared_source_scheme_is_executed", LayerScheme(8, 8, layer="embedding")),
     "quantize_ of a model with 8a8w static per-channel .embedding. raised",
 )
 class DeclaresEmbeddingsWithActivations(PortableBackend):
-    supported_schemes = with_schemes(SCHEMES[0], QuantizationScheme(8, 8, layer="embedding"))
+    supported_schemes = with_schemes(SCHEMES[0], LayerScheme(8, 8, layer="embedding"))
 
 
 # How hooks are written.

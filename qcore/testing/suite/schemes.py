@@ -13,7 +13,7 @@ from torch import nn
 
 import qcore
 from qcore.errors import QcoreError
-from qcore.schemes import QuantizationScheme
+from qcore.schemes import LayerScheme, QuantizationScheme
 from qcore.source import SourceScheme
 from qcore.testing.comparison import compared_outputs, expected_sqnr_db, sqnr_db
 from qcore.testing.models import ZOO, Fn
@@ -137,7 +137,7 @@ class SchemeChecks:
         subject.selected(config)
 
     def test_declared_source_scheme_is_executed(
-        self, subject: Subject, source_scheme: QuantizationScheme
+        self, subject: Subject, source_scheme: LayerScheme
     ) -> None:
         outcomes = subject.cached("source", lambda: _source_outcomes(subject))
         error = outcomes.get(source_scheme)
@@ -166,13 +166,13 @@ def _layer(kind: str | None) -> nn.Module:
     return nn.Embedding(12, 64) if kind == "embedding" else nn.Linear(64, 64)
 
 
-def _source_outcomes(subject: Subject) -> dict[QuantizationScheme, BaseException]:
+def _source_outcomes(subject: Subject) -> dict[LayerScheme, BaseException]:
     """Lower one model with a layer for each scheme; where that fails, one model for each."""
     schemes = subject.source_schemes
     try:
         return _try_source(subject, schemes)
     except (AssertionError, QcoreError):
-        outcomes: dict[QuantizationScheme, BaseException] = {}
+        outcomes: dict[LayerScheme, BaseException] = {}
         for scheme in schemes:
             try:
                 outcomes.update(_try_source(subject, (scheme,)))
@@ -182,8 +182,8 @@ def _source_outcomes(subject: Subject) -> dict[QuantizationScheme, BaseException
 
 
 def _try_source(
-    subject: Subject, schemes: tuple[QuantizationScheme, ...]
-) -> dict[QuantizationScheme, BaseException]:
+    subject: Subject, schemes: tuple[LayerScheme, ...]
+) -> dict[LayerScheme, BaseException]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = {f"layer{i}": _layer(scheme.layer) for i, scheme in enumerate(schemes)}
@@ -212,7 +212,7 @@ def _try_source(
         with subject.step(f"lower of {what}"):
             program = subject.quantizer().lower(model, inputs, **subject.requirements.lower_options)
         outputs = subject.run(program, inputs, what)
-    outcomes: dict[QuantizationScheme, BaseException] = {}
+    outcomes: dict[LayerScheme, BaseException] = {}
     for index, scheme in enumerate(schemes):
         noise = sqnr_db(in_float[index], quantized[index])
         if noise < expected_sqnr_db(evolve(scheme, activation_bits=None)):
@@ -229,7 +229,7 @@ def _try_source(
     return outcomes
 
 
-def _source(scheme: QuantizationScheme) -> SourceScheme:
+def _source(scheme: LayerScheme) -> SourceScheme:
     if scheme.granularity == "per_group":
         return SourceScheme(scheme.name, max(32, scheme.group_multiple))
     return SourceScheme(scheme.name, "axis")

@@ -32,7 +32,7 @@ from qcore.annotation.checks import constants_fit_histogram, float_inputs, no_al
 from qcore.lowering import LoweredProgram, check_options
 from qcore.plan import QuantizationPlan
 from qcore.report import AnnotationReport
-from qcore.schemes import QuantizationScheme
+from qcore.schemes import LayerScheme, QuantizationScheme
 from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner
 
 __all__ = ["PortableBackend"]
@@ -46,7 +46,7 @@ SCHEMES = (
         for granularity in ("per_channel", "per_tensor")
     ),
     *(
-        QuantizationScheme(bits, None, "per_channel", layer="embedding", group_multiple=multiple)
+        LayerScheme(bits, None, "per_channel", layer="embedding", group_multiple=multiple)
         for bits, multiple in ((8, 1), (4, 2))
     ),
 )

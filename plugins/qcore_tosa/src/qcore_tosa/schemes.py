@@ -6,9 +6,11 @@ import functools
 from typing import Any, Final
 
 import torch
+from attrs import evolve
 
 import qcore
-from qcore.schemes import QuantizationConfig, QuantizationScheme
+from qcore import formats
+from qcore.schemes import IoScheme, QuantizationConfig, QuantizationScheme
 
 __all__ = [
     "DYNAMIC",
@@ -24,27 +26,29 @@ __all__ = [
 _EPS_INT8: Final = 2**-16
 _EPS_INT16: Final = 2**-12
 
-_IO: Final = QuantizationScheme(None, 8, "per_tensor", layer="io")
+_IO: Final = tuple(IoScheme(None, kind, "per_tensor") for kind in (formats.INT8, formats.UINT8))
 
 
 def _schemes(
-    activation_bits: int, eps: float, is_dynamic: bool = False
+    activation: formats.NumberFormat, eps: float, is_dynamic: bool = False
 ) -> tuple[QuantizationScheme, ...]:
+    weight = evolve(formats.INT8_WEIGHTS, smallest_scale=eps)
+    activation = evolve(activation, smallest_scale=eps)
     return tuple(
-        QuantizationScheme(8, activation_bits, granularity, is_dynamic, is_qat, smallest_scale=eps)
+        QuantizationScheme(weight, activation, granularity, is_dynamic, is_qat)
         for is_qat in (False, True)
         for granularity in ("per_channel", "per_tensor")
     )
 
 
 #: What every target executes.
-INT8: Final = (*_schemes(8, _EPS_INT8), _IO)
+INT8: Final = (*_schemes(formats.INT8, _EPS_INT8), *_IO)
 
 #: What targets that also compute in float execute, too.
-DYNAMIC: Final = _schemes(8, _EPS_INT8, is_dynamic=True)
+DYNAMIC: Final = _schemes(formats.INT8, _EPS_INT8, is_dynamic=True)
 
 #: What targets with TOSA's extension ``int16`` execute, too.
-INT16: Final = _schemes(16, _EPS_INT16)
+INT16: Final = _schemes(formats.INT16, _EPS_INT16)
 
 
 @functools.lru_cache

@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from qcore.annotation import GemmRule, OperatorMatch, OperatorPattern, Rejection, SupportTable
 from qcore.annotation.checks import float_inputs, static_weight, weight_shape
-from qcore.schemes import QuantizationConfig, QuantizationScheme
+from qcore.schemes import LayerScheme, QuantizationConfig, QuantizationScheme
 
 __all__ = ["SCHEMES", "TABLE"]
 
@@ -27,7 +27,7 @@ SCHEMES: Final = (
     QuantizationScheme(8, None, "per_channel"),
     QuantizationScheme(4, None, "per_channel"),
     *(
-        QuantizationScheme(
+        LayerScheme(
             4,
             activation_bits,
             "per_group",

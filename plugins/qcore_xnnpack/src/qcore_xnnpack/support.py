@@ -31,7 +31,7 @@ from qcore.annotation.checks import (
     weight_shape,
 )
 from qcore.annotation.layers import convolution_groups
-from qcore.schemes import QuantizationConfig, QuantizationScheme
+from qcore.schemes import LayerScheme, QuantizationConfig, QuantizationScheme
 
 __all__ = ["SCALAR_OPERATORS", "SCHEMES", "TABLE"]
 
@@ -41,13 +41,13 @@ aten = torch.ops.aten
 # 4-bit weights in blocks of a multiple of 32 with bfloat16 scales (a row is one block where scales
 # are per channel; ``backends/xnnpack/operators/node_visitor.py``) and 8-bit weights per channel.
 # Embeddings are not delegated; ExecuTorch's own kernels unpack 4 and 2 bits from whole bytes.
-_EIGHT_BITS: Final = QuantizationScheme(8, 8, "per_channel", is_dynamic=True, layer="linear")
+_EIGHT_BITS: Final = LayerScheme(8, 8, "per_channel", is_dynamic=True, layer="linear")
 _FOUR_BITS: Final = evolve(
     _EIGHT_BITS, weight_bits=4, group_multiple=32, scale_dtype=torch.bfloat16
 )
 _LINEARS: Final = (evolve(_FOUR_BITS, granularity="per_group"), _FOUR_BITS, _EIGHT_BITS)
 _EMBEDDINGS: Final = tuple(
-    QuantizationScheme(bits, None, granularity, layer="embedding", group_multiple=multiple)
+    LayerScheme(bits, None, granularity, layer="embedding", group_multiple=multiple)
     for granularity in ("per_channel", "per_group")
     for bits, multiple in ((8, 1), (4, 2), (2, 4))
 )
