@@ -8,12 +8,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
+import jsonschema
 import pytest
 import torch
 
 from qcore.errors import LoweringError, RuntimeCrashError
 from qcore.lowering import LoweredProgram, Session, TensorSpec, export_for_lowering
-from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner, import_executorch
+from qcore.report import schema
+from qcore_executorch import (
+    ExecuTorchLowering,
+    ExecuTorchReport,
+    ExecuTorchRunner,
+    import_executorch,
+)
 from qcore_executorch.check import Reference, example_inputs
 from qcore_executorch.mending import Attempt, search
 
@@ -129,6 +136,8 @@ def test_what_was_mended_is_in_the_report(monkeypatch):
     assert (node.operator, node.reason) == ("aten.sub.Tensor", report.mended[0].symptom)
     assert "left to portable kernels, wrong in the delegate: sub" in str(report)
     assert report.to_dict()["mended"][0]["name"] == "sub"
+    jsonschema.validate(report.to_dict(), schema(ExecuTorchReport))
+    assert ExecuTorchReport.from_dict(report.to_dict()) == report
     assert {"check", "mend"} <= report.seconds.keys()
 
 

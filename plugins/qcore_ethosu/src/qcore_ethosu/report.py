@@ -86,8 +86,9 @@ class EthosUReport(ExecuTorchReport):
 
 @notes.register
 def _(report: EthosUReport) -> tuple[str, ...]:
+    said = (report.execution, *notes.dispatch(ExecuTorchReport)(report))
     if not report.vela:
-        return (report.execution,)
+        return said
     first = report.vela[0]
     used = {"SRAM": report.sram_bytes, "DRAM": report.dram_bytes, "flash": report.flash_bytes}
     memory = [f"{name} {size / 1024:.1f} KiB" for name, size in used.items() if size]
@@ -96,5 +97,5 @@ def _(report: EthosUReport) -> tuple[str, ...]:
         f"{report.npu_operators} operators on the NPU, {report.cpu_operators} on the CPU",
         f"{', '.join(memory)}, {report.macs / 1e6:.2f} M MACs, {report.total_cycles} cycles, "
         f"{report.inferences_per_second:.1f} inferences/s (estimates)",
-        report.execution,
+        *said,
     )

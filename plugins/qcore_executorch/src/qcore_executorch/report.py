@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import attrs
 
-from qcore.report import LoweringReport
+from qcore.report import LoweringReport, notes
 
 __all__ = ["PORTABLE", "ExecuTorchReport", "MendedNode"]
 
@@ -55,13 +55,8 @@ class ExecuTorchReport(LoweringReport):
         """Size of the ``.pte`` in bytes."""
         return self.program_bytes
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """How the program was checked and what was mended."""
-        mended = [f"left to portable kernels, wrong in the delegate: {n}" for n in self.mended]
-        return (*([f"checked: {self.checked}"] if self.checked else []), *mended)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data."""
-        mended = [attrs.asdict(node) for node in self.mended]
-        return {**super().to_dict(), "checked": self.checked, "mended": mended}
+@notes.register
+def _(report: ExecuTorchReport) -> tuple[str, ...]:
+    mended = [f"left to portable kernels, wrong in the delegate: {n}" for n in report.mended]
+    return (*([f"checked: {report.checked}"] if report.checked else []), *mended)
