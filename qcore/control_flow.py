@@ -102,8 +102,8 @@ def sink_parameters(model: GraphModule, call: Node, body: GraphModule) -> None:
 def raise_constants(model: GraphModule) -> None:
     """Pass the bodies of a converted model their constants as operands, as export has them.
 
-    ExecuTorch cannot decompose bodies that own tensors. Operands that no body reads any more, such
-    as the float weights of quantized layers, are dropped.
+    Bodies that own tensors cannot be decomposed. Operands that no body reads any more, such as the
+    float weights of quantized layers, are dropped.
 
     Args:
         model: A converted model; changed in place, inner bodies first.

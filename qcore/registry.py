@@ -36,8 +36,8 @@ EXTENSIONS: Final = "qcore.extensions"
 
 #: What to say where no backend is installed.
 NO_BACKEND: Final = (
-    "No backend is installed. A backend is a distribution of its own: install one, such as "
-    "qcore-xnnpack or qcore-vulkan, or write one, beginning with qcore new-backend NAME."
+    "No backend is installed. A backend is a distribution of its own: install one (pip install "
+    "qcore-...), or write one, beginning with qcore new-backend NAME."
 )
 
 
@@ -216,7 +216,7 @@ def _unknown(name: str, known: dict[str, BackendInfo]) -> str:
     if not known:
         return (
             f"No backend {name!r}: none is installed. A backend is a distribution of its own: "
-            f"pip install qcore-{name if name.isidentifier() else 'xnnpack'}, if there is one, or "
+            f"pip install qcore-{name if name.isidentifier() else '...'}, if there is one, or "
             "write it, beginning with qcore new-backend NAME."
         )
     close = near_misses(name, known)

@@ -76,7 +76,8 @@ def test_a_scaffold_is_named_after_the_backend_everywhere(tmp_path: Path) -> Non
         "my-npu": "qcore_my_npu:MyNpuBackend"
     }
     sources = sorted((folder / "src/qcore_my_npu").glob("*.py"))
-    assert [path.name for path in sources] == ["__init__.py", "backend.py", "support.py"]
+    names = ["__init__.py", "backend.py", "program.py", "support.py"]
+    assert [path.name for path in sources] == names
     for path in folder.rglob("*"):
         if path.is_file():
             text = path.read_text()
@@ -86,8 +87,9 @@ def test_a_scaffold_is_named_after_the_backend_everywhere(tmp_path: Path) -> Non
         compile(path.read_text(), str(path), "exec")
 
 
-def test_scaffolded_code_is_clean(tmp_path: Path) -> None:
-    folder = scaffold.write_backend("my-npu", tmp_path / "qcore-my-npu")
+@pytest.mark.parametrize("template", ["torch", "executorch"])
+def test_scaffolded_code_is_clean(template: str, tmp_path: Path) -> None:
+    folder = scaffold.write_backend("my-npu", tmp_path / "qcore-my-npu", template)
     for check in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *check, "--isolated", "--line-length=100", folder],
@@ -117,6 +119,26 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path, toy: object) -> None:
     assert "toy" in registry.backends()
     with pytest.raises(ScaffoldError, match="'toy' is taken by registered in this process"):
         scaffold.write_backend("toy", tmp_path / "new")
+
+
+def test_a_scaffold_depends_on_what_brings_its_template(tmp_path: Path) -> None:
+    for template, needs in (("torch", "qcore-quant"), ("executorch", "qcore-executorch")):
+        folder = scaffold.write_backend("my-npu", tmp_path / template, template)
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        assert project["dependencies"] == [f"{needs}>=0.1,<0.2"]
+        has_format = "qcore.artifacts" in project["entry-points"]
+        assert has_format == (template == "torch")
+
+
+def test_a_template_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScaffoldError, match=r"Did you mean 'executorch'\? There are: torch, exec"):
+        scaffold.write_backend("my-npu", tmp_path / "new", "executorh")
+
+
+def test_folders_that_nobody_asked_for_are_not_made(tmp_path: Path) -> None:
+    with pytest.raises(ScaffoldError, match="There is no folder .*mkdir -p"):
+        scaffold.write_backend("my-npu", tmp_path / "no" / "such" / "folder")
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ __all__ = [
 ]
 
 
-# torch.histc overflows on values above this (float32 max * 1e-23); found in ExecuTorch's XNNPACK
-# quantizer, which skips such constants for the same reason.
+# torch.histc overflows on values above this (float32 max * 1e-23).
 HISTOGRAM_LIMIT: Final = 3.4028235e15
 
 

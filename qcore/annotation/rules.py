@@ -129,7 +129,7 @@ def product_scale_bias(
         derived_from=[(activation, root), (weight, root)],
         derive_qparams_fn=_product_scale,
         dtype=torch.int32,
-        # Symmetric: the smallest int32 has no counterpart, and TOSA refuses it.
+        # Symmetric: the smallest int32 has no counterpart, and some compilers refuse it.
         quant_min=limits.min + 1,
         quant_max=limits.max,
         qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,

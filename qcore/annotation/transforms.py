@@ -119,7 +119,7 @@ def _bounds(node: Node) -> tuple[Any, Any]:
 
 
 def explicit_pool_strides(model: GraphModule) -> int:
-    """Write out the default stride of pooling, which ExecuTorch's backends read blindly.
+    """Write out the default stride of pooling, which some compilers read blindly.
 
     Args:
         model: The graph; changed in place.

@@ -46,11 +46,14 @@ def new_backend(
         Path | None,
         typer.Option(help="Where to write it; by default ./qcore-NAME.", show_default=False),
     ] = None,
+    template: Annotated[
+        str, typer.Option(help="What it is built on; libraries for backends bring others.")
+    ] = "torch",
 ) -> None:
     """Write a backend that installs and conforms as it is."""
     from qcore.cli.scaffold import write_backend
 
-    folder = write_backend(name, directory)
+    folder = write_backend(name, directory, template)
     typer.echo(
         f"Wrote {folder}. Next:\n  cd {folder}\n  pip install --editable '.[test]'\n  pytest"
     )

@@ -4,28 +4,81 @@ from __future__ import annotations
 
 import importlib.resources
 import re
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
 
+import importlib_metadata
 from attrs import frozen
 
-from qcore.errors import ScaffoldError
+from qcore.errors import ScaffoldError, near_misses
 from qcore.registry import backends
 
-__all__ = ["write_backend"]
+__all__ = ["DEFAULT_TEMPLATE", "TEMPLATES", "write_backend"]
+
+TEMPLATES: Final = "qcore.templates"
+"""Entry-point group of templates: each names a package with files that differ from the core's."""
+
+DEFAULT_TEMPLATE: Final = "torch"
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 
-# Template -> the file it becomes; braces are filled in.
-_FILES: Final = {
-    "pyproject.toml.j2": "pyproject.toml",
-    "README.md.j2": "README.md",
-    "init.py.j2": "src/{package}/__init__.py",
-    "support.py.j2": "src/{package}/support.py",
-    "backend.py.j2": "src/{package}/backend.py",
-    "test_conformance.py.j2": "tests/test_conformance.py",
-    "ci.yml.j2": ".github/workflows/tests.yml",
+# Template -> the file it becomes; all others are modules of the package.
+_PLACES: Final = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "init.py": "src/{package}/__init__.py",
+    "test_conformance.py": "tests/test_conformance.py",
+    "ci.yml": ".github/workflows/tests.yml",
 }
+
+
+@frozen
+class _Template:
+    """Files of a backend, and what it is built on."""
+
+    name: str
+    folder: Traversable
+    dependency: str
+
+    @classmethod
+    def of(cls, name: str) -> _Template:
+        if name == DEFAULT_TEMPLATE:
+            version = importlib_metadata.version("qcore-quant")
+            return cls(name, _common() / name, _pinned("qcore-quant", version))
+        points = {point.name: point for point in importlib_metadata.entry_points(group=TEMPLATES)}
+        if name not in points:
+            known = (DEFAULT_TEMPLATE, *sorted(points))
+            close = near_misses(name, known)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ScaffoldError(
+                f"No template {name!r}.{hint} There are: {', '.join(known)}. Others come with the "
+                "distributions that a backend can be built on."
+            )
+        point = points[name]
+        assert point.dist is not None
+        needs = _pinned(point.dist.name, point.dist.version)
+        return cls(name, importlib.resources.files(point.module), needs)
+
+    def files(self) -> dict[str, str]:
+        """Return the text of each file, by its name."""
+        folders = (_common(), self.folder)
+        found = {f.name: f for folder in folders for f in folder.iterdir()}
+        return {
+            name.removesuffix(".j2"): file.read_text("utf-8")
+            for name, file in sorted(found.items())
+            if name.endswith(".j2")
+        }
+
+
+def _common() -> Traversable:
+    return importlib.resources.files("qcore.cli") / "templates"
+
+
+def _pinned(distribution: str, version: str) -> str:
+    """Return a requirement that takes every release of the same minor version."""
+    major, minor = map(int, version.split(".")[:2])
+    return f"{distribution}>={major}.{minor},<{major}.{minor + 1}"
 
 
 @frozen
@@ -47,29 +100,39 @@ class _Names:
         return "".join(map(str.capitalize, re.split("[-_]", self.backend))) + "Backend"
 
 
-def write_backend(name: str, directory: Path | None = None) -> Path:
+def write_backend(
+    name: str, directory: Path | None = None, template: str = DEFAULT_TEMPLATE
+) -> Path:
     """Write a distribution that installs and passes the conformance suite.
 
     Args:
         name: The backend's name.
         directory: Where to; ``None`` means ``qcore-NAME`` in the working directory.
+        template: What it is built on: ``"torch"``, or one that an installed distribution brings.
 
     Returns:
         The folder.
 
     Raises:
-        ScaffoldError: The name is none, is taken, or the folder has something in it.
+        ScaffoldError: The name is none or is taken, there is no such template, or the folder has
+            something in it or no folder to be in.
     """
-    names = _checked(name)
+    names, chosen = _checked(name), _Template.of(template)
     folder = directory or Path(names.distribution)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ScaffoldError(
             f"{folder} exists and is not empty. Remove it, or pass another --directory."
         )
-    for template, pattern in _FILES.items():
-        target = folder / pattern.format(package=names.package)
+    if not folder.absolute().parent.is_dir():
+        raise ScaffoldError(
+            f"There is no folder {folder.parent} to write {folder.name} in. Make it first "
+            f"(mkdir -p {folder.parent}), or pass another --directory."
+        )
+    for name, text in chosen.files().items():
+        place = _PLACES.get(name, f"src/{{package}}/{name}")
+        target = folder / place.format(package=names.package)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_rendered(template, names), encoding="utf-8")
+        target.write_text(_rendered(text, names, chosen), encoding="utf-8")
     return folder
 
 
@@ -92,17 +155,21 @@ def _checked(name: str) -> _Names:
     return names
 
 
-def _rendered(template: str, names: _Names) -> str:
+def _rendered(text: str, names: _Names, template: _Template) -> str:
     import jinja2
 
-    source = (importlib.resources.files("qcore.cli") / "templates" / template).read_text("utf-8")
     # autoescape is for HTML.
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        autoescape=False,
     )
-    return environment.from_string(source).render(
+    return environment.from_string(text).render(
         backend=names.backend,
         distribution=names.distribution,
         package=names.package,
         cls=names.cls,
+        template=template.name,
+        dependency=template.dependency,
     )

@@ -247,7 +247,7 @@ def _mismatch(spec: TensorSpec, value: Any) -> str | None:
 def runtime_layout(value: Any) -> Any:
     """Return a tensor in the one memory layout that every runtime takes.
 
-    XNNPACK-lowered programs crash on channels_last input, and a view would be written to disk
+    Some runtimes crash on channels_last input, and a view would be written to disk
     with all of its storage.
 
     Args:

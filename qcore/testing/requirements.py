@@ -30,8 +30,9 @@ class Requirements:
         lowers: Whether ``lower`` works where the suite runs. If not, it raises a ``QcoreError``
             that says what is missing.
         lower_options: Options of ``lower`` that the suite passes.
-        delegates: Whether quantized operators run inside delegates. If not, they run on kernels
-            of ExecuTorch, with quantize and dequantize nodes in the program.
+        delegates: Whether the backend's compiler takes quantized operators: the report lists them
+            as delegated. If not, they are computed in float, between quantize and dequantize
+            nodes, and listed as undelegated.
         runs: Whether ``program.run`` executes programs where the suite runs. If not, it raises
             ``RuntimeUnavailableError`` that says where they run.
         verifies: Whether programs have ``verify(*inputs)``, which returns a report with ``ok``.

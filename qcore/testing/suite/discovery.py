@@ -18,7 +18,7 @@ __all__ = ["DiscoveryChecks"]
 _LIST = """
 import sys, qcore
 qcore.backends()
-heavy = {"torch", "torchao", "executorch", sys.argv[1]}
+heavy = {"torch", "torchao", sys.argv[1]}
 print(",".join(sorted(heavy & set(sys.modules))))
 """
 

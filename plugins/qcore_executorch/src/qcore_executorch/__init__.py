@@ -6,9 +6,10 @@ run.
 
 from __future__ import annotations
 
+from qcore_executorch.header import check_pte
 from qcore_executorch.importing import import_executorch
 from qcore_executorch.lowering import ExecuTorchLowering
-from qcore_executorch.pte import PTE, check_pte
+from qcore_executorch.pte import PTE
 from qcore_executorch.report import ExecuTorchReport
 from qcore_executorch.runner import ExecuTorchRunner
 

@@ -1,69 +1,18 @@
-"""Recognising a program file before a runtime is started for it."""
+"""ExecuTorch's programs as a format: how they are recognized and what runs them."""
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
-from qcore.errors import RuntimeExecutionError
+from qcore_executorch.header import FLATBUFFER_ID, check_pte
 from qcore_executorch.importing import import_executorch
+from qcore_executorch.runner import ExecuTorchRunner
 
-if TYPE_CHECKING:
-    from qcore.lowering import Runner
-
-__all__ = ["PTE", "PteArtifact", "check_pte"]
+__all__ = ["PTE", "PteArtifact"]
 
 # What the emitter adds, and what names no operator of the model.
 _PRIMITIVES = ("executorch_prim::", "dim_order_ops::")
-_FLATBUFFER_ID = b"ET"
-_HEADER_ID = b"eh"
-_HEADER_AT = 8
-# header id (4), header length (4), program size (8), offset of the first segment (8)
-_HEADER = struct.Struct("<4sIQQ")
-_SEGMENTS_SIZE = struct.Struct("<Q")
-
-
-def check_pte(buffer: bytes, source: str = "the buffer") -> None:
-    """Check that bytes are an ExecuTorch program and that none are missing at the end.
-
-    Args:
-        buffer: The bytes of a ``.pte`` file.
-        source: Where they come from, for the message.
-
-    Raises:
-        RuntimeExecutionError: The bytes are empty, no program, or a truncated one.
-    """
-    if not buffer:
-        raise RuntimeExecutionError(
-            f"{source} is empty, not an ExecuTorch program. Save the program again with "
-            "LoweredProgram.save()."
-        )
-    # The identifier carries a two-digit version, which the runtime itself checks.
-    if buffer[4:6] != _FLATBUFFER_ID:
-        raise RuntimeExecutionError(
-            f"{source} is not an ExecuTorch program: a .pte has 'ET' and a version at byte 4, "
-            f"this has {buffer[4:8]!r}. Pass a file written by LoweredProgram.save()."
-        )
-    expected = _expected_size(buffer)
-    if len(buffer) < expected:
-        raise RuntimeExecutionError(
-            f"{source} is truncated: it has {len(buffer)} bytes, its header announces {expected}. "
-            "Copy or save the program again."
-        )
-
-
-def _expected_size(buffer: bytes) -> int:
-    minimum = _HEADER_AT + _HEADER.size
-    if len(buffer) < minimum:
-        return minimum
-    magic, length, program_size, segments_at = _HEADER.unpack_from(buffer, _HEADER_AT)
-    if magic[:2] != _HEADER_ID:
-        return 0  # a program without the extended header does not record its size
-    segments = 0
-    if length >= _HEADER.size + _SEGMENTS_SIZE.size and len(buffer) >= minimum + 8:
-        (segments,) = _SEGMENTS_SIZE.unpack_from(buffer, minimum)
-    return int(max(program_size, segments_at + segments if segments_at else 0))
 
 
 class PteArtifact:
@@ -73,7 +22,7 @@ class PteArtifact:
 
     def recognizes(self, buffer: bytes) -> bool:
         """Say whether bytes begin as a ``.pte`` does."""
-        return buffer[4:6] == _FLATBUFFER_ID
+        return buffer[4:6] == FLATBUFFER_ID
 
     def check(self, buffer: bytes, source: str) -> None:
         """Raise unless bytes are a whole ``.pte``."""
@@ -91,10 +40,8 @@ class PteArtifact:
         ]
         return Counter(n.replace("::", ".") for n in names if not n.startswith(_PRIMITIVES))
 
-    def runner(self, buffer: bytes) -> Runner:
+    def runner(self, buffer: bytes) -> ExecuTorchRunner:
         """Return ExecuTorch's own runtime."""
-        from qcore_executorch.runner import ExecuTorchRunner
-
         return ExecuTorchRunner()
 
 

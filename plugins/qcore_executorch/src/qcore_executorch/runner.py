@@ -11,7 +11,7 @@ import attrs
 
 from qcore.lowering.runner import Latency, Session
 from qcore.lowering.specs import runtime_layout
-from qcore_executorch.pte import check_pte
+from qcore_executorch.header import check_pte
 
 if TYPE_CHECKING:
     from qcore.lowering.process import ChildProcess
