@@ -15,7 +15,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test support outside bench bench-arm bench-qat minilm rounding lint upstream-tests system-deps clean
+.PHONY: help drawing demo test support outside bench bench-arm bench-qat minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -64,6 +64,9 @@ minilm: $(STAMP)  ## Compare MiniLM in float, int8 and 8da4w on XNNPACK
 
 rounding: $(STAMP)  ## Count where a .pte differs from its converted model, and why
 	@$(BIN)/python benchmarks/xnnpack_rounding.py
+
+drawing: $(STAMP)  ## Count the lines of the core by room, and draw its imports into docs/structure.md
+	@$(BIN)/python tools/drawing.py
 
 lint: $(STAMP)  ## Check style and types
 	@$(BIN)/ruff check

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from qcore.compat.sharing import shared
+from qcore.sharing import shared
 
 __all__ = ["quiet", "quieten", "spared_gc"]
 

@@ -7,6 +7,6 @@ their own, made of the same :class:`Change` and :class:`Requirement`.
 from __future__ import annotations
 
 from qcore.compat.patching import Change, Requirement, requirements
-from qcore.compat.sharing import shared
+from qcore.sharing import shared
 
 __all__ = ["Change", "Requirement", "requirements", "shared"]

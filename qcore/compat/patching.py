@@ -13,8 +13,8 @@ from typing import Any, Final
 import importlib_metadata
 from attrs import field, frozen
 
-from qcore.compat.sharing import shared
 from qcore.errors import LibraryChangedError
+from qcore.sharing import shared
 
 __all__ = ["Change", "Requirement", "requirements"]
 
