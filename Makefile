@@ -2,6 +2,8 @@
 
 PYTHON ?= python3.11
 BACKEND ?= xnnpack
+FLOW ?= pt2e
+SEEDS ?= 0:100
 WORKERS ?= 2
 
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
@@ -15,7 +17,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help drawing demo test support outside bench bench-arm bench-qat minilm rounding lint upstream-tests system-deps clean
+.PHONY: help drawing demo test support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -67,6 +69,9 @@ rounding: $(STAMP)  ## Count where a .pte differs from its converted model, and 
 
 drawing: $(STAMP)  ## Count the lines of the core by room, and draw its imports into docs/structure.md
 	@$(BIN)/python tools/drawing.py
+
+fuzz: $(STAMP)  ## Take random models all the way (BACKEND=xnnpack, FLOW=pt2e or quantize_, SEEDS=0:100)
+	@$(BIN)/python -m qcore.testing.fuzz --backend $(BACKEND) --flow $(FLOW) --seeds $(SEEDS) --shrink
 
 lint: $(STAMP)  ## Check style and types
 	@$(BIN)/ruff check

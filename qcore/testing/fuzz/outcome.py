@@ -1,0 +1,207 @@
+"""One model all the way: quantized, lowered, run, compared, and what became of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import torch
+from attrs import evolve, frozen
+
+import qcore
+from qcore.errors import QcoreError, RuntimeUnavailableError
+from qcore.testing.comparison import sqnr_db
+from qcore.testing.fuzz.builder import linear_recipe, random_recipe
+from qcore.testing.fuzz.recipe import Recipe
+
+__all__ = ["FLOWS", "Kind", "Outcome", "recipe_of", "shrunk", "try_recipe"]
+
+#: The least agreement of a program with its quantized model, where rounding decides no more.
+_RIGHT_DB = 20.0
+
+
+class Kind(StrEnum):
+    """What became of a model."""
+
+    RIGHT = "right"
+    REFUSED = "refused with reasons"
+    STOPPED = "stop in lowering"
+    LATE = "lower, then do not load or run"
+    CRASH = "kill a process"
+    WRONG = "wrong when executed"
+    BARE = "exception that is no QcoreError"
+    INVALID = "the float model does not run"
+
+
+@frozen
+class Outcome:
+    """What became of one model.
+
+    Attributes:
+        seed: The model's seed.
+        kind: What became of it.
+        detail: What was said.
+        undecided: Nodes of the captured model without a decision.
+        mended: What the backend left out of its delegates since it is wrong there.
+    """
+
+    seed: int
+    kind: Kind
+    detail: str = ""
+    undecided: tuple[str, ...] = ()
+    mended: tuple[str, ...] = ()
+
+
+def recipe_of(flow: str, seed: int) -> Recipe:
+    """Draw the model of a seed for a flow."""
+    return (linear_recipe if flow == "quantize_" else random_recipe)(seed)
+
+
+def try_recipe(recipe: Recipe, backend: str, flow: str) -> Outcome:
+    """Take a model all the way.
+
+    Args:
+        recipe: The model.
+        backend: Name of the backend.
+        flow: ``"pt2e"`` or ``"quantize_"``.
+
+    Returns:
+        What became of it.
+    """
+    try:
+        scope = recipe.build()
+        _called(scope["model"], scope["samples"][0])
+    except Exception as error:
+        return Outcome(recipe.seed, Kind.INVALID, _text(error))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return FLOWS[flow](recipe.seed, backend, **{k: scope[k] for k in _SCOPE})
+
+
+_SCOPE = ("model", "samples", "dynamic_shapes")
+
+
+def _pt2e(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any) -> Outcome:
+    quantizer = qcore.get_quantizer(backend)
+    quantizer.set_global(_scheme(quantizer, None))
+    undecided: tuple[str, ...] = ()
+    try:
+        result = qcore.quantize(model, quantizer, samples, dynamic_shapes=dynamic_shapes)
+        undecided = _undecided(model, samples[0], result.report, dynamic_shapes)
+    except QcoreError as error:
+        return Outcome(seed, Kind.REFUSED, _text(error))
+    except Exception as error:
+        return Outcome(seed, Kind.BARE, f"quantize: {_text(error)}")
+    outcome = _lowered(seed, quantizer, result.model, samples, None)
+    return evolve(outcome, undecided=undecided)
+
+
+def _scheme(quantizer: Any, layer: str | None) -> str:
+    """Return the first scheme that the backend executes for a kind of layer; None: in PT2E."""
+    schemes = quantizer.backend.supported_schemes()
+    return str(next(scheme.name for scheme in schemes if scheme.layer == layer))
+
+
+def _source(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any) -> Outcome:
+    quantizer = qcore.get_quantizer(backend)
+    try:
+        qcore.quantize_(model, backend, scheme=_scheme(quantizer, "linear"), group_size=32)
+    except QcoreError as error:
+        return Outcome(seed, Kind.REFUSED, _text(error))
+    except Exception as error:
+        return Outcome(seed, Kind.BARE, f"quantize_: {_text(error)}")
+    return _lowered(seed, quantizer, model, samples, dynamic_shapes)
+
+
+FLOWS: dict[str, Callable[..., Outcome]] = {"pt2e": _pt2e, "quantize_": _source}
+
+
+def _lowered(seed: int, quantizer: Any, model: Any, samples: Any, dynamic_shapes: Any) -> Outcome:
+    try:
+        program = quantizer.lower(model, samples[0], dynamic_shapes=dynamic_shapes)
+    except QcoreError as error:
+        return Outcome(seed, Kind.STOPPED, _text(error))
+    except Exception as error:
+        return Outcome(seed, Kind.BARE, f"lower: {_text(error)}")
+    mended = tuple(map(str, getattr(program.report, "mended", ())))
+    sample = samples[1]
+    try:
+        arguments = tuple(sample.values()) if isinstance(sample, dict) else sample
+        output = program.run(*arguments)
+    except RuntimeUnavailableError:
+        return Outcome(seed, Kind.RIGHT, "not executed here", (), mended)
+    except QcoreError as error:
+        return Outcome(seed, Kind.LATE, _text(error), (), mended)
+    except Exception as error:
+        return Outcome(seed, Kind.BARE, f"run: {_text(error)}", (), mended)
+    far = _far(model, sample, output)
+    return Outcome(seed, Kind.WRONG if far else Kind.RIGHT, far, (), mended)
+
+
+def _far(model: Any, sample: Any, output: Any) -> str:
+    """Say how far an output is from the model's, beyond what another rounding does to it."""
+    expected = torch.utils._pytree.tree_leaves(_called(model, sample))
+    moved = torch.utils._pytree.tree_leaves(_called(model, _moved(sample)))
+    actual = torch.utils._pytree.tree_leaves(output)
+    if len(expected) != len(actual):
+        return f"{len(actual)} outputs for {len(expected)}"
+    for index, (a, b, c) in enumerate(zip(expected, actual, moved, strict=True)):
+        if not isinstance(a, torch.Tensor):
+            continue
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"output {index}: {b.dtype}{list(b.shape)} for {a.dtype}{list(a.shape)}"
+        least = min(_RIGHT_DB, sqnr_db(a, c) - 6)
+        if not sqnr_db(a, b) >= least:
+            return f"output {index}: {sqnr_db(a, b):.0f} dB, {sqnr_db(a, c):.0f} dB by rounding"
+    return ""
+
+
+def _moved(sample: Any) -> Any:
+    def move(value: Any) -> Any:
+        return value * 1.002 if value.is_floating_point() else value
+
+    return torch.utils._pytree.tree_map(move, sample)
+
+
+def _called(model: Any, sample: Any) -> Any:
+    with torch.no_grad():
+        sample = torch.utils._pytree.tree_map(lambda value: value.clone(), sample)
+        return model(**sample) if isinstance(sample, dict) else model(*sample)
+
+
+def _undecided(model: Any, sample: Any, report: Any, dynamic_shapes: Any) -> tuple[str, ...]:
+    from qcore.capture import Sample, capture
+    from qcore.graph import is_compute_node
+
+    graph = capture(model, Sample.of(sample), dynamic_shapes=dynamic_shapes, is_qat=False)
+    decided = {decision.node for decision in report.decisions}
+    return tuple(n.name for n in graph.graph.nodes if is_compute_node(n) and n.name not in decided)
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def shrunk(recipe: Recipe, fails: Callable[[Recipe], bool]) -> Recipe:
+    """Return the smallest model that still fails.
+
+    Args:
+        recipe: A model that fails.
+        fails: Says whether a smaller one fails in the same way.
+
+    Returns:
+        A model of which no part can be left out.
+    """
+    tried = {recipe.code}
+    while True:
+        for smaller in recipe.smaller():
+            if smaller.code in tried or len(smaller.code) > len(recipe.code):
+                continue
+            tried.add(smaller.code)
+            if fails(smaller):
+                recipe = smaller
+                break
+        else:
+            return recipe

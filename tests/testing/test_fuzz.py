@@ -1,0 +1,67 @@
+"""Random models: the same from the same seed, run, made smaller, and judged."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from attrs import evolve
+
+from qcore.testing.fuzz import Kind, Recipe, Step, linear_recipe, random_recipe, shrunk, try_recipe
+from qcore.testing.fuzz.__main__ import main
+from qcore.testing.fuzz.workers import Worker
+
+
+@pytest.mark.parametrize("draw", [random_recipe, linear_recipe])
+def test_a_seed_always_gives_the_same_model(draw):
+    assert [draw(seed).code for seed in range(5)] == [draw(seed).code for seed in range(5)]
+    assert draw(0).code != draw(1).code
+
+
+def test_models_run_and_vary_in_their_inputs_outputs_and_operators():
+    recipes = [random_recipe(seed) for seed in range(40)]
+    code = "\n".join(recipe.code for recipe in recipes)
+    for part in ("nn.Conv2d", "nn.Linear", "None", "torch.export.Dim", "channels_last", "F."):
+        assert part in code
+    plain = next(recipe for recipe in recipes if not recipe.by_keyword)
+    scope = plain.build()
+    scope["model"](*scope["samples"][0])
+
+
+ABS = Step("v0", "{0}.abs()", ("x",))
+SUM = Step("v1", "{0}.sum(-1)", ("v0",))
+LAST = Step("v2", "{0} + 1", ("v1",))
+RECIPE = Recipe(0, {"x": "torch.randn(2, 3)"}, (ABS, SUM, LAST), ("v2", "v0"), "({0}, {1})")
+
+
+def test_a_failure_is_shrunk_to_the_operator_that_shows_it():
+    small = shrunk(RECIPE, lambda recipe: ".sum(" in recipe.code)
+    assert [step.statement for step in small.steps] == ["v1 = x.sum(-1)"]
+    assert small.output == "{0}"
+    assert "return v1" in small.code
+
+
+def test_a_model_that_does_not_run_in_float_says_nothing_about_a_backend():
+    broken = evolve(RECIPE, steps=(Step("v0", "{0} @ {0}", ("x",)),), outputs=("v0",), output="{0}")
+    assert try_recipe(broken, "none", "pt2e").kind is Kind.INVALID
+
+
+class _Deadly:
+    seed = 3
+
+    def __reduce__(self):
+        return os._exit, (7,)
+
+
+def test_a_model_that_kills_its_process_is_a_row():
+    with Worker("none", "pt2e") as worker:
+        outcome = worker.outcome(_Deadly())
+        assert (outcome.kind, outcome.detail) == (Kind.CRASH, "exit code 7")
+        again = worker.outcome(evolve(RECIPE, output="{0} @ 1"))
+        assert again.kind is Kind.INVALID
+
+
+def test_the_command_needs_a_backend(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    assert "--backend" in capsys.readouterr().err
