@@ -11,7 +11,7 @@ import torch
 from attrs import field, frozen
 from torch.fx import GraphModule
 
-from qcore.algorithms.bias_correction import BiasCorrection
+from qcore.algorithms import Algorithm, BiasCorrection, chosen_algorithms
 from qcore.calibration import CalibrationData, calibrate, check_arguments, check_sample
 from qcore.capture import capture
 from qcore.errors import QcoreError
@@ -53,6 +53,7 @@ def quantize(
     calibration_data: Iterable[Any],
     *,
     is_qat: bool = False,
+    algorithms: Iterable[str | Algorithm] = (BiasCorrection.name,),
     bias_correction: bool = True,
     dynamic_shapes: Any = None,
     progress: bool | None = None,
@@ -69,8 +70,11 @@ def quantize(
         is_qat: Insert fake quantization instead of observers. Nobody trains here, so batch norms
             keep their statistics, and the fake quantization measures and rounds nothing; to train,
             use ``prepare_qat_pt2e``.
-        bias_correction: Let the bias of each layer with static activations absorb the mean error
-            of its rounded weights, measured on the samples; see :mod:`qcore.bias_correction`.
+        algorithms: What changes weights before observing, or weights and biases from what the
+            samples show, in this order: names, or objects of your own; see
+            :class:`qcore.algorithms.Algorithm`. By default the bias of each layer with static
+            activations absorbs the mean error of its rounded weights.
+        bias_correction: False leaves that one out.
         dynamic_shapes: As for ``torch.export.export``, where sizes vary; only for a module.
         progress: Show a progress bar on stderr; ``None`` means: on a terminal.
 
@@ -82,12 +86,18 @@ def quantize(
         SelectionError: A rule matches nothing, or nothing at all would be quantized.
         PartialQuantizationError: The backend cannot leave in float what would stay so.
         CalibrationError: The samples are missing or do not fit.
+        QcoreError: No algorithm has that name.
     """
     if not isinstance(quantizer, QuantizerLike):
         raise QcoreError(
             f"quantize takes a quantizer, got {quantizer!r}. Build one: "
             "qcore.get_quantizer(NAME).set_global('8a8w'), with a name from qcore.backends()."
         )
+    acting = [
+        algorithm
+        for algorithm in chosen_algorithms(algorithms)
+        if bias_correction or not isinstance(algorithm, BiasCorrection)
+    ]
     data = CalibrationData.of(calibration_data)
     if isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule):
         check_arguments(data.first, model)
@@ -101,16 +111,16 @@ def quantize(
             freeze(part)
             if is_qat:
                 part.meta[TRAINING] = False
-        prepared = PreparedModel.prepare(graph, quantizer, is_qat=False)
+        prepared = PreparedModel.prepare(graph, quantizer, False, acting)
         quantizer.require_quantized(prepared.report())
     with _timed(seconds, "calibrate"):
-        correction = BiasCorrection(prepared.graphs())
-        if bias_correction:
-            correction.attach()
+        graphs = prepared.graphs()
+        finishing = [finish for a in acting if (finish := a.attach(graphs)) is not None]
         observed = observe_alone(prepared.model)
         calibrate(prepared.model, data, progress=progress)
         observed()
-        correction.apply()
+        for finish in finishing:
+            finish()
         prepared.leave_unreached_in_float()
     with _timed(seconds, "convert"):
         converted = prepared.convert()

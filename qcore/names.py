@@ -6,13 +6,21 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from qcore.errors import near_misses
+from qcore.errors import QcoreError, near_misses
 
-__all__ = ["PathRules", "compile_glob", "nothing_selected", "type_name", "type_names"]
+__all__ = [
+    "PathRules",
+    "compile_glob",
+    "look_up",
+    "nothing_selected",
+    "type_name",
+    "type_names",
+]
 
 Rule = TypeVar("Rule")
+Known = TypeVar("Known")
 
 _GLOB: Final = re.compile(r"[*?\[]")
 
@@ -118,3 +126,28 @@ def nothing_selected(
     else:
         hint = f"The {where} names no {what}."
     return f"{rule} selects nothing: the model has no {what} {key!r}. {hint}"
+
+
+def look_up(wanted: object, known: Mapping[str, Known], kind: Any, what: str, own: str) -> Known:
+    """Return what a name stands for; an object of the user's own stands for itself.
+
+    Args:
+        wanted: The name or the object.
+        known: What has a name.
+        kind: The class or protocol of such objects.
+        what: What they are called in the message.
+        own: How to pass one of one's own, for the message.
+
+    Returns:
+        The object.
+
+    Raises:
+        QcoreError: There is none of that name, or it is no such object.
+    """
+    if isinstance(wanted, str) and wanted in known:
+        return known[wanted]
+    if isinstance(wanted, kind) and not isinstance(wanted, type):
+        return wanted  # type: ignore[no-any-return]
+    close = near_misses(wanted, known) if isinstance(wanted, str) else ()
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise QcoreError(f"{wanted!r} is no {what}.{hint} There are: {', '.join(known)}. {own}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from attrs import define, evolve, field
 from torch.fx import Graph, GraphModule
 
+from qcore.algorithms import Algorithm
 from qcore.compat.torch import TRACING, counted_names
 from qcore.compat.torchao import (
     Quantizer,
@@ -82,19 +83,26 @@ class PreparedModel:
     bodies: list[Body] = field(factory=list)
 
     @classmethod
-    def prepare(cls, model: GraphModule, quantizer: Annotator, is_qat: bool) -> PreparedModel:
+    def prepare(
+        cls,
+        model: GraphModule,
+        quantizer: Annotator,
+        is_qat: bool,
+        algorithms: Sequence[Algorithm] = (),
+    ) -> PreparedModel:
         """Insert observers.
 
         Args:
             model: A captured model; changed in place.
             quantizer: Annotates the model and each body.
             is_qat: Insert fake quantization instead.
+            algorithms: What may change the annotated graphs before that.
 
         Returns:
             The prepared model.
         """
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
-        walk = _Walk(quantizer)
+        walk = _Walk(quantizer, algorithms)
         with TRACING, counted_names(), fusions_of_present_convolutions(), spared_gc():
             prepared = prepare(model, walk)
         originals = walk.bodies or {}
@@ -103,7 +111,7 @@ class PreparedModel:
         for name, call, body in direct_bodies(prepared):
             # prepare_pt2e has done the bodies of while_loop itself; it does not do their inside.
             done = _has_observers(body)
-            inner = cls(body) if done else cls.prepare(body, quantizer, is_qat)
+            inner = cls(body) if done else cls.prepare(body, quantizer, is_qat, algorithms)
             replace_body(prepared, name, inner.model)
             kind = getattr(call.target, "__name__", str(call.target))
             record = Body(name, kind, originals[name])
@@ -175,9 +183,10 @@ class _Walk(Quantizer):  # type: ignore[misc]
     nothing is quantized is judged later, for a graph and its bodies together.
     """
 
-    def __init__(self, annotator: Annotator) -> None:
+    def __init__(self, annotator: Annotator, algorithms: Sequence[Algorithm] = ()) -> None:
         super().__init__()
         self._annotator = annotator
+        self._algorithms = algorithms
         self.bodies: dict[str, GraphModule] | None = None
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
@@ -192,6 +201,8 @@ class _Walk(Quantizer):  # type: ignore[misc]
 
     def validate(self, model: GraphModule) -> None:
         self._annotator.validate(model)
+        for algorithm in self._algorithms:
+            algorithm.before_observing(model)
 
 
 def _located(body: str, decision: Decision) -> Decision:

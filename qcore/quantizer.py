@@ -11,6 +11,7 @@ from attrs import evolve
 from torch.fx import GraphModule
 
 from qcore.backend import BackendHooks
+from qcore.calibration import CalibrationMethod, calibration_method, with_method
 from qcore.capture import inline_grad_modes, remove_guards
 from qcore.compat.torchao import Quantizer as TorchaoQuantizer
 from qcore.compat.torchao import is_preparing_for_training
@@ -72,6 +73,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         others = (LayerScheme, IoScheme)
         self._schemes = tuple(s for s in declared if not isinstance(s, others))
         self._selectors = Selectors()
+        self._calibration: CalibrationMethod | None = None
         self.report: AnnotationReport | None = None
 
     def __repr__(self) -> str:
@@ -149,6 +151,20 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
                 f"set_filter_function takes a function from a node to a bool, got {filter_fn!r}."
             )
         self._selectors.filter_function = filter_fn
+        return self
+
+    def set_calibration(self, method: str | CalibrationMethod) -> Self:
+        """Choose how ranges of static activations are found, whatever rule selects them.
+
+        Args:
+            method: ``"histogram"``, the default, which takes the range of least squared error;
+                ``"min_max"``; or a :class:`qcore.calibration.CalibrationMethod` of your own. An
+                observer in a configuration of yours stays as it is.
+
+        Returns:
+            The quantizer.
+        """
+        self._calibration = calibration_method(method)
         return self
 
     def _config(self, wanted: SchemeLike) -> Any:
@@ -252,11 +268,17 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             )
 
     def _plan(self, model: GraphModule) -> QuantizationPlan:
-        """Resolve the rules for a model: where it is trained, observers are fake quantization."""
-        if TRAINING not in model.meta:
-            return QuantizationPlan(self._selectors)
-        running = bool(model.meta[TRAINING])
-        return QuantizationPlan(self._selectors.mapped(lambda c: self._trained(c, running)))
+        """Resolve the rules for a model: the calibration method is that of the quantizer.
+
+        Where the model is trained, observers are fake quantization.
+        """
+        rules = self._selectors
+        if self._calibration is not None:
+            rules = rules.mapped(with_method(self._calibration))
+        if TRAINING in model.meta:
+            running = bool(model.meta[TRAINING])
+            rules = rules.mapped(lambda c: self._trained(c, running))
+        return QuantizationPlan(rules)
 
     def _trained(self, config: QuantizationConfig, running: bool) -> QuantizationConfig:
         trained = with_fake_quantization(config, running)

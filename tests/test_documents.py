@@ -34,6 +34,7 @@ PAGES = {
     "docs/vgf.md": QCORE_FIRST,
     "docs/ethosu.md": QCORE_FIRST,
     "docs/reports.md": QCORE_FIRST,
+    "docs/extending-the-core.md": QCORE_FIRST,
 }
 
 

@@ -2,6 +2,32 @@
 
 from __future__ import annotations
 
-from qcore.algorithms.bias_correction import BiasCorrection
+from collections.abc import Iterable
+from typing import Final
 
-__all__ = ["BiasCorrection"]
+from qcore.algorithms.bias_correction import BiasCorrection
+from qcore.algorithms.protocol import Algorithm
+from qcore.names import look_up
+
+__all__ = ["ALGORITHMS", "Algorithm", "BiasCorrection", "chosen_algorithms"]
+
+#: The algorithms that have a name.
+ALGORITHMS: Final[dict[str, Algorithm]] = {BiasCorrection.name: BiasCorrection()}
+
+
+def chosen_algorithms(wanted: Iterable[str | Algorithm]) -> tuple[Algorithm, ...]:
+    """Return the algorithms that a user asked for, each once, in their order.
+
+    Args:
+        wanted: Names, and algorithms of the user's own.
+
+    Returns:
+        The algorithms.
+
+    Raises:
+        QcoreError: No algorithm has that name, or it is none.
+    """
+    own = "One of your own is an object of a subclass of qcore.algorithms.Algorithm."
+    given = [wanted] if isinstance(wanted, (str, Algorithm)) else wanted
+    found = (look_up(one, ALGORITHMS, Algorithm, "algorithm", own) for one in given)
+    return tuple(dict.fromkeys(found))

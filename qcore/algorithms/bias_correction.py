@@ -11,12 +11,15 @@ ICCV 2019, section 4.2, with means measured instead of derived.
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
-from attrs import define, field
+from attrs import frozen
 from torch.fx import GraphModule, Node
 
+from qcore.algorithms.protocol import Algorithm
 from qcore.annotation.layers import Layer, layer_of
 from qcore.graph import insert_constant, tensor_attribute
 
@@ -48,20 +51,24 @@ class _InputMean(torch.nn.Module):  # type: ignore[misc]
             self.sums[total.shape] = total.clone(), count
 
 
-@define
-class BiasCorrection:
-    """Measures the inputs of the layers of a prepared model, and corrects their biases.
+@frozen
+class BiasCorrection(Algorithm):
+    """Measures the inputs of the layers of a prepared model, and corrects their biases."""
 
-    Attributes:
-        graphs: The prepared graph and the bodies of its control flow.
-    """
+    name: ClassVar[str] = "bias_correction"
 
-    graphs: tuple[GraphModule, ...]
-    _recorders: list[tuple[GraphModule, Node, Node]] = field(factory=list, init=False)
+    def attach(self, graphs: Sequence[GraphModule]) -> Callable[[], int]:
+        """Insert a recorder before every layer with static activations and constant weights.
 
-    def attach(self) -> None:
-        """Insert a recorder before every layer with static activations and constant weights."""
-        for graph in self.graphs:
+        Args:
+            graphs: The prepared graph and the bodies of its control flow.
+
+        Returns:
+            What removes the recorders, corrects the biases of the layers that have seen samples,
+            and returns how many these are.
+        """
+        recorders: list[tuple[GraphModule, Node, Node]] = []
+        for graph in graphs:
             for index, node in enumerate(list(graph.graph.nodes)):
                 layer = layer_of(node)
                 if layer is None or not _is_static(graph, node):
@@ -70,26 +77,25 @@ class BiasCorrection:
                 graph.add_module(name, _InputMean(layer))
                 with graph.graph.inserting_before(node):
                     call = graph.graph.call_module(name, (node.args[0],))
-                self._recorders.append((graph, node, call))
+                recorders.append((graph, node, call))
             graph.recompile()
+        return partial(_correct, graphs, recorders)
 
-    def apply(self) -> int:
-        """Remove the recorders and correct the biases of the layers that have seen samples.
 
-        Returns:
-            How many layers were corrected.
-        """
-        corrected = 0
-        for graph, node, call in self._recorders:
-            recorder = getattr(graph, str(call.target))
-            graph.graph.erase_node(call)
-            delattr(graph, str(call.target))
-            if recorder.sums:
-                _set_bias(graph, node, _mean_error(graph, node, recorder))
-                corrected += 1
-        for graph in self.graphs:
-            graph.recompile()
-        return corrected
+def _correct(
+    graphs: Sequence[GraphModule], recorders: Sequence[tuple[GraphModule, Node, Node]]
+) -> int:
+    corrected = 0
+    for graph, node, call in recorders:
+        recorder = getattr(graph, str(call.target))
+        graph.graph.erase_node(call)
+        delattr(graph, str(call.target))
+        if recorder.sums:
+            _set_bias(graph, node, _mean_error(graph, node, recorder))
+            corrected += 1
+    for graph in graphs:
+        graph.recompile()
+    return corrected
 
 
 def _observed(graph: GraphModule, node: object) -> tuple[Any, Node] | None:

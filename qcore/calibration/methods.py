@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol, runtime_checkable
 from qcore.calibration.histogram import Histogram
 from qcore.calibration.min_max import MinMax
 from qcore.compat.torchao import QuantizationConfig, QuantizationSpec
-from qcore.errors import CalibrationError, near_misses
 from qcore.formats import FormatObserver, NumberFormat
+from qcore.names import look_up
 
 __all__ = ["DEFAULT", "METHODS", "CalibrationMethod", "calibration_method", "with_method"]
 
@@ -56,18 +56,10 @@ def calibration_method(wanted: str | CalibrationMethod) -> CalibrationMethod:
         The method.
 
     Raises:
-        CalibrationError: No method has that name, or it is none.
+        QcoreError: No method has that name, or it is none.
     """
-    if isinstance(wanted, str) and wanted in METHODS:
-        return METHODS[wanted]
-    if isinstance(wanted, CalibrationMethod) and not isinstance(wanted, type):
-        return wanted
-    close = near_misses(wanted, METHODS) if isinstance(wanted, str) else ()
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise CalibrationError(
-        f"{wanted!r} is no calibration method.{hint} There are: {', '.join(METHODS)}. One of your "
-        "own is an object with a name and observer(number_format)."
-    )
+    own = "One of your own is an object with a name and observer(number_format)."
+    return look_up(wanted, METHODS, CalibrationMethod, "calibration method", own)
 
 
 def with_method(

@@ -1,0 +1,139 @@
+"""A number format is one object: schemes, names and the flow take it as it is."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import qcore
+from qcore import registry
+from qcore.compat.torchao import convert_pt2e, prepare_qat_pt2e
+from qcore.errors import UnsupportedSchemeError
+from qcore.formats import INT8, INT8_WEIGHTS, INT16, UINT8, NumberFormat, power_of_two
+from qcore.schemes import QuantizationScheme
+
+INT4 = NumberFormat("4", torch.int8, -8, 7)
+SHIFT = NumberFormat("po8", torch.int8, -128, 127, scales=power_of_two)
+SHIFT_WEIGHTS = NumberFormat("po8", torch.int8, -127, 127, symmetric=True, scales=power_of_two)
+
+Quantize = Callable[..., qcore.QuantizedModel]
+
+
+@pytest.fixture
+def quantize(toy_backend: type) -> Iterator[Quantize]:
+    """Quantizes a linear layer by a scheme's name, on a toy backend that declares the scheme."""
+
+    def run(scheme: QuantizationScheme, name: str) -> qcore.QuantizedModel:
+        schemes = qcore.hookimpl(lambda self: [scheme])
+        qcore.register_backend("new", type("New", (toy_backend,), {"supported_schemes": schemes}))
+        torch.manual_seed(0)
+        samples = [torch.rand(4, 8) for _ in range(4)]
+        return qcore.quantize(
+            nn.Sequential(nn.Linear(8, 4)), qcore.get_quantizer("new").set_global(name), samples
+        )
+
+    yield run
+    registry.unregister_backend("new")
+
+
+def quantizations(model: Any) -> list[tuple[Any, ...]]:
+    """Return scale, zero point, lowest and highest level of every activation."""
+    calls = [n for n in model.graph.nodes if ".quantize_per_tensor" in str(n.target)]
+    return [tuple(node.args[1:5]) for node in calls]
+
+
+def test_four_bit_activations_are_one_object(quantize: Quantize) -> None:
+    result = quantize(QuantizationScheme(8, INT4), "4a8w")
+    assert result.report["linear"].scheme == "4a8w static per-channel"
+    assert [call[2:] for call in quantizations(result.model)] == [(-8, 7), (-8, 7)]
+    scale, zero_point = quantizations(result.model)[0][:2]
+    # Ranges are chosen for 16 levels, not for the 256 of the type that stores them.
+    assert scale == pytest.approx(1 / 15, rel=0.1)
+    assert zero_point == -8
+
+
+def test_scales_that_are_powers_of_two_are_one_object(quantize: Quantize) -> None:
+    result = quantize(QuantizationScheme(SHIFT_WEIGHTS, SHIFT), "po8apo8w per-channel")
+    assert result.report["linear"].scheme == "po8apo8w static per-channel"
+    scales = [torch.tensor(call[0]) for call in quantizations(result.model)]
+    weights = [value for name, value in result.model.named_buffers() if "scale" in name]
+    assert weights
+    for value in torch.cat([*(s.reshape(1) for s in scales), *(w.flatten() for w in weights)]):
+        assert value.log2() == value.log2().round()
+
+
+def test_a_rule_for_scales_holds_in_training_too(toy_backend: type) -> None:
+    scheme = QuantizationScheme(SHIFT_WEIGHTS, SHIFT, is_qat=True)
+    schemes = qcore.hookimpl(lambda self: [scheme])
+    backend = type("New", (toy_backend,), {"supported_schemes": schemes})()
+    quantizer = qcore.Quantizer(backend, "new").set_global(scheme.to_config())
+    graph = torch.export.export(nn.Sequential(nn.Linear(8, 4)), (torch.rand(4, 8),)).module()
+    prepared = prepare_qat_pt2e(graph, quantizer)
+    prepared(torch.rand(4, 8))
+    for scale, *_ in quantizations(convert_pt2e(prepared)):
+        assert torch.tensor(scale).log2() == torch.tensor(scale).log2().round()
+
+
+def test_the_smallest_value_stays_where_it_was_when_scales_widen() -> None:
+    spec = SHIFT.activation_qspec(torch_min_max(), is_dynamic=False)
+    observer = spec.observer_or_fake_quant_ctr.with_args(
+        dtype=torch.int8, qscheme=spec.qscheme, quant_min=-128, quant_max=127
+    )()
+    observer(torch.tensor([-0.3, 0.9]))
+    scale, zero_point = observer.calculate_qparams()
+    assert scale.item() == 2**-7
+    assert (-128 - zero_point.item()) * scale.item() == pytest.approx(-0.3, abs=scale.item())
+
+
+def torch_min_max() -> Any:
+    from qcore.compat.torchao import MinMaxObserver
+
+    return MinMaxObserver
+
+
+def test_dynamic_ranges_and_a_rule_for_scales_exclude_each_other() -> None:
+    with pytest.raises(UnsupportedSchemeError, match="'po8' allows some scales only"):
+        QuantizationScheme(8, SHIFT, is_dynamic=True).to_config()
+
+
+@pytest.mark.parametrize("known", [INT8, INT16, UINT8, INT8_WEIGHTS, INT4, SHIFT, SHIFT_WEIGHTS])
+def test_formats_are_hashable_pickle_and_are_read_off_their_qspecs(known: NumberFormat) -> None:
+    assert pickle.loads(pickle.dumps(known)) == known
+    assert {known: 1}[known] == 1
+    spec = known.activation_qspec(torch_min_max(), is_dynamic=False)
+    assert NumberFormat.of(spec) == known
+    assert NumberFormat.of(pickle.loads(pickle.dumps(spec))) == known
+
+
+@pytest.mark.parametrize(
+    ("stored", "value", "holds"),
+    [
+        (INT8, INT4, True),
+        (INT4, INT8, False),
+        (INT8, UINT8, False),
+        (INT16, INT8, False),
+        (INT8, INT8_WEIGHTS, True),
+        (INT8_WEIGHTS, INT8, False),
+        (INT8, SHIFT, True),
+        (SHIFT, INT8, False),
+    ],
+)
+def test_a_format_holds_what_its_kernels_compute_with(
+    stored: NumberFormat, value: NumberFormat, holds: bool
+) -> None:
+    assert stored.holds(value) is holds
+
+
+def test_levels_that_the_type_lacks_are_refused() -> None:
+    with pytest.raises(UnsupportedSchemeError, match="0 to 256 is not a range of torch.uint8"):
+        NumberFormat("u8", torch.uint8, 0, 256)
+
+
+def test_bits_that_no_format_has_are_refused_with_what_to_pass() -> None:
+    with pytest.raises(UnsupportedSchemeError, match="32 bits stand for no format: pass 2 to 16"):
+        QuantizationScheme(8, 32)
