@@ -17,7 +17,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help drawing demo test support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
+.PHONY: help drawing demo test matrix support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -39,6 +39,10 @@ test: $(STAMP)  ## Run the tests, the fast ones first (WORKERS=2)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --qcore-facts $(FACTS)
 	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md --check
 	@$(BIN)/python tools/support_sections.py --check
+
+# SMOKE=1 takes a handful of tests, and the environments that are there or made within seconds.
+matrix: $(STAMP)  ## Run the fast tests with each Python and ExecuTorch that is supported (SMOKE=1)
+	@$(BIN)/python tools/matrix.py --workers $(WORKERS) $(if $(SMOKE),--smoke)
 
 support: export OMP_NUM_THREADS ?= 1
 support: $(STAMP)  ## Make docs/support.md from what the conformance suite finds, and the pages' tables
@@ -93,9 +97,9 @@ clean:  ## Remove .venv and everything else that was made
 
 $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	@command -v $(PYTHON) >/dev/null || \
-		{ echo "$(PYTHON) was not found: install Python 3.11, or make PYTHON=/path/to/it" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "Python 3.11 is needed; $(PYTHON) is another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+		{ echo "$(PYTHON) was not found: install Python 3.11, 3.12 or 3.13, or make PYTHON=/path/to/it" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is another: make PYTHON=/path/to/one" >&2; exit 1; }
 	@echo "Setting up .venv (1/3): a new environment"
 	@$(PYTHON) -m venv .venv
 	@echo "Setting up .venv (2/3): torch, torchao and ExecuTorch; takes minutes"

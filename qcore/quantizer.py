@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from qcore.backend import BackendHooks
 from qcore.calibration import CalibrationMethod, calibration_method, with_method
 from qcore.capture import inline_grad_modes, remove_guards
+from qcore.compat.torch import TRACING
 from qcore.compat.torchao import Quantizer as TorchaoQuantizer
 from qcore.compat.torchao import is_preparing_for_training
 from qcore.errors import (
@@ -188,7 +189,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         inline_grad_modes(model)
         if TRAINING not in model.meta and is_preparing_for_training():
             model.meta[TRAINING] = True
-        return self._hooks.transform_for_annotation(model, self._plan(model))
+        with TRACING:
+            return self._hooks.transform_for_annotation(model, self._plan(model))
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every node that the rules select and the backend quantizes.

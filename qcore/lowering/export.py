@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qcore.compat.torch import TRACING
 from qcore.errors import LoweringError
 from qcore.lowering.specs import TensorSpec, bounds_of, check_values, spec_of, user_input_names
 
@@ -233,7 +234,8 @@ def export_for_lowering(
             dynamic_shapes = derived_dynamic_shapes(program, sample)
         graph = clone(program)
         remove_guards(graph)
-        exported = export(graph, sample.args, sample.kwargs, dynamic_shapes=dynamic_shapes)
+        with TRACING:
+            exported = export(graph, sample.args, sample.kwargs, dynamic_shapes=dynamic_shapes)
     slim_metadata(exported.graph_module)
     return exported
 

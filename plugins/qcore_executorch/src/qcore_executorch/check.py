@@ -12,6 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
+from qcore.compat.torch import TRACING
 from qcore.lowering import TensorSpec
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ class _Disturbed(Interpreter):  # type: ignore[misc]
         super().__init__(program.graph_module)
         self._random = None if seed is None else torch.Generator().manual_seed(seed)
         self._steps = _quantizing()
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        # While another thread traces, torch's interpreter writes into what that hands on.
+        with TRACING:
+            return super().run(*args, **options)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         step = self._steps.get(target)
