@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from qcore.errors import QcoreError, near_misses
 
 __all__ = [
-    "PathRules",
+    "ModuleRules",
     "compile_glob",
     "look_up",
     "nothing_selected",
@@ -25,29 +26,74 @@ Known = TypeVar("Known")
 _GLOB: Final = re.compile(r"[*?\[]")
 
 
-class PathRules(Generic[Rule]):
-    """Rules by the name of a module; names may be globs.
+class ModuleRules(Generic[Rule]):
+    """Rules by the names and types of modules; the most specific one wins.
+
+    A name wins over a type, the deepest name and the innermost type over others. An exact name wins
+    over every glob that matches the same path; of two globs the one with more literal text is the
+    more specific. A type selects its subclasses. The order of the rules never matters.
 
     Args:
-        rules: Rule by name. An exact name wins over every glob; of two globs that match one path,
-            the one with more literal text is the more specific.
+        names: Rule by name, as in ``named_modules()``; names may be globs.
+        types: Rule by the qualified name of a module class.
     """
 
-    def __init__(self, rules: Mapping[str, Rule]) -> None:
-        globs = [(key, rule) for key, rule in rules.items() if _GLOB.search(key)]
-        globs.sort(key=lambda item: (-len(_GLOB.sub("", item[0])), item[0]))
-        self._exact = dict(rules)
-        self._patterns = [(compile_glob(key), rule) for key, rule in globs]
-        self._known: dict[str, Rule | None] = {}
+    def __init__(self, names: Mapping[str, Rule], types: Mapping[str, Rule]) -> None:
+        self._names, self._types = dict(names), dict(types)
+        globs = [key for key in names if _GLOB.search(key)]
+        globs.sort(key=lambda key: (-len(_GLOB.sub("", key)), key))
+        self._globs = [(compile_glob(key), names[key]) for key in globs]
+        self._by_path = functools.cache(self._named)
 
-    def get(self, path: str) -> Rule | None:
-        """Return the rule for a path, or ``None`` where no name matches it."""
-        if path not in self._known:
-            rule = self._exact.get(path)
-            if rule is None:
-                rule = next((r for p, r in self._patterns if p.fullmatch(path)), None)
-            self._known[path] = rule
-        return self._known[path]
+    def _named(self, path: str) -> Rule | None:
+        if path in self._names:
+            return self._names[path]
+        return next((rule for glob, rule in self._globs if glob.fullmatch(path)), None)
+
+    def _typed(self, name: str) -> Rule | None:
+        if not self._types:
+            return None
+        return next((self._types[t] for t in type_names(name) if t in self._types), None)
+
+    def choose(self, *chains: Sequence[tuple[str, str]]) -> tuple[Rule, int] | None:
+        """Return the rule that decides about a module.
+
+        Args:
+            *chains: Name and type of the module and of those around it, the innermost first; a
+                chain for each name that the module has.
+
+        Returns:
+            The rule, and how far around the module what it selects is: 0 for the module itself.
+            ``None`` where no rule selects it.
+        """
+        finders: tuple[Callable[[str], Rule | None], ...] = (self._by_path, self._typed)
+        for part, find in enumerate(finders):
+            for depth in range(max(map(len, chains), default=0)):
+                for chain in chains:
+                    rule = find(chain[depth][part]) if depth < len(chain) else None
+                    if rule is not None:
+                        return rule, depth
+        return None
+
+    def unmatched(
+        self, paths: Collection[str], types: Collection[str], where: str
+    ) -> Iterator[tuple[str, str]]:
+        """Yield name or type and message of every rule that selects nothing.
+
+        Args:
+            paths: The names of the modules that there are.
+            types: The qualified names of their classes.
+            where: What they are in, for the message.
+
+        Yields:
+            What the rule asks for, and what is close to it in words.
+        """
+        for key, rule in self._names.items():
+            if not any(map(compile_glob(key).fullmatch, paths)):
+                yield key, nothing_selected(rule, key, paths, "module", where)
+        for key, rule in self._types.items():
+            if not any(key in type_names(name) for name in types):
+                yield key, nothing_selected(rule, key, types, "module type", where)
 
 
 def compile_glob(glob: str) -> re.Pattern[str]:

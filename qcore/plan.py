@@ -24,7 +24,7 @@ from qcore.graph import (
     is_compute_node,
     module_frames,
 )
-from qcore.names import PathRules, compile_glob, nothing_selected, type_name, type_names
+from qcore.names import ModuleRules, nothing_selected, type_name
 from qcore.schemes import QuantizationConfig
 
 __all__ = ["FilterFunction", "QuantizationPlan", "Rule", "RuleKind", "Selection", "Selectors"]
@@ -88,6 +88,7 @@ class Selection:
 
 
 _UNSET: Final = Selection(None, None)
+_WHERE: Final = "captured graph"
 
 
 @define
@@ -225,10 +226,10 @@ class QuantizationPlan:
     """
 
     selectors: Selectors
-    _by_path: PathRules[Rule] = field(init=False, repr=False)
+    _modules: ModuleRules[Rule] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._by_path = PathRules(self.selectors.module_names)
+        self._modules = ModuleRules(self.selectors.module_names, self.selectors.module_types)
 
     def config_for(self, node: Node) -> QuantizationConfig | None:
         """Return the configuration of a node, or ``None`` where it stays in float."""
@@ -259,25 +260,12 @@ class QuantizationPlan:
         if node.op in ("placeholder", "output"):
             return chosen.io
         if chosen.module_names or chosen.module_types:
-            frames = module_frames(node)
-            for frame in reversed(frames):
-                named = self._by_path.get(frame.path)
-                if named is not None:
-                    return named
-            for frame in reversed(frames):
-                typed = self._rule_for_type(frame.type_name)
-                if typed is not None:
-                    return typed
+            frames = reversed(module_frames(node))
+            found = self._modules.choose([(frame.path, frame.type_name) for frame in frames])
+            if found is not None:
+                return found[0]
         operator_rule = self._rule_for_operator(node)
         return operator_rule or chosen.global_
-
-    def _rule_for_type(self, frame_type: str) -> Rule | None:
-        if not self.selectors.module_types:
-            return None
-        for name in type_names(frame_type):
-            if name in self.selectors.module_types:
-                return self.selectors.module_types[name]
-        return None
 
     def _rule_for_operator(self, node: Node) -> Rule | None:
         rules = self.selectors.operator_types
@@ -296,30 +284,30 @@ class QuantizationPlan:
             SelectionError: Naming every such rule and what is close to it.
         """
         seen = _Seen.of([model, *(body for _, _, body in control_flow_bodies(model))])
-        problems = [p for rule in self.selectors.rules() if (p := self._problem(rule, seen))]
+        problems = [
+            _vanished(self.selectors.module_names[key]) if key in seen.folded else text
+            for key, text in self._modules.unmatched(seen.paths, seen.types, _WHERE)
+        ]
+        operators = {str(operator) for operator in seen.operators}
+        for rules, known, what in (
+            (self.selectors.operator_types, operators, "operator"),
+            (self.selectors.node_names, seen.nodes, "node"),
+        ):
+            problems += [
+                nothing_selected(rule, rule.key, known, what, _WHERE)
+                for rule in rules.values()
+                if rule.key not in known
+            ]
         if problems:
             raise SelectionError("\n".join(problems))
 
-    def _problem(self, rule: Rule, seen: _Seen) -> str | None:
-        if rule.kind in (RuleKind.GLOBAL, RuleKind.IO):
-            return None
-        if rule.kind is RuleKind.NODE_NAME:
-            return _missing(rule, {rule.key} & seen.nodes, seen.nodes, "node")
-        if rule.kind is RuleKind.MODULE_NAME:
-            pattern = compile_glob(rule.key)
-            found = {path for path in seen.paths if path and pattern.fullmatch(path)}
-            if not found and rule.key in seen.folded:
-                return (
-                    f"{rule} selects nothing: {rule.key!r} has no operator of its own in the "
-                    "captured graph (batch norm is folded into the convolution or linear layer "
-                    "before it; dropout and identity vanish). Name that layer instead."
-                )
-            return _missing(rule, found, seen.paths, "module")
-        if rule.kind is RuleKind.MODULE_TYPE:
-            found = {t for t in seen.types if rule.key in type_names(t)}
-            return _missing(rule, found, seen.types, "module type")
-        found = {key for key in seen.operators if str(key) == rule.key}
-        return _missing(rule, found, map(str, seen.operators), "operator")
+
+def _vanished(rule: Rule) -> str:
+    return (
+        f"{rule} selects nothing: {rule.key!r} has no operator of its own in the "
+        "captured graph (batch norm is folded into the convolution or linear layer "
+        "before it; dropout and identity vanish). Name that layer instead."
+    )
 
 
 def _kept(keep: FilterFunction, node: Node) -> bool:
@@ -369,12 +357,6 @@ class _Seen:
             frozenset(operators),
             frozenset(modules - paths),
         )
-
-
-def _missing(rule: Rule, found: Iterable[str], known: Iterable[str], what: str) -> str | None:
-    if any(True for _ in found):
-        return None
-    return nothing_selected(rule, rule.key, known, what)
 
 
 # Kept beside the plan because its messages speak of rules.

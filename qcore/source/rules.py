@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from attrs import frozen
 from torch import nn
 
 from qcore.errors import SelectionError
-from qcore.names import PathRules, compile_glob, nothing_selected, type_name, type_names
+from qcore.names import ModuleRules, type_name
 from qcore.schemes import Layer, LayerScheme
 from qcore.source.modules import has_weight, is_quantized, stored_weight
 from qcore.source.scheme import SourceScheme, SourceSchemeLike, read_scheme
@@ -28,14 +28,15 @@ class ModelLayer:
     Attributes:
         module: The layer.
         names: Its names in the model, the first one first.
-        types: The classes of the modules around it, the layer's own last, as qualified names.
+        chains: For each of its names: name and qualified class of itself and of the modules
+            around it, the innermost first.
         kind: What source quantization can treat it as; ``None`` where it cannot.
         reason: Why it cannot.
     """
 
     module: nn.Module
     names: tuple[str, ...]
-    types: tuple[str, ...]
+    chains: tuple[tuple[tuple[str, str], ...], ...]
     kind: Layer | None
     reason: str = ""
 
@@ -85,23 +86,24 @@ class Layers:
         for name, module in model.named_modules(remove_duplicate=False):
             names.setdefault(module, []).append(name)
         self.paths = frozenset(name for group in names.values() for name in group)
-        by_name = {name: module for module, group in names.items() for name in group}
+        types = {name: type_name(type(m)) for m, group in names.items() for name in group}
         self.types = frozenset(type_name(type(module)) for module in names)
         self.all = tuple(
-            ModelLayer(module, tuple(group), _types_around(group[0], by_name), *_kind(module))
+            ModelLayer(module, tuple(group), _chains(group, types), *_kind(module))
             for module, group in names.items()
             if has_weight(module)
         )
 
 
-def _types_around(name: str, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    return tuple(type_name(type(modules[path])) for path in reversed(_paths(name)))
-
-
-def _paths(name: str) -> list[str]:
-    """Return a module's name and those of the modules around it, the innermost first."""
-    parts = name.split(".") if name else []
-    return [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
+def _chains(
+    names: Sequence[str], types: Mapping[str, str]
+) -> tuple[tuple[tuple[str, str], ...], ...]:
+    chains = []
+    for name in names:
+        parts = name.split(".") if name else []
+        paths = [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
+        chains.append(tuple((path, types[path]) for path in paths))
+    return tuple(chains)
 
 
 def _kind(module: nn.Module) -> tuple[Layer | None, str]:
@@ -130,10 +132,9 @@ def _kind(module: nn.Module) -> tuple[Layer | None, str]:
 
 
 class RuleSet:
-    """The rules of one call, with one meaning: the most specific one wins.
+    """The rules of one call, with the meaning of :class:`qcore.names.ModuleRules`.
 
-    A name wins over a type, the deepest name and the innermost type over others, and all of them
-    over the scheme for everything.
+    All of them win over the scheme for everything.
 
     Args:
         default: The scheme for every linear layer that no rule selects, if any.
@@ -154,41 +155,28 @@ class RuleSet:
         backend: str,
     ) -> None:
         self._default = SourceRule("", False, default) if default is not None else None
-        self._names: dict[str, SourceRule] = {}
-        self._types: dict[str, SourceRule] = {}
+        names: dict[str, SourceRule] = {}
+        types: dict[str, SourceRule] = {}
         for key, wanted in rules.items():
             scheme = read_scheme(wanted, supported, backend)
             if isinstance(key, str) and key:
-                self._names[key] = SourceRule(key, False, scheme)
+                names[key] = SourceRule(key, False, scheme)
             elif inspect.isclass(key) and issubclass(key, nn.Module):
                 name = type_name(key)
-                self._types[name] = SourceRule(name, True, scheme)
+                types[name] = SourceRule(name, True, scheme)
             else:
                 raise SelectionError(
                     f"rules takes module names and module classes as keys, got {key!r}. Write "
                     "{'lm_head': '8da8w', torch.nn.Embedding: '8w'}; for every linear layer pass "
                     "scheme."
                 )
-        self._by_path = PathRules(self._names)
-
-    def __iter__(self) -> Iterator[SourceRule]:
-        yield from self._names.values()
-        yield from self._types.values()
-        if self._default is not None:
-            yield self._default
+        self._rules = ModuleRules(names, types)
 
     def choose(self, layer: ModelLayer) -> Choice | None:
         """Return the rule that decides about a layer; ``None`` where none selects it."""
-        depths = [_paths(name) for name in layer.names]
-        for depth in range(max(map(len, depths))):
-            for paths in depths:
-                rule = self._by_path.get(paths[depth]) if depth < len(paths) else None
-                if rule is not None:
-                    return Choice(rule, depth == 0)
-        for depth, name in enumerate(reversed(layer.types)):
-            typed = next((self._types[t] for t in type_names(name) if t in self._types), None)
-            if typed is not None:
-                return Choice(typed, depth == 0)
+        found = self._rules.choose(*layer.chains)
+        if found is not None:
+            return Choice(found[0], found[1] == 0)
         return None if self._default is None else Choice(self._default, False)
 
     def check_matches(self, layers: Layers) -> None:
@@ -200,16 +188,7 @@ class RuleSet:
         Raises:
             SelectionError: Naming every such rule and what is close to it.
         """
-        problems = []
-        for rule in self:
-            if rule.is_type:
-                if not any(rule.key in type_names(name) for name in layers.types):
-                    known: Any = layers.types
-                    problems.append(nothing_selected(rule, rule.key, known, "module type", "model"))
-            elif rule.key:
-                pattern = compile_glob(rule.key)
-                if not any(pattern.fullmatch(path) for path in layers.paths):
-                    known = layers.paths
-                    problems.append(nothing_selected(rule, rule.key, known, "module", "model"))
+        found = self._rules.unmatched(layers.paths, layers.types, "model")
+        problems = [text for _, text in found]
         if problems:
             raise SelectionError("\n".join(problems))
