@@ -10,6 +10,7 @@ import torch
 from attrs import evolve
 from torch.fx import GraphModule
 
+from qcore.annotation.in_place import make_functional
 from qcore.backend import BackendHooks
 from qcore.calibration import CalibrationMethod, calibration_method, with_method
 from qcore.capture import inline_grad_modes, remove_guards
@@ -187,6 +188,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         """
         remove_guards(model)
         inline_grad_modes(model)
+        make_functional(model)
         if TRAINING not in model.meta and is_preparing_for_training():
             model.meta[TRAINING] = True
         with TRACING:

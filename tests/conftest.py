@@ -21,7 +21,7 @@ from qcore.annotation import (
     GemmRule,
     OperatorPattern,
     PassThroughRule,
-    PoolRule,
+    SameRangeRule,
     SupportTable,
     annotate_graph,
     scalars_to_attributes,
@@ -62,7 +62,7 @@ TOY_TABLE = SupportTable(
         ),
         OperatorPattern("cat", (aten.cat.default,), ConcatRule(), checks=(float_inputs,)),
         OperatorPattern(
-            "pool", (aten.adaptive_avg_pool2d.default,), PoolRule(), checks=(float_inputs,)
+            "pool", (aten.adaptive_avg_pool2d.default,), SameRangeRule(), checks=(float_inputs,)
         ),
         OperatorPattern(
             "move",

@@ -1,7 +1,13 @@
-"""Toolkit for backend authors: patterns, rules that place qspecs, and the walk over a graph."""
+"""Toolkit for backend authors: patterns, rules that place qspecs, and the walk over a graph.
 
-from qcore.annotation.annotate import annotate_graph
+:mod:`qcore.annotation.checks` has reasons against quantizing a match, and
+:mod:`qcore.annotation.forms` operators written as others.
+"""
+
+from qcore.annotation.annotate import annotate_graph, decide
+from qcore.annotation.layers import LAYERS, Layer, convolution_groups, layer_of
 from qcore.annotation.patterns import (
+    BATCH_NORMS,
     CLAMPS,
     INTEGERS_ONLY,
     REPLACE_OR_MOVE,
@@ -13,37 +19,60 @@ from qcore.annotation.patterns import (
     SupportTable,
     without_float32,
 )
-from qcore.annotation.rules import (
+from qcore.annotation.ranges import (
+    CastRule,
     ConcatRule,
+    FixedRangeRule,
+    PassThroughRule,
+    SameRangeInputsRule,
+    SameRangeRule,
+)
+from qcore.annotation.rewriting import rewrite_by
+from qcore.annotation.rules import (
     ElementwiseRule,
     GemmRule,
-    PassThroughRule,
-    PoolRule,
+    annotation_of,
+    is_quantized_value,
+    product_scale_bias,
+    sharing_with,
+    write_annotation,
+    write_match,
 )
-from qcore.annotation.transforms import (
-    clamps_to_hardtanh,
-    explicit_pool_strides,
-    scalars_to_attributes,
-)
+from qcore.annotation.transforms import clamps_to_hardtanh, scalars_to_attributes
 
 __all__ = [
+    "BATCH_NORMS",
     "CLAMPS",
     "INTEGERS_ONLY",
+    "LAYERS",
     "REPLACE_OR_MOVE",
     "AnnotationRule",
+    "CastRule",
     "Check",
     "ConcatRule",
     "ElementwiseRule",
+    "FixedRangeRule",
     "GemmRule",
+    "Layer",
     "OperatorMatch",
     "OperatorPattern",
     "PassThroughRule",
-    "PoolRule",
     "Rejection",
+    "SameRangeInputsRule",
+    "SameRangeRule",
     "SupportTable",
     "annotate_graph",
+    "annotation_of",
     "clamps_to_hardtanh",
-    "explicit_pool_strides",
+    "convolution_groups",
+    "decide",
+    "is_quantized_value",
+    "layer_of",
+    "product_scale_bias",
+    "rewrite_by",
     "scalars_to_attributes",
+    "sharing_with",
     "without_float32",
+    "write_annotation",
+    "write_match",
 ]

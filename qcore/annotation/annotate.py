@@ -21,6 +21,7 @@ from qcore.annotation.rules import (
     sharing_with,
     write_annotation,
 )
+from qcore.compat.torchao import Q_ANNOTATION_KEY
 from qcore.graph import (
     computes_floats,
     float_operands,
@@ -33,7 +34,7 @@ from qcore.plan import QuantizationPlan, Selection, explain
 from qcore.report import AnnotationReport, Decision, read_decisions
 from qcore.schemes import QuantizationConfig, QuantizationScheme
 
-__all__ = ["annotate_graph", "decide_float"]
+__all__ = ["annotate_graph", "decide", "decide_float"]
 
 _NOT_OURS: Final = Rejection("another quantizer has annotated it")
 
@@ -55,6 +56,36 @@ def annotate_graph(
     Returns:
         A decision for every compute node.
     """
+    return AnnotationReport(backend, tuple(_annotate(model, plan, table, backend).values()))
+
+
+def decide(
+    model: GraphModule, plan: QuantizationPlan, table: SupportTable, backend: str
+) -> dict[Node, Decision]:
+    """Say what would become of every compute node of a graph, and write nothing.
+
+    Args:
+        model: The captured model.
+        plan: What the user selected.
+        table: What the backend quantizes.
+        backend: The backend's name, for reasons.
+
+    Returns:
+        What :func:`annotate_graph` would decide, by node.
+    """
+    before = {node: node.meta.get(Q_ANNOTATION_KEY) for node in model.graph.nodes}
+    try:
+        return _annotate(model, plan, table, backend)
+    finally:
+        for node, annotation in before.items():
+            node.meta.pop(Q_ANNOTATION_KEY, None)
+            if annotation is not None:
+                node.meta[Q_ANNOTATION_KEY] = annotation
+
+
+def _annotate(
+    model: GraphModule, plan: QuantizationPlan, table: SupportTable, backend: str
+) -> dict[Node, Decision]:
     earlier = (read_decisions(model) or AnnotationReport(backend)).by_node
     decided: dict[Node, Decision] = {}
     for node in model.graph.nodes:
@@ -67,8 +98,7 @@ def annotate_graph(
                 decided[node] = earlier.get(node.name) or _float(node, _NOT_OURS)
     for node, outcome in annotate_clusters(model, plan, table).items():
         decided[node] = _clustered(node, outcome)
-    order = [n for n in model.graph.nodes if n in decided and is_compute_node(n)]
-    return AnnotationReport(backend, tuple(decided[node] for node in order))
+    return {n: decided[n] for n in model.graph.nodes if n in decided and is_compute_node(n)}
 
 
 def _waits(node: Node, table: SupportTable) -> bool:

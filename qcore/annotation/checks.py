@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-# torch.histc overflows on values above this (float32 max * 1e-23).
+#: The largest constant that a histogram takes: torch.histc overflows above float32 max * 1e-23.
 HISTOGRAM_LIMIT: Final = 3.4028235e15
 
 

@@ -9,7 +9,8 @@ import torch
 from attrs import field, frozen
 from torch.fx import GraphModule, Node
 
-from qcore.graph import is_float_tensor, operator_name, tensor_value
+from qcore.annotation.in_place import WRITES_INTO
+from qcore.graph import functional_twin, is_float_tensor, operator_name, tensor_value
 from qcore.plan import QuantizationPlan
 from qcore.schemes import QuantizationConfig
 
@@ -32,12 +33,9 @@ aten = torch.ops.aten
 #: Activations that only clamp: an integer kernel applies them while it rounds its result.
 CLAMPS: Final[tuple[Any, ...]] = (
     aten.relu.default,
-    aten.relu_.default,
     aten.relu6.default,
     aten.hardtanh.default,
-    aten.hardtanh_.default,
     aten.clamp.default,
-    aten.clamp_.default,
 )
 
 #: What torch.export leaves of a batch norm; in QAT torchao folds it into the convolution before it.
@@ -74,6 +72,7 @@ def without_float32(node: Node) -> Rejection | None:
     )
 
 
+#: Says why a match cannot be quantized with a configuration; ``None`` where it can.
 Check: TypeAlias = "Callable[[OperatorMatch, QuantizationConfig, GraphModule], Rejection | None]"
 
 
@@ -149,6 +148,12 @@ class OperatorMatch:
 
     def rejection(self, config: QuantizationConfig, model: GraphModule) -> Rejection | None:
         """Return the first reason of the pattern's checks against quantizing it, if any."""
+        written = self.root.meta.get(WRITES_INTO)
+        if written is not None:
+            return Rejection(
+                f"it writes into {written}, which something else reads, too",
+                "Compute a new value instead: the operator without the underscore at its end.",
+            )
         found = (check(self, config, model) for check in self.pattern.checks)
         return next(filter(None, found), None)
 
@@ -192,8 +197,11 @@ class SupportTable:
         return iter(self.patterns)
 
     def pattern_for(self, node: Node) -> OperatorPattern | None:
-        """Return the row of a node's operator, if there is one."""
-        return self._by_target.get(node.target)
+        """Return the row of a node's operator, if there is one.
+
+        An operator that writes in place has that of its functional twin, if none of its own.
+        """
+        return self._by_target.get(node.target) or self._by_target.get(functional_twin(node.target))
 
     def match(
         self, node: Node, config: QuantizationConfig, plan: QuantizationPlan

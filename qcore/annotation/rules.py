@@ -1,4 +1,4 @@
-"""Rules that place the qspecs of a configuration on a match."""
+"""Rules that place the qspecs of a configuration on a match; those that share are in ``ranges``."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ from qcore.graph import float_operands, is_constant, is_float_tensor
 from qcore.schemes import PER_CHANNEL, QuantizationConfig
 
 __all__ = [
-    "ConcatRule",
     "ElementwiseRule",
     "GemmRule",
-    "PassThroughRule",
-    "PoolRule",
     "annotation_of",
     "is_quantized_value",
     "product_scale_bias",
+    "sharing_with",
     "write_annotation",
     "write_match",
 ]
@@ -94,8 +92,10 @@ def write_match(
     Args:
         match: The match.
         inputs: The qspec of each input edge of its operator.
-        output: The qspec of the value that leaves it.
+        output: The qspec of the value that leaves it, where that is a float tensor.
     """
+    if not is_float_tensor(match.output):
+        output = None
     for node in match.nodes:
         write_annotation(
             node,
@@ -221,59 +221,5 @@ class ElementwiseRule:
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate a match."""
         inputs = dict.fromkeys(float_operands(match.root), config.input_activation)
-        output = config.output_activation if is_float_tensor(match.output) else None
-        write_match(match, inputs, output)
-        return None
-
-
-@frozen
-class ConcatRule:
-    """Operators that join tensors: one range for all inputs and the output.
-
-    The range belongs to the first input that is quantized already, else to the first.
-    """
-
-    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
-        """Annotate a match."""
-        joined = match.root.all_input_nodes
-        owner = next((node for node in joined if is_quantized_value(node)), joined[0])
-        shared = SharedQuantizationSpec((owner, match.root))
-        inputs: dict[Node, QuantizationSpecBase | None] = {owner: config.input_activation}
-        inputs.update({node: shared for node in joined if node is not owner})
-        write_match(match, inputs, shared)
-        return None
-
-
-@frozen
-class PoolRule:
-    """Operators whose output has the range of their input, and that quantize it if need be."""
-
-    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
-        """Annotate a match."""
-        source = match.root.args[0]
-        assert isinstance(source, Node)
-        incoming: QuantizationSpecBase | None = config.input_activation
-        if is_quantized_value(source):
-            incoming = sharing_with(source)
-        write_match(match, {source: incoming}, SharedQuantizationSpec((source, match.root)))
-        return None
-
-
-@frozen
-class PassThroughRule:
-    """Operators that move or clamp data: quantized if their input is, with the same range."""
-
-    def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
-        """Annotate a match."""
-        del config
-        source = match.root.args[0]
-        if not isinstance(source, Node) or not is_float_tensor(source):
-            return Rejection("it moves no float32 tensor")
-        if not is_quantized_value(source):
-            return Rejection(
-                "its input is in float, so it moves float data",
-                f"It follows {source.name}: it is quantized when that is.",
-            )
-        shared = sharing_with(source)
-        write_match(match, {source: shared}, shared)
+        write_match(match, inputs, config.output_activation)
         return None

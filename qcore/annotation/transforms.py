@@ -8,17 +8,16 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.graph import ORIGINAL_TARGET, insert_constant, is_float_tensor
+from qcore.graph import functional_twin, insert_constant, is_float_tensor, remember_origin
 from qcore.plan import QuantizationPlan
 
-__all__ = ["clamps_to_hardtanh", "explicit_pool_strides", "scalars_to_attributes"]
+__all__ = ["clamps_to_hardtanh", "scalars_to_attributes"]
 
 aten = torch.ops.aten
 
 # clamp -> its forms as hardtanh (two bounds) and as relu (a lower bound of 0).
 _CLAMPS: Final[dict[Any, tuple[Any, Any]]] = {
     aten.clamp.default: (aten.hardtanh.default, aten.relu.default),
-    aten.clamp_.default: (aten.hardtanh_.default, aten.relu_.default),
     aten.clamp_min.default: (aten.hardtanh.default, aten.relu.default),
     aten.relu6.default: (aten.hardtanh.default, aten.relu.default),
 }
@@ -43,7 +42,8 @@ def scalars_to_attributes(
     before = sum(name.startswith("_scalar_") for name, _ in model.named_buffers(recurse=False))
     count = before
     for node in list(model.graph.nodes):
-        if node.op != "call_function" or node.target not in targets or not is_float_tensor(node):
+        operation = functional_twin(node.target) or node.target
+        if node.op != "call_function" or operation not in targets or not is_float_tensor(node):
             continue
         config = plan.config_for(node)
         if config is None or config.output_activation is None:
@@ -94,6 +94,7 @@ def clamps_to_hardtanh(
         if after and node.args[0].target not in after:
             continue
         original = node.target
+        remember_origin(node)
         hardtanh, relu = _CLAMPS[original]
         low, high = _bounds(node)
         if low == 0 and high is None:
@@ -103,7 +104,6 @@ def clamps_to_hardtanh(
             node.target, node.args = hardtanh, (node.args[0], float(low), float(high))
             node.kwargs = {}
         if node.target is not original:
-            node.meta[ORIGINAL_TARGET] = original
             changed = True
     if changed:
         model.recompile()
@@ -116,22 +116,3 @@ def _bounds(node: Node) -> tuple[Any, Any]:
     low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
     high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
     return low, high
-
-
-def explicit_pool_strides(model: GraphModule) -> int:
-    """Write out the default stride of pooling, which some compilers read blindly.
-
-    Args:
-        model: The graph; changed in place.
-
-    Returns:
-        How many nodes changed.
-    """
-    changed = 0
-    for node in model.graph.nodes:
-        if node.target not in (aten.max_pool2d.default, aten.avg_pool2d.default):
-            continue
-        if len(node.args) == 2 or not node.args[2]:
-            node.args = (*node.args[:2], node.args[1], *node.args[3:])
-            changed += 1
-    return changed

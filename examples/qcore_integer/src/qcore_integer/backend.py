@@ -16,8 +16,8 @@ from qcore.annotation import (
     GemmRule,
     OperatorPattern,
     PassThroughRule,
-    PoolRule,
     Rejection,
+    SameRangeRule,
     SupportTable,
     annotate_graph,
     scalars_to_attributes,
@@ -59,7 +59,7 @@ TABLE = SupportTable(
         OperatorPattern(
             "average",
             (aten.adaptive_avg_pool2d.default,),
-            PoolRule(),
+            SameRangeRule(),
             checks=(float_inputs, whole_plane),
         ),
         OperatorPattern(

@@ -23,7 +23,7 @@ from qcore.annotation import (
     GemmRule,
     OperatorPattern,
     PassThroughRule,
-    PoolRule,
+    SameRangeRule,
     SupportTable,
     annotate_graph,
     scalars_to_attributes,
@@ -64,14 +64,14 @@ TABLE = SupportTable(
         ),
         OperatorPattern(
             "add",
-            (aten.add.Tensor, aten.add_.Tensor),
+            (aten.add.Tensor,),
             ElementwiseRule(),
             fuses=CLAMPS,
             checks=ADD_CHECKS,
         ),
         OperatorPattern("cat", (aten.cat.default,), ConcatRule(), checks=(float_inputs,)),
         OperatorPattern(
-            "avg_pool", (aten.adaptive_avg_pool2d.default,), PoolRule(), checks=(float_inputs,)
+            "avg_pool", (aten.adaptive_avg_pool2d.default,), SameRangeRule(), checks=(float_inputs,)
         ),
         OperatorPattern(
             "move",
@@ -108,7 +108,7 @@ class PortableBackend:
     @qcore.hookimpl
     def transform_for_annotation(self, model: GraphModule, plan: QuantizationPlan) -> GraphModule:
         """Make the scalars of additions tensors, which can be quantized."""
-        return scalars_to_attributes(model, plan, (aten.add.Tensor, aten.add_.Tensor))
+        return scalars_to_attributes(model, plan, (aten.add.Tensor,))
 
     @qcore.hookimpl
     def annotate(self, model: GraphModule, plan: QuantizationPlan) -> AnnotationReport:

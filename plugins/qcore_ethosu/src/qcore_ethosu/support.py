@@ -12,8 +12,7 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.annotation import REPLACE_OR_MOVE
-from qcore.annotation.rules import annotation_of
+from qcore.annotation import REPLACE_OR_MOVE, annotation_of
 from qcore.graph import computes_floats, module_path, operator_name, overload_packet
 from qcore.report import AnnotationReport, Decision, Diagnostic
 
@@ -44,7 +43,6 @@ U55_LACKS: Final[dict[str, tuple[Any, ...]]] = {
         aten.index,
         aten.index_select,
         aten.index_put,
-        aten.index_put_,
         aten.embedding,
         aten.scatter,
         aten.scatter_add,

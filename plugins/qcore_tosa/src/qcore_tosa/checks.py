@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.annotation import OperatorMatch, Rejection, without_float32
+from qcore.annotation import OperatorMatch, Rejection, convolution_groups, without_float32
 from qcore.annotation.checks import (
     fits_histogram,
     static_weight,
     weight_shape,
 )
-from qcore.annotation.layers import convolution_groups
 from qcore.graph import argument_of, each_dimension
 from qcore.schemes import PER_CHANNEL, QuantizationConfig
 
@@ -96,6 +95,6 @@ def is_fusable_clamp(node: Node, config: QuantizationConfig) -> bool:
     spec = config.output_activation
     if spec is None or spec.qscheme is torch.per_tensor_symmetric:
         return False
-    bounded = node.target in (aten.hardtanh.default, aten.hardtanh_.default)
+    bounded = node.target is aten.hardtanh.default
     low: Any = (node.args[1] if len(node.args) > 1 else -1.0) if bounded else 0
     return bool(low == 0)

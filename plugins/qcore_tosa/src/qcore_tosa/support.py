@@ -15,9 +15,13 @@ import torch
 
 from qcore.annotation import (
     AnnotationRule,
+    CastRule,
     ElementwiseRule,
+    FixedRangeRule,
     GemmRule,
     OperatorPattern,
+    SameRangeInputsRule,
+    SameRangeRule,
     SupportTable,
 )
 from qcore.annotation.checks import (
@@ -32,12 +36,6 @@ from qcore_tosa.checks import (
     one_axis_of_channels,
     undilated,
 )
-from qcore_tosa.rules import (
-    CastRule,
-    FixedRangeRule,
-    SameRangeInputsRule,
-    SameRangeRule,
-)
 
 __all__ = ["ARITHMETIC", "TABLE"]
 
@@ -45,7 +43,7 @@ aten = torch.ops.aten
 
 
 def _rows(rule: AnnotationRule | None, targets: str, **options: Any) -> tuple[OperatorPattern, ...]:
-    """Make a row of each name: ``relu relu_`` are one row, ``relu, tanh`` two."""
+    """Make a row of each name: ``mean mean.dim`` are one row, ``relu, tanh`` two."""
     return tuple(
         OperatorPattern(names.split()[0].split(".")[0], tuple(_operators(names)), rule, **options)
         for names in targets.split(",")
@@ -61,7 +59,7 @@ def _operators(names: str) -> list[Any]:
     return found
 
 
-_RELUS: Final = tuple(_operators("relu relu_ hardtanh hardtanh_"))
+_RELUS: Final = tuple(_operators("relu hardtanh"))
 
 _GEMMS: Final = (
     *_rows(
@@ -86,19 +84,18 @@ _GEMMS: Final = (
 #: Operators on two tensors, whose scalar operands become tensors before annotation.
 ARITHMETIC: Final = _rows(
     ElementwiseRule(),
-    "add.Tensor add_.Tensor, sub.Tensor sub_.Tensor, mul.Tensor mul_.Tensor, matmul, mm, bmm",
+    "add.Tensor, sub.Tensor, mul.Tensor, matmul, mm, bmm",
     checks=(float_inputs, constants_fit_histogram),
 )
 
 _OWN_RANGES: Final = _rows(
     ElementwiseRule(),
     """abs, ceil, erf, erfinv, exp, expm1, elu, selu, celu, floor, round, log, reciprocal, rsqrt,
-    sigmoid sigmoid_, cos, sin, tanh tanh_, sum.dim_IntList sum, hardsigmoid, hardswish
-    hardswish_, leaky_relu leaky_relu_, full_like, zeros_like, pow.Tensor_Scalar, gelu, silu
-    silu_, sinh, atan, log1p, log10, acosh, sign, asinh, cosh, cumsum, remainder.Scalar
-    remainder.Tensor, tan, _softmax softmax.int, div.Tensor div_.Tensor div.Tensor_mode,
-    floor_divide, logit, glu, addmm, layer_norm, group_norm, sqrt, var.dim var.correction,
-    linalg_vector_norm, log_softmax.int, embedding, cosine_similarity, neg,
+    sigmoid, cos, sin, tanh, sum.dim_IntList sum, hardsigmoid, hardswish, leaky_relu, full_like,
+    zeros_like, pow.Tensor_Scalar, gelu, silu, sinh, atan, log1p, log10, acosh, sign, asinh, cosh,
+    cumsum, remainder.Scalar remainder.Tensor, tan, _softmax softmax.int, div.Tensor
+    div.Tensor_mode, floor_divide, logit, glu, addmm, layer_norm, group_norm, sqrt, var.dim
+    var.correction, linalg_vector_norm, log_softmax.int, embedding, cosine_similarity, neg,
     scaled_dot_product_attention, lstm.input, gru.input, rnn_tanh.input rnn_relu.input, einsum,
     moveaxis.int moveaxis.intlist, movedim.int movedim.intlist, argmax""",
     checks=(float_edges, constants_fit_histogram),
@@ -106,12 +103,12 @@ _OWN_RANGES: Final = _rows(
 
 _CONSTANTS: Final = _rows(
     ElementwiseRule(),
-    "full, zeros, ones, fill_.Scalar, scalar_tensor, arange.start_step arange, linspace, eye",
+    "full, zeros, ones, fill.Scalar, scalar_tensor, arange.start_step arange, linspace, eye",
     checks=(float_edges, constant_fits),
 )
 
 _SAME_RANGE: Final = _rows(
-    SameRangeRule(),
+    SameRangeRule(requantizes=True),
     """adaptive_avg_pool1d, adaptive_avg_pool2d, upsample_bilinear2d.vec, upsample_nearest2d.vec,
     avg_pool1d, avg_pool2d, max_pool1d, max_pool2d, mean mean.dim""",
     checks=(float_edges,),
@@ -137,17 +134,17 @@ _GETITEM: Final[tuple[Any, ...]] = (operator.getitem,)
 _MOVING: Final = (
     *_rows(
         None,
-        """clone, lift_fresh_copy, detach_, alias, alias_copy, copy_, detach_copy, unfold_copy,
+        """clone, lift_fresh_copy, detach, alias, alias_copy, copy, detach_copy, unfold_copy,
         unbind.int, minimum, maximum, min.dim, max.dim, amin, amax, permute permute_copy,
         transpose.int transpose_copy.int, t t_copy, repeat, repeat_interleave.self_int,
         expand expand_copy, select.int select_copy.int, slice.Tensor slice_copy.Tensor,
-        split.Tensor split_with_sizes split_copy.Tensor, tile, flip, index_select, index_put
-        index_put_, index_copy index_copy_, contiguous, as_strided_copy, pixel_shuffle,
-        pixel_unshuffle, cat concatenate, stack, dropout dropout_, chunk, index.Tensor, gather,
-        squeeze squeeze.dim squeeze.dims squeeze_copy squeeze_copy.dim squeeze_.dim,
+        split.Tensor split_with_sizes split_copy.Tensor, tile, flip, index_select, index_put,
+        index_copy, contiguous, as_strided_copy, pixel_shuffle,
+        pixel_unshuffle, cat concatenate, stack, dropout, chunk, index.Tensor, gather,
+        squeeze squeeze.dim squeeze.dims squeeze_copy squeeze_copy.dim,
         unsqueeze unsqueeze_copy, reshape view view_as view_copy _unsafe_view unflatten.int
-        flatten.using_ints, pad constant_pad_nd, clamp clamp.Tensor, hardtanh hardtanh_,
-        relu relu_, where.self""",
+        flatten.using_ints, pad constant_pad_nd, clamp clamp.Tensor, hardtanh,
+        relu, where.self""",
         shares_range=True,
     ),
     OperatorPattern("getitem", _GETITEM, None, shares_range=True),

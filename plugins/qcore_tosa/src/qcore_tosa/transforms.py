@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.annotation import annotate_graph, clamps_to_hardtanh, explicit_pool_strides
+from qcore.annotation import clamps_to_hardtanh, decide, layer_of
 from qcore.annotation.forms import in_quantizable_forms
-from qcore.annotation.layers import layer_of
-from qcore.compat.torchao import Q_ANNOTATION_KEY
 from qcore.graph import (
     ORIGINAL_NAME,
     ORIGINAL_TARGET,
@@ -25,6 +23,7 @@ from qcore.graph import (
 from qcore.plan import QuantizationPlan
 from qcore.quiet import quiet
 from qcore_executorch import import_executorch
+from qcore_executorch.graphs import explicit_pool_strides
 from qcore_tosa.compat.executorch import ANNOTATION, LIMITS
 from qcore_tosa.forms import TOSA_FORMS
 from qcore_tosa.limits import refuse_written_buffers
@@ -158,12 +157,9 @@ def _keep(body: GraphModule) -> None:
 
 def _mark(model: GraphModule, plan: QuantizationPlan) -> None:
     """Tell the passes what to keep, and put down what the user's rules go by."""
-    annotated = {node for node in model.graph.nodes if Q_ANNOTATION_KEY in node.meta}
-    decisions = annotate_graph(model, plan, TABLE, "").by_node
+    decisions = decide(model, plan, TABLE, "tosa")
     for node in model.graph.nodes:
-        decision = decisions.get(node.name)
-        if node not in annotated:
-            node.meta.pop(Q_ANNOTATION_KEY, None)
+        decision = decisions.get(node)
         if node.op == "call_function":
             quantized = decision is not None and decision.is_quantized
             node.meta[KEEP] = not (quantized or _is_integer_form(node))

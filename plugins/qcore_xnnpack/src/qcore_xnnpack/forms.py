@@ -74,5 +74,4 @@ XNNPACK_FORMS: Final[dict[Any, Form]] = {
     aten.split.Tensor: _slices,
     aten.split_with_sizes.default: _slices,
     aten.dropout.default: _no_dropout,
-    aten.dropout_.default: _no_dropout,
 }

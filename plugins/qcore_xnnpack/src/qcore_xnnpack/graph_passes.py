@@ -9,9 +9,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from qcore.annotation import explicit_pool_strides
-from qcore.annotation.layers import layer_of
+from qcore.annotation import layer_of
 from qcore.lowering import rewritten
+from qcore_executorch.graphs import explicit_pool_strides
 
 __all__ = [
     "dynamic_weights_per_channel",

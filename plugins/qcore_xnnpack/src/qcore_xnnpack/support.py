@@ -19,9 +19,10 @@ from qcore.annotation import (
     OperatorMatch,
     OperatorPattern,
     PassThroughRule,
-    PoolRule,
     Rejection,
+    SameRangeRule,
     SupportTable,
+    convolution_groups,
 )
 from qcore.annotation.checks import (
     constants_fit_histogram,
@@ -30,7 +31,6 @@ from qcore.annotation.checks import (
     static_weight,
     weight_shape,
 )
-from qcore.annotation.layers import convolution_groups
 from qcore.schemes import LayerScheme, QuantizationConfig, QuantizationScheme
 
 __all__ = ["SCALAR_OPERATORS", "SCHEMES", "TABLE"]
@@ -64,14 +64,12 @@ SCHEMES: Final = (*_PT2E, *_LINEARS, *_EMBEDDINGS)
 #: Operators whose scalar operands become tensors, because XNNPACK takes two tensors.
 SCALAR_OPERATORS: Final[tuple[Any, ...]] = (
     aten.add.Tensor,
-    aten.add_.Tensor,
     aten.sub.Tensor,
     aten.mul.Tensor,
-    aten.mul_.Tensor,
 )
 
-_RELUS: Final[tuple[Any, ...]] = (aten.relu.default, aten.relu_.default)
-_CLAMPS: Final[tuple[Any, ...]] = (*_RELUS, aten.hardtanh.default, aten.hardtanh_.default)
+_RELUS: Final[tuple[Any, ...]] = (aten.relu.default,)
+_CLAMPS: Final[tuple[Any, ...]] = (*_RELUS, aten.hardtanh.default)
 
 
 def one_group(
@@ -152,7 +150,7 @@ _GEMMS: Final = (
 _ELEMENTWISE: Final = (
     OperatorPattern(
         "add",
-        (aten.add.Tensor, aten.add_.Tensor),
+        (aten.add.Tensor,),
         ElementwiseRule(),
         fuses=_RELUS,
         checks=_ELEMENTWISE_CHECKS,
@@ -165,7 +163,7 @@ _ELEMENTWISE: Final = (
     ),
     OperatorPattern(
         "mul",
-        (aten.mul.Tensor, aten.mul_.Tensor),
+        (aten.mul.Tensor,),
         ElementwiseRule(),
         fuses=_RELUS,
         checks=_ELEMENTWISE_CHECKS,
@@ -177,7 +175,7 @@ _JOINING: Final = (
     OperatorPattern(
         "adaptive_avg_pool2d",
         (aten.adaptive_avg_pool2d.default,),
-        PoolRule(),
+        SameRangeRule(),
         checks=(float_inputs,),
     ),
 )
@@ -186,7 +184,7 @@ _PASS_THROUGH: Final = tuple(
     OperatorPattern(name, targets, PassThroughRule(), follows_input=True)
     for name, targets in (
         ("relu", _RELUS),
-        ("hardtanh", (aten.hardtanh.default, aten.hardtanh_.default)),
+        ("hardtanh", (aten.hardtanh.default,)),
         ("max_pool2d", (aten.max_pool2d.default,)),
         ("permute", (aten.permute.default, aten.permute_copy.default, aten.transpose.int)),
         (
@@ -241,7 +239,7 @@ class PadRule:
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate a match."""
         feeds_convolutions = all(user.target in _CONVOLUTIONS for user in match.root.users)
-        rule = PoolRule() if feeds_convolutions else PassThroughRule()
+        rule = SameRangeRule() if feeds_convolutions else PassThroughRule()
         return rule(match, config)
 
 

@@ -1,4 +1,4 @@
-"""Rules for the operators whose qspecs the core's toolkit does not place."""
+"""Rules for operators whose values share a range, or have one that is known beforehand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from attrs import frozen
 from torch.fx import Node
 
-from qcore.annotation import OperatorMatch, Rejection
-from qcore.annotation.rules import write_match
+from qcore.annotation.patterns import OperatorMatch, Rejection
+from qcore.annotation.rules import is_quantized_value, sharing_with, write_match
 from qcore.compat.torchao import (
     FixedQParamsQuantizationSpec,
     QuantizationSpecBase,
@@ -18,22 +18,30 @@ from qcore.compat.torchao import (
 from qcore.graph import float_operands, is_float_tensor
 from qcore.schemes import QuantizationConfig
 
-__all__ = ["CastRule", "FixedRangeRule", "SameRangeInputsRule", "SameRangeRule"]
+__all__ = [
+    "CastRule",
+    "ConcatRule",
+    "FixedRangeRule",
+    "PassThroughRule",
+    "SameRangeInputsRule",
+    "SameRangeRule",
+]
 
 _INTEGERS: Final = (torch.int8, torch.int16, torch.int32)
 
 
-def _write(
-    match: OperatorMatch,
-    inputs: dict[Node, QuantizationSpecBase | None],
-    output: QuantizationSpecBase | None,
-) -> None:
-    write_match(match, inputs, output if is_float_tensor(match.output) else None)
-
-
 @frozen
 class SameRangeRule:
-    """Operators whose output has the range of their input, because no rescaling is in them."""
+    """Operators whose output has the range of their input, such as pooling.
+
+    Attributes:
+        quantizes_input: Whether they quantize an input that is in float, or stay in float then.
+        requantizes: Whether an input that is quantized already gets the configuration's qspec, or
+            keeps the range that it has.
+    """
+
+    quantizes_input: bool = True
+    requantizes: bool = False
 
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate a match."""
@@ -42,24 +50,56 @@ class SameRangeRule:
             return Rejection(
                 "its first input is no float32 tensor", "Cast that to float32 before it."
             )
-        _write(
-            match, {source: config.input_activation}, SharedQuantizationSpec((source, match.root))
-        )
+        incoming: QuantizationSpecBase | None = config.input_activation
+        output = SharedQuantizationSpec((source, match.root))
+        if is_quantized_value(source) and not self.requantizes:
+            incoming = output = sharing_with(source)
+        elif not self.quantizes_input:
+            return Rejection(
+                "its input is in float, so it moves float data",
+                f"It follows {source.name}: it is quantized when that is.",
+            )
+        write_match(match, {source: incoming}, output)
         return None
 
 
 @frozen
+class PassThroughRule(SameRangeRule):
+    """Operators that move or clamp data: quantized if their input is, with the same range."""
+
+    quantizes_input: bool = False
+
+
+@frozen
 class SameRangeInputsRule:
-    """Comparisons: integers compare like the values only if both sides have one range."""
+    """Operators with one range for all inputs, and for an output that is a float tensor.
+
+    Comparisons are such: integers compare like the values only if both sides have one range.
+    """
 
     def __call__(self, match: OperatorMatch, config: QuantizationConfig) -> Rejection | None:
         """Annotate a match."""
-        first, *others = float_operands(match.root)
-        shared = SharedQuantizationSpec((first, match.root))
-        inputs: dict[Node, QuantizationSpecBase | None] = {first: config.input_activation}
-        inputs.update(dict.fromkeys(others, shared))
-        _write(match, inputs, None)
+        operands = float_operands(match.root)
+        owner = self._owner(operands)
+        shared = SharedQuantizationSpec((owner, match.root))
+        inputs: dict[Node, QuantizationSpecBase | None] = {owner: config.input_activation}
+        inputs.update({node: shared for node in operands if node is not owner})
+        write_match(match, inputs, shared)
         return None
+
+    def _owner(self, operands: list[Node]) -> Node:
+        return operands[0]
+
+
+@frozen
+class ConcatRule(SameRangeInputsRule):
+    """Operators that join tensors: one range for all inputs and the output.
+
+    The range belongs to the first input that is quantized already, else to the first.
+    """
+
+    def _owner(self, operands: list[Node]) -> Node:
+        return next(filter(is_quantized_value, operands), operands[0])
 
 
 @frozen
@@ -78,19 +118,18 @@ class FixedRangeRule:
         """Annotate a match."""
         source = match.root.args[0]
         assert isinstance(source, Node)
-        assert config.input_activation is not None
-        levels = 2 ** torch.iinfo(config.input_activation.dtype).bits
         spec = config.input_activation
+        assert spec is not None
         fixed = FixedQParamsQuantizationSpec(
             dtype=spec.dtype,
-            scale=2 * self.limit / levels,
+            scale=2 * self.limit / 2 ** torch.iinfo(spec.dtype).bits,
             zero_point=0,
             quant_min=spec.quant_min,
             quant_max=spec.quant_max,
             qscheme=spec.qscheme,
             is_dynamic=spec.is_dynamic,
         )
-        _write(match, {source: fixed}, config.output_activation)
+        write_match(match, {source: fixed}, config.output_activation)
         return None
 
 
@@ -103,6 +142,8 @@ class CastRule:
         node = match.root
         (source,) = node.all_input_nodes
         before, after = source.meta["val"], node.meta["val"]
+        if before.dtype is after.dtype is torch.float32:
+            return SameRangeRule(requantizes=True)(match, config)
         if before.dtype in _INTEGERS and after.dtype is torch.float32:
             limits = torch.iinfo(before.dtype)
             exact = FixedQParamsQuantizationSpec(
@@ -113,11 +154,7 @@ class CastRule:
                 quant_max=limits.max,
                 qscheme=torch.per_tensor_symmetric,
             )
-            _write(match, {}, exact)
-            return None
-        if before.dtype is after.dtype is torch.float32:
-            shared = SharedQuantizationSpec((source, node))
-            _write(match, {source: config.input_activation}, shared)
+            write_match(match, {}, exact)
             return None
         kinds = f"{before.dtype} to {after.dtype}".replace("torch.", "")
         return Rejection(
