@@ -39,6 +39,7 @@ test: $(STAMP)  ## Run the tests, the fast ones first (WORKERS=2)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --qcore-facts $(FACTS)
 	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md --check
 	@$(BIN)/python tools/support_sections.py --check
+	@$(BIN)/python tools/toolkit_page.py --check
 
 # SMOKE=1 takes a handful of tests, and the environments that are there or made within seconds.
 matrix: $(STAMP)  ## Run the fast tests with each Python and ExecuTorch that is supported (SMOKE=1)
@@ -51,6 +52,7 @@ support: $(STAMP)  ## Make docs/support.md from what the conformance suite finds
 		plugins/*/tests/test_conformance.py
 	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md
 	@$(BIN)/python tools/support_sections.py
+	@$(BIN)/python tools/toolkit_page.py
 
 outside: export OMP_NUM_THREADS ?= 1
 outside: $(STAMP)  ## Try the wheels where nothing else of this repository is

@@ -45,8 +45,8 @@ ScaleRule = Callable[[torch.Tensor], torch.Tensor]
 #: What a label may be, as a regular expression: ``8``, ``16``, ``u8``, ``fp8``.
 LABEL: Final = r"[a-z]*\d+"
 
-# Integer kernels multiply by the ratio of scales in fixed point, which loses precision where one is
-# smaller.
+#: The smallest scale: integer kernels multiply by the ratio of scales in fixed point, which loses
+#: precision where one is smaller.
 SMALLEST_SCALE: Final = 2**-12
 
 _SYMMETRIC: Final = (torch.per_tensor_symmetric, torch.per_channel_symmetric, None)
@@ -258,14 +258,18 @@ def _limits(dtype: torch.dtype) -> Any:
     return torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
 
 
+#: Affine int8 activations.
 INT8: Final = NumberFormat("8", torch.int8, -128, 127)
+#: Affine uint8, for inputs and outputs.
 UINT8: Final = NumberFormat("u8", torch.uint8, 0, 255)
-# Integer kernels give 16-bit activations no zero point (LiteRT's 16x8 scheme).
+#: Symmetric int16: integer kernels give 16-bit activations no zero point (LiteRT's 16x8 scheme).
 INT16: Final = NumberFormat("16", torch.int16, -32767, 32767, symmetric=True)
+#: Symmetric int8 weights, without -128.
 INT8_WEIGHTS: Final = NumberFormat("8", torch.int8, -127, 127, symmetric=True)
 
 #: What a number of bits means in a scheme: the first format with as many, narrowed to them.
 ACTIVATIONS: Final = (INT8, INT16)
+#: The same for weights.
 WEIGHTS: Final = (INT8_WEIGHTS,)
 
 

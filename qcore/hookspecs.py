@@ -40,6 +40,7 @@ API_VERSION: Final = 1
 PROJECT: Final = "qcore"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
+#: Marks the methods of a backend that implement hooks.
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 

@@ -29,6 +29,7 @@ from qcore.schemes import QuantizationConfig
 
 __all__ = ["FilterFunction", "QuantizationPlan", "Rule", "RuleKind", "Selection", "Selectors"]
 
+#: Says whether a node may be quantized.
 FilterFunction = Callable[[Node], bool]
 
 

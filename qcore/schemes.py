@@ -44,8 +44,10 @@ __all__ = [
 
 Layer = Literal["linear", "embedding"]
 
+#: What users pass for one: a configuration, a scheme, a scheme's name, ``None`` for float.
 SchemeLike: TypeAlias = "QuantizationConfig | QuantizationScheme | str | None"
 
+#: The kinds of qspec with a scale for each channel.
 PER_CHANNEL: Final = (torch.per_channel_symmetric, torch.per_channel_affine)
 
 

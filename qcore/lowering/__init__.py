@@ -6,12 +6,17 @@ Importing this package does not import torch; it loads when something is lowered
 from __future__ import annotations
 
 from qcore.lowering.artifact import ARTIFACTS, Artifact, artifact_of
-from qcore.lowering.export import export_for_lowering, rewritten
+from qcore.lowering.export import (
+    export_for_lowering,
+    private_copy,
+    recorded_module_path,
+    rewritten,
+)
 from qcore.lowering.options import check_options
 from qcore.lowering.process import ChildProcess
 from qcore.lowering.program import LoweredProgram, run_program
 from qcore.lowering.runner import Latency, Runner, Session
-from qcore.lowering.specs import TensorSpec, program_specs, spec_of
+from qcore.lowering.specs import TensorSpec, program_specs, runtime_layout, spec_of
 from qcore.report import LoweringReport, NodeRecord, StrayNode
 
 __all__ = [
@@ -29,8 +34,11 @@ __all__ = [
     "artifact_of",
     "check_options",
     "export_for_lowering",
+    "private_copy",
     "program_specs",
+    "recorded_module_path",
     "rewritten",
     "run_program",
+    "runtime_layout",
     "spec_of",
 ]

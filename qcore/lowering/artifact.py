@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARTIFACTS", "Artifact", "artifact_of", "read_artifact"]
 
+#: The entry-point group of artifact formats.
 ARTIFACTS: Final = "qcore.artifacts"
 
 

@@ -14,6 +14,7 @@ import qcore
 from qcore.annotation import (
     ElementwiseRule,
     GemmRule,
+    OperatorMatch,
     OperatorPattern,
     PassThroughRule,
     Rejection,
@@ -23,7 +24,6 @@ from qcore.annotation import (
     scalars_to_attributes,
 )
 from qcore.annotation.checks import constants_fit_histogram, float_inputs, no_alpha, static_weight
-from qcore.annotation.patterns import OperatorMatch
 from qcore.lowering import LoweredProgram, check_options
 from qcore.plan import QuantizationPlan
 from qcore.report import AnnotationReport

@@ -12,8 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from qcore.errors import LoweringError
-from qcore.lowering import LoweredProgram, program_specs
-from qcore.lowering.export import recorded_module_path
+from qcore.lowering import LoweredProgram, program_specs, recorded_module_path
 from qcore.report import LoweringReport, NodeRecord, StrayNode
 from qcore_integer.artifact import QINT, NumpyRunner, write_program
 from qcore_integer.interpreter import KERNELS

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from qcore.lowering.export import recorded_module_path
+from qcore.lowering import recorded_module_path
 from qcore.report import NodeRecord, StrayNode
 from qcore_executorch.compat.executorch import at_level
 from qcore_executorch.report import PORTABLE

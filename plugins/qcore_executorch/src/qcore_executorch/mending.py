@@ -17,7 +17,7 @@ from qcore.errors import (
     RuntimeExecutionError,
     RuntimeUnavailableError,
 )
-from qcore.lowering.export import export_for_lowering, private_copy
+from qcore.lowering import export_for_lowering, private_copy
 from qcore.quiet import quiet
 from qcore.report import NodeRecord
 from qcore_executorch.inspection import computes, quantizes, record

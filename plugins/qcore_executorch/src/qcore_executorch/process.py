@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qcore.errors import RuntimeExecutionError, RuntimeUnavailableError
-from qcore.lowering.process import ChildProcess
+from qcore.lowering import ChildProcess
 
 __all__ = ["ProgramProcess"]
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from qcore.lowering.runner import Latency, Session
-from qcore.lowering.specs import runtime_layout
+from qcore.lowering import Latency, Session, runtime_layout
 from qcore_executorch.header import check_pte
 
 if TYPE_CHECKING:
-    from qcore.lowering.process import ChildProcess
+    from qcore.lowering import ChildProcess
 
 __all__ = ["ExecuTorchRunner"]
 

@@ -9,8 +9,7 @@ from attrs import define
 from torch.fx import GraphModule
 
 import qcore
-from qcore.annotation import annotate_graph
-from qcore.annotation.rules import annotation_of
+from qcore.annotation import annotate_graph, annotation_of
 from qcore.errors import UnsupportedSchemeError
 from qcore_tosa.compile_spec import as_compile_spec
 from qcore_tosa.control_flow import annotate_control_flow

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.annotation.rules import write_annotation
+from qcore.annotation import write_annotation
 from qcore.compat.torchao import QuantizationSpecBase, SharedQuantizationSpec
 from qcore.control_flow import operands_of
 from qcore.graph import BODY, float_operands, is_float_tensor

@@ -13,8 +13,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from qcore.annotation import layer_of
 from qcore.annotation.forms import padding_of_sides
-from qcore.annotation.layers import layer_of
 from qcore.graph import each_dimension, overload_packet, tensor_attribute
 from qcore.lowering import rewritten
 from qcore_tosa.marks import mark_quantized

@@ -16,8 +16,7 @@ from torch.fx import GraphModule, Node
 
 from qcore.compat import Change
 from qcore.errors import LoweringError
-from qcore.lowering import LoweredProgram, check_options
-from qcore.lowering.export import private_copy
+from qcore.lowering import LoweredProgram, check_options, private_copy
 from qcore_executorch import ExecuTorchLowering, import_executorch
 from qcore_executorch.compat.executorch import at_level
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import attrs
 
 from qcore.errors import RuntimeExecutionError, RuntimeUnavailableError
-from qcore.lowering import Latency
-from qcore.lowering.process import ChildProcess
-from qcore_tosa.walk import initial_state, walk
+from qcore.lowering import ChildProcess, Latency
+from qcore_executorch.walk import initial_state, walk
 
 if TYPE_CHECKING:
     import numpy as np

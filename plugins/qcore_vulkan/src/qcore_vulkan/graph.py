@@ -160,13 +160,28 @@ def delegate_calls(
     for node in partitioned.graph.nodes:
         if str(node.target) != "executorch_call_delegate":
             continue
-        lowered = getattr(partitioned.graph_module, node.args[0].target)
-        payload = bytes(lowered.processed_bytes)
-        graph = next((g for g in graphs if g.payload.startswith(payload)), None)
-        if graph is None:
-            raise LoweringError("The .pte does not hold a delegate of the partitioned program.")
-        found[node] = graph
+        found[node] = graph_of(getattr(partitioned.graph_module, node.args[0].target), graphs)
     return found
+
+
+def graph_of(lowered: Any, graphs: Sequence[DelegateGraph]) -> DelegateGraph:
+    """Find the Vulkan graph of a delegate.
+
+    Args:
+        lowered: The delegate's ``LoweredBackendModule``.
+        graphs: The decoded graphs of the ``.pte``.
+
+    Returns:
+        Its graph.
+
+    Raises:
+        LoweringError: The ``.pte`` does not hold it.
+    """
+    payload = bytes(lowered.processed_bytes)
+    graph = next((g for g in graphs if g.payload.startswith(payload)), None)
+    if graph is None:
+        raise LoweringError("The .pte does not hold a delegate of the partitioned program.")
+    return graph
 
 
 def check_outputs(partitioned: ExportedProgram, graphs: Sequence[DelegateGraph]) -> None:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from qcore.errors import LoweringError, RuntimeUnavailableError
-from qcore.lowering import LoweredProgram, check_options
-from qcore.lowering.export import private_copy
+from qcore.lowering import LoweredProgram, check_options, private_copy
 from qcore_executorch import ExecuTorchLowering
 from qcore_vulkan.graph import check_outputs, decode
 from qcore_vulkan.partition import edge_passes, vulkan_partitioner

@@ -6,11 +6,12 @@ from collections import Counter
 from typing import Any, Final, Protocol
 
 import torch
-from torch.fx import Graph, Interpreter, Node
+from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
 from qcore.quiet import quiet
-from qcore_vulkan.graph import DelegateGraph, decode, delegate_calls
+from qcore_executorch.walk import initial_state, walk
+from qcore_vulkan.graph import DelegateGraph, decode, graph_of
 from qcore_vulkan.reference import unpack_even_high, unpack_even_low
 from qcore_vulkan.report import VulkanVerification, WeightCheck
 
@@ -54,7 +55,13 @@ def verify(program: Verifiable, inputs: tuple[Any, ...]) -> VulkanVerification:
     with quiet(), torch.no_grad():
         graphs = decode(program.buffer)
         expected = tree_leaves(program.quantized.module(check_guards=False)(*inputs))
-        actual = _Runner(program.partitioned, graphs).outputs(inputs)
+        partitioned = program.partitioned
+        actual = walk(
+            partitioned,
+            initial_state(partitioned),
+            tree_leaves(inputs),
+            lambda lowered, operands: graph_of(lowered, graphs).run(operands),
+        )
         stored = _model_weights(program.quantized)
         weights = tuple(check for graph in graphs for check in _checks(graph, stored))
     differences = [(a.double(), b.double()) for a, b in zip(expected, actual, strict=True)]
@@ -71,40 +78,6 @@ def verify(program: Verifiable, inputs: tuple[Any, ...]) -> VulkanVerification:
 def _sqnr(reference: torch.Tensor, output: torch.Tensor) -> float:
     noise = (reference - output).pow(2).sum().clamp(min=1e-30)
     return float(10 * torch.log10(reference.pow(2).sum().clamp(min=1e-30) / noise))
-
-
-class _Runner(Interpreter):  # type: ignore[misc]
-    """Runs a partitioned program: delegates from the ``.pte``, the rest as PyTorch computes it."""
-
-    def __init__(self, program: Any, graphs: list[DelegateGraph]) -> None:
-        super().__init__(program.graph_module)
-        self._program = program
-        self._graphs = delegate_calls(program, graphs)
-
-    def outputs(self, inputs: tuple[Any, ...]) -> list[Any]:
-        signature = self._program.graph_signature
-        tensors = {**self._program.state_dict, **self._program.constants}
-        held = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
-        given = iter(tree_leaves(inputs))
-        arguments = [
-            tensors[held[node.name]] if node.name in held else next(given)
-            for node in self._program.graph.nodes
-            if node.op == "placeholder"
-        ]
-        return list(self.run(*arguments))
-
-    def run_node(self, node: Node) -> Any:
-        if node in self._graphs:
-            _, *operands = self.fetch_args_kwargs_from_env(node)[0]
-            return self._graphs[node].run(operands)
-        return super().run_node(node)
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_function(getattr(target, "_op", target), args, kwargs)
 
 
 def _model_weights(program: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:

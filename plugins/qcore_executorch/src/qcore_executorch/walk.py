@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-__all__ = ["walk"]
+__all__ = ["Execute", "initial_state", "walk"]
 
+#: Takes a delegate's ``LoweredBackendModule`` and its arguments, returns its results.
 Execute = Callable[[Any, Sequence[Any]], list[Any]]
 
 
@@ -67,7 +68,7 @@ def walk(
         program: The graph after partitioning, with delegates in it.
         state: The tensors that it holds; buffers that it writes are replaced.
         inputs: The flat arguments: tensors and plain numbers.
-        execute: Takes a delegate's ``LoweredBackendModule`` and its arguments, returns its results.
+        execute: Runs the delegates.
 
     Returns:
         The flat outputs.

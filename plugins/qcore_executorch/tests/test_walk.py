@@ -7,7 +7,7 @@ import torch
 
 from qcore.quiet import quiet
 from qcore_executorch import import_executorch
-from qcore_tosa.walk import initial_state, walk
+from qcore_executorch.walk import initial_state, walk
 
 
 def edge_program(model: torch.nn.Module, *inputs: torch.Tensor):

@@ -1,0 +1,144 @@
+"""Writes docs/toolkit.md: every name of the author's toolkit, from ``__all__`` and docstrings.
+
+``python tools/toolkit_page.py`` writes it; with ``--check`` it says whether it is current.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from qcore.testing.support import markdown_table
+
+PAGE: Final = Path(__file__).parent.parent / "docs" / "toolkit.md"
+
+#: What backends and what is built on the core may import; each module's ``__all__`` is public.
+MODULES: Final = (
+    "qcore",
+    "qcore.annotation",
+    "qcore.annotation.checks",
+    "qcore.annotation.forms",
+    "qcore.graph",
+    "qcore.control_flow",
+    "qcore.plan",
+    "qcore.schemes",
+    "qcore.formats",
+    "qcore.report",
+    "qcore.lowering",
+    "qcore.lowering.serving",
+    "qcore.quantizer",
+    "qcore.source",
+    "qcore.compat",
+    "qcore.compat.torch",
+    "qcore.compat.torchao",
+    "qcore.quiet",
+    "qcore.errors",
+    "qcore.testing",
+)
+
+_START: Final = """# The toolkit for authors
+
+What a backend, or anything else that is built on the core, may import from it, beside
+[the hooks](hooks.md). [Versions](versioning.md) says how long a name stays. Names that stand
+nowhere on this page may change in every release. This page is made of the code, by `make support`.
+"""
+
+
+def page() -> str:
+    """Return the page.
+
+    Raises:
+        LookupError: A name says nothing about itself.
+    """
+    return "\n".join([_START, *map(_section, MODULES)])
+
+
+def _section(name: str) -> str:
+    module = importlib.import_module(name)
+    rows = ([f"`{item}`", _summary(module, item)] for item in module.__all__)
+    return f"## {name}\n\n{_first_line(module)}\n\n{markdown_table(['name', ''], rows)}\n"
+
+
+def _summary(module: ModuleType, name: str) -> str:
+    """Return what a name says of itself: its docstring, or the comment at its definition."""
+    value = getattr(module, name)
+    home = str(getattr(value, "__module__", "qcore"))
+    if not home.startswith("qcore") and hasattr(value, "__qualname__"):
+        return f"As in `{home}`."
+    documented = inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value)
+    text = _first_line(value) if documented else _comment(module, name).replace("``", "`")
+    if not text:
+        raise LookupError(f"{module.__name__}.{name} has no docstring and no '#:' comment.")
+    return text.replace("|", "\\|")
+
+
+def _first_line(value: Any) -> str:
+    paragraph = (inspect.getdoc(value) or "").partition("\n\n")[0]
+    return re.sub(r":\w+:`", "`", " ".join(paragraph.split()).replace("``", "`"))
+
+
+def _comment(module: ModuleType, name: str) -> str:
+    """Return the lines with ``#:`` above a constant, or the string below it, where it is made."""
+    source = inspect.getsource(module)
+    found = re.search(rf"((?:^#: .*\n)+)^{name}\b", source, re.MULTILINE)
+    if found is not None:
+        return " ".join(line.removeprefix("#: ") for line in found[1].splitlines())
+    found = re.search(rf'^{name}\b.*\n"""((?:.|\n)*?)"""', source, re.MULTILINE)
+    if found is not None:
+        return " ".join(found[1].split())
+    found_in = (
+        node.module
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}
+    )
+    origin = next(found_in, None)
+    if origin is None or not origin.startswith("qcore"):
+        return f"As in `{origin}`." if origin else ""
+    return _comment(importlib.import_module(origin), name)
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Walk the names that a source imports from the core.
+
+    Args:
+        tree: The parsed source.
+
+    Yields:
+        The module and the name. ``qcore.name`` of the package itself counts, too.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "qcore":
+            yield from ((str(node.module), alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((a.name, "*") for a in node.names if a.name.startswith("qcore."))
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "qcore":
+            yield "qcore", node.attr
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page, or compare it.
+
+    Args:
+        arguments: Perhaps ``--check``.
+
+    Returns:
+        The exit status: 1 where the page is not current.
+    """
+    made = page()
+    if "--check" not in arguments:
+        PAGE.write_text(made, encoding="utf-8")
+    elif made != PAGE.read_text(encoding="utf-8"):
+        print(f"{PAGE.name} is not current. Write it again with: make support")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
