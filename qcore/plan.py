@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 import torch
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field, fields, frozen
 from torch.fx import GraphModule, Node
 
 from qcore.errors import SelectionError
@@ -199,23 +199,14 @@ class Selectors:
             The copy; rules that say ``None`` stay as they are.
         """
 
-        def one(rule: Rule | None) -> Rule | None:
-            if rule is None or rule.config is None:
-                return rule
-            return evolve(rule, config=convert(rule.config))
+        def one(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: one(rule) for key, rule in value.items()}
+            if not isinstance(value, Rule) or value.config is None:
+                return value
+            return evolve(value, config=convert(value.config))
 
-        def many(group: dict[Any, Rule]) -> dict[Any, Rule]:
-            return {key: one(rule) for key, rule in group.items()}  # type: ignore[misc]
-
-        return Selectors(
-            one(self.global_),
-            one(self.io),
-            many(self.operator_types),
-            many(self.module_types),
-            many(self.module_names),
-            many(self.node_names),
-            self.filter_function,
-        )
+        return Selectors(*(one(getattr(self, known.name)) for known in fields(Selectors)))
 
 
 @define

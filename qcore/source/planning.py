@@ -159,37 +159,29 @@ class Planner:
                     f"possible. Leave it in float: drop {rule}, or set it to None."
                 ) from error
             raise
-        first = self._misfit(layer, asked)
-        if not first:
-            return LayerPlan(layer, asked, rule, "", self._scale_dtype(layer, asked)), ""
-        tried = [first]
-        for size in self.fallback:
-            other = asked.with_group_size(size)
-            problem = self._misfit(layer, other)
-            if not problem:
-                reason = f"fallback, because {first}"
-                return LayerPlan(layer, other, rule, reason, self._scale_dtype(layer, other)), ""
-            tried.append(problem)
+        tried: list[str] = []
+        for size in (asked.group_size, *self.fallback):
+            reason = f"fallback, because {tried[0]}" if tried else ""
+            fitted = self._fitted(layer, asked.with_group_size(size), rule, reason)
+            if isinstance(fitted, LayerPlan):
+                return fitted, ""
+            tried.append(fitted)
         return LayerPlan(layer, None, rule), f"  {layer.name}: {'; '.join(tried)}"
 
-    def _declared(self, layer: ModelLayer, scheme: SourceScheme) -> LayerScheme | None:
-        assert layer.kind is not None
-        wanted = scheme.for_layer(layer.kind)
-        return next((s for s in self.supported if s.covers(wanted)), None)
-
-    def _scale_dtype(self, layer: ModelLayer, scheme: SourceScheme) -> torch.dtype:
-        declared = self._declared(layer, scheme)
-        return torch.float32 if declared is None else declared.scale_dtype
-
-    def _misfit(self, layer: ModelLayer, scheme: SourceScheme) -> str:
-        """Say why a scheme does not fit a layer; empty if it does."""
+    def _fitted(
+        self, layer: ModelLayer, scheme: SourceScheme, rule: SourceRule, reason: str
+    ) -> LayerPlan | str:
+        """Return the plan for a layer with a scheme, or why the scheme does not fit it."""
         weight = stored_weight(layer.module)
         assert weight is not None
-        declared = self._declared(layer, scheme)
+        assert layer.kind is not None
+        wanted = scheme.for_layer(layer.kind)
+        declared = next((s for s in self.supported if s.covers(wanted)), None)
         if declared is None:
             return f"{self.backend} has no {scheme}"
         group = None if scheme.group_size == "axis" else scheme.group_size
-        return declared.misfit(weight.shape[0], weight.shape[1], group, self.backend)
+        misfit = declared.misfit(weight.shape[0], weight.shape[1], group, self.backend)
+        return misfit or LayerPlan(layer, scheme, rule, reason, declared.scale_dtype)
 
     def _unfit(self, problems: Sequence[str]) -> str:
         tried = ", ".join(map(str, self.fallback))
