@@ -50,7 +50,10 @@ class Artifact(Protocol):
         ...
 
     def operators(self, buffer: bytes) -> Counter[str]:
-        """Return the operators that a program calls outside its delegates, with how often.
+        """Return the operators that the backend's compiler did not take, with how often.
+
+        The conformance suite compares them with the program's report. A program without delegates
+        has here what it computes in float beside its integers, quantizing included.
 
         Their names are those of the lowered graph without the overload, as ``aten.add``.
         """

@@ -508,6 +508,13 @@ class HidesStrayNodes(PortableBackend):
         return attrs.evolve(whole, report=attrs.evolve(whole.report, stray=()))
 
 
+@caught_by(calls("a_saved_program_is_read_back"), r"suffix '.bin', and their format says '.pte'")
+class NamesAnotherSuffix(PortableBackend):
+    @qcore.hookimpl
+    def lower(self, program: Any, options: Any) -> Any:
+        return attrs.evolve(lowered(self, program), suffix=".bin")
+
+
 @caught_by(calls("lower_returns_a_program_with_a_report"), "its report for 'xnnpack'")
 class SignsWithAnotherName(PortableBackend):
     @qcore.hookimpl

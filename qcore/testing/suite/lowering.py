@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import torch
 
@@ -51,6 +53,22 @@ class LoweringChecks:
         assert report.complete and report.program_bytes == len(program.buffer), (
             f"{subject.name}: the report says {report.program_bytes} bytes, complete="
             f"{report.complete}; the program has {len(program.buffer)} bytes"
+        )
+
+    def test_a_saved_program_is_read_back(self, subject: Subject) -> None:
+        _, program = self._lowered(subject)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            subject.step(
+                "saving and loading a program",
+                "Name its format in the entry-point group 'qcore.artifacts'.",
+            ),
+        ):
+            read = LoweredProgram.load(program.save(Path(folder) / f"model{program.suffix}"))
+        assert read.buffer == program.buffer
+        assert read.suffix == program.suffix, (
+            f"{subject.name}: programs have the suffix {program.suffix!r}, and their format says "
+            f"{read.suffix!r}"
         )
 
     def test_the_report_names_what_is_not_delegated(self, subject: Subject) -> None:
