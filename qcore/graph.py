@@ -26,14 +26,12 @@ __all__ = [
     "control_flow_bodies",
     "each_dimension",
     "float_operands",
-    "functional_twin",
     "insert_constant",
     "is_compute_node",
     "is_constant",
     "is_dropout",
     "is_float_tensor",
     "is_observer",
-    "is_view",
     "module_frames",
     "module_path",
     "operator_name",
@@ -242,61 +240,6 @@ def each_dimension(value: Any, count: int = 1) -> list[int]:
     """
     numbers = [value] if isinstance(value, int) else list(value)
     return numbers * count if len(numbers) == 1 else numbers
-
-
-def functional_twin(target: Any) -> Any:
-    """Return the operator that computes what an in-place one writes.
-
-    Args:
-        target: Any operator, such as ``aten.relu_.default``.
-
-    Returns:
-        The operator, such as ``aten.relu.default``; ``None`` where ``target`` writes nothing, more
-        than its first argument, or has no twin with the same arguments.
-    """
-    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
-        return None
-    first, *others = target._schema.arguments
-    name = target.overloadpacket.__name__
-    if not _is_written(first) or any(map(_is_written, others)) or not name.endswith("_"):
-        return None
-    packet = getattr(getattr(torch.ops, target.namespace), name.removesuffix("_"), None)
-    twin = getattr(packet, target._overloadname, None)
-    if twin is None or twin._schema.is_mutable:
-        return None
-    same = [a.name for a in twin._schema.arguments] == [a.name for a in target._schema.arguments]
-    return twin if same else None
-
-
-def _is_written(argument: Any) -> bool:
-    return argument.alias_info is not None and argument.alias_info.is_write
-
-
-def is_view(node: Node, source: Node) -> bool:
-    """Say whether a value may share its memory with an input of its operator.
-
-    Args:
-        node: The operator.
-        source: One of its inputs.
-
-    Returns:
-        Whether its schema says so, as for views and in-place operators, or the values that export
-        recorded share theirs. A dropout that does nothing returns its input, and neither says so.
-    """
-    if node.target is operator.getitem or is_dropout(node):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return False
-    shared = [a.name for a in schema.arguments if a.alias_info is not None]
-    if any(argument_of(node, name, None) is source for name in shared):
-        return True
-    return not _storages(node).isdisjoint(_storages(source))
-
-
-def _storages(node: Node) -> set[int]:
-    values = torch.utils._pytree.tree_leaves(node.meta.get("val"))
-    return {v.untyped_storage()._cdata for v in values if isinstance(v, torch.Tensor)}
 
 
 def positions_are_used(node: Node) -> bool:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.fx import GraphModule
 
-from qcore.annotation.in_place import WRITES_INTO, make_functional
-from qcore.graph import ORIGINAL_NAME, ORIGINAL_TARGET, functional_twin
+from qcore.annotation.in_place import WRITES_INTO, functional_twin, make_functional
+from qcore.graph import ORIGINAL_NAME, ORIGINAL_TARGET
 from qcore.quantizer import Quantizer
 
 aten = torch.ops.aten

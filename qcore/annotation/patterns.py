@@ -9,8 +9,8 @@ import torch
 from attrs import field, frozen
 from torch.fx import GraphModule, Node
 
-from qcore.annotation.in_place import WRITES_INTO
-from qcore.graph import functional_twin, is_float_tensor, operator_name, tensor_value
+from qcore.annotation.in_place import WRITES_INTO, functional_twin
+from qcore.graph import is_float_tensor, operator_name, tensor_value
 from qcore.plan import QuantizationPlan
 from qcore.schemes import QuantizationConfig
 

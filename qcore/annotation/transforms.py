@@ -8,7 +8,8 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.graph import functional_twin, insert_constant, is_float_tensor, remember_origin
+from qcore.annotation.in_place import functional_twin
+from qcore.graph import insert_constant, is_float_tensor, remember_origin
 from qcore.plan import QuantizationPlan
 
 __all__ = ["clamps_to_hardtanh", "scalars_to_attributes"]
