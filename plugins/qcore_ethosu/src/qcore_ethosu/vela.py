@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -157,7 +157,7 @@ def compile_with_vela(
     tosa: bytes,
     arguments: list[str],
     verbose: bool = False,
-    intermediate_path: str | None = None,
+    **options: Any,
 ) -> Compilation:
     """Compile a TOSA graph, in the place of ExecuTorch's ``vela_compile``.
 
@@ -166,7 +166,7 @@ def compile_with_vela(
         tosa: The TOSA graph.
         arguments: Vela's command line.
         verbose: Not used: Vela's output is kept for messages only.
-        intermediate_path: The folder where the user wants the files; None for none.
+        **options: What else ExecuTorch passes, such as the folder where the user wants the files.
 
     Returns:
         The command stream as ExecuTorch packs it, with :class:`VelaFigures`.
@@ -174,7 +174,7 @@ def compile_with_vela(
     del verbose
     vela = _Vela()
     with VELA.applied(vela):
-        binary = compile_(tosa, arguments, intermediate_path=intermediate_path)
+        binary = compile_(tosa, arguments, **options)
     assert vela.figures is not None
     return Compilation(tosa, binary, vela.figures)
 

@@ -78,10 +78,17 @@ def recorded_compilations(
     found: dict[bytes, Compilation] = {}
     (original,) = compiler.originals()
 
-    def record(*args: Any, **kwargs: Any) -> bytes:
-        made = compile_(original, *args, **kwargs)
+    def record(*args: Any, **kwargs: Any) -> Any:
+        results: list[Any] = []
+
+        def kept(*args: Any, **kwargs: Any) -> bytes:
+            results.append(original(*args, **kwargs))
+            # From ExecuTorch 1.5 on, Vela's stands in an object.
+            return bytes(getattr(results[-1], "processed_bytes", results[-1]))
+
+        made = compile_(kept, *args, **kwargs)
         found[made.binary] = made
-        return made.binary
+        return results[-1] if results else made.binary
 
     with compiler.applied(record):
         yield found
