@@ -31,6 +31,7 @@ PAGES = {
     "docs/language-models.md": QCORE_FIRST,
     "docs/qat.md": QCORE_FIRST,
     "docs/versioning.md": QCORE_FIRST,
+    "docs/tosa.md": QCORE_FIRST,
     "docs/vgf.md": QCORE_FIRST,
     "docs/ethosu.md": QCORE_FIRST,
     "docs/reports.md": QCORE_FIRST,

@@ -1,4 +1,4 @@
-"""What the hooks mean for every Arm target; the plugins for VGF and Ethos-U are thin over it."""
+"""The TOSA backend, and what the hooks mean for every Arm target: VGF and Ethos-U build on it."""
 
 from __future__ import annotations
 
@@ -31,16 +31,21 @@ __all__ = ["TosaBackend"]
 
 @define
 class TosaBackend:
-    """The quantizing half of an Arm backend.
+    """Int8, 16x8 and float as TOSA graphs, executed by Arm's reference model.
 
     Attributes:
-        compile_spec: Any of ExecuTorch's Arm compile specs, or what stands for one.
+        compile_spec: A TOSA specification or its string, such as ``"TOSA-1.0+INT"``; any of
+            ExecuTorch's Arm compile specs where a device's backend builds on this one.
     """
 
     name: ClassVar[str] = "tosa"
     api_version: ClassVar[int] = 1
+    conformance: ClassVar[Mapping[str, Any]] = {
+        "dynamic_shapes": False,
+        "lowers_operators": False,
+    }
 
-    compile_spec: Any
+    compile_spec: Any = "TOSA-1.0+FP+INT"
 
     def __attrs_post_init__(self) -> None:
         self.compile_spec = as_compile_spec(self.compile_spec)
