@@ -193,7 +193,7 @@ def test_an_unknown_option_of_lower_names_the_options() -> None:
     quantizer = XNNPACKQuantizer().set_global("8a8w")
     result = qcore.quantize(nn.Linear(8, 4), quantizer, [X])
     with pytest.raises(
-        LoweringError, match="Did you mean 'threads'.* Its options: threads, timeout_s"
+        LoweringError, match="Did you mean 'threads'.* Its options: check, threads, timeout_s"
     ):
         quantizer.lower(result.model, (X,), thread=1)
 
