@@ -234,10 +234,30 @@ def export_for_lowering(
             dynamic_shapes = derived_dynamic_shapes(program, sample)
         graph = clone(program)
         remove_guards(graph)
+        _row_major_weights(graph)
         with TRACING:
             exported = export(graph, sample.args, sample.kwargs, dynamic_shapes=dynamic_shapes)
     slim_metadata(exported.graph_module)
     return exported
+
+
+def _row_major_weights(model: GraphModule) -> None:
+    """Give a graph dense weights: compilers take the layout of a weight for that of the data."""
+    from qcore.graph import tensor_attribute
+
+    bodies = {name for name, _ in model.named_children()}
+    for node in model.graph.nodes:
+        if node.op != "get_attr" or str(node.target) in bodies:
+            continue
+        weight = tensor_attribute(model, node)
+        if weight.dim() >= 4 and not weight.is_contiguous():
+            name = f"_row_major_{str(node.target).replace('.', '_')}"
+            if "." not in str(node.target):  # Submodules are the caller's, too.
+                name = str(node.target)
+                delattr(model, name)
+            model.register_buffer(name, weight.detach().contiguous())
+            node.target = name
+    model.recompile()
 
 
 def rewritten(

@@ -179,6 +179,25 @@ def test_an_operator_that_fails_without_delegates_is_an_error_that_names_it():
         lowered(Spectrum(), X)
 
 
+def test_an_operator_without_a_kernel_is_named_when_lowering():
+    class Hypot(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tail = torch.nn.Sequential(Tail())
+
+        def forward(self, x):
+            return self.tail(x) + 1
+
+    class Tail(torch.nn.Module):
+        def forward(self, x):
+            return torch.hypot(x, x)
+
+    unchecked = import_executorch().EdgeCompileConfig(_check_ir_validity=False)
+    lowering = ExecuTorchLowering("mine", runner=ExecuTorchRunner(), compile_config=unchecked)
+    with pytest.raises(LoweringError, match=r"no kernel for aten::hypot\.out.*in tail\.0"):
+        lowering.lower(exported(Hypot(), X))
+
+
 def test_search_takes_a_logarithm_of_the_nodes():
     for count in (1, 2, 3, 8, 13, 64):
         nodes = dict.fromkeys(map(str, range(count)))

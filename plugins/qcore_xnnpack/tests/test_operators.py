@@ -77,6 +77,13 @@ CASES: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
     "split": after_conv(lambda y: torch.add(*y.split([4, 4], 1))),
     "copy": after_conv(lambda y: y.permute(0, 2, 3, 1).contiguous()),
     "pad": after_conv(lambda y: F.pad(y, (1, 1, 1, 1))),
+    "pad, reflect": after_conv(lambda y: F.pad(y, (1, 2, 1, 1), mode="reflect")),
+    "pad, replicate": after_conv(lambda y: F.pad(y, (1, 1, 0, 2), mode="replicate")),
+    "pad, circular": after_conv(lambda y: F.pad(y, (3, 1, 1, 2), mode="circular")),
+    "conv2d, padding_mode": (
+        nn.Sequential(conv(), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1, padding_mode="reflect")),
+        (IMAGE,),
+    ),
     "dropout": (nn.Sequential(conv(), nn.Dropout(), nn.Conv2d(8, 4, 1)), (IMAGE,)),
     "conv, pad, conv": (
         Fn(lambda m, x: m.b(F.pad(m.a(x), (1, 1, 1, 1))), a=conv(), b=nn.Conv2d(8, 8, 3)),
@@ -168,7 +175,14 @@ def test_what_xnnpack_cannot_run_in_int8_says_why(through: Callable[..., Any], c
 
 MIXED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "slice with a step": (lambda y: y[:, ::2], "xnnpack slices with step 1 only, not 2"),
-    "reflecting pad": (lambda y: F.pad(y, (1, 1, 1, 1), mode="reflect"), "constants only"),
+    "wide reflecting pad": (lambda y: F.pad(y, (3, 3, 3, 3), mode="reflect"), "constants only"),
+    "hypot": (lambda y: torch.hypot(y, y + 1), "no quantized aten.hypot"),
+    "cumprod": (lambda y: torch.cumprod(y, -1), "no quantized aten.cumprod"),
+    "uneven adaptive_max_pool2d": (
+        lambda y: F.adaptive_max_pool2d(y, (3, 5)),
+        "no quantized aten.adaptive_max_pool2d",
+    ),
+    "rrelu": (F.rrelu, "no quantized aten.rrelu"),
     "clamp with one bound": (lambda y: y.clamp(min=0.1), "no quantized aten.clamp"),
     "sigmoid": (torch.sigmoid, "no quantized aten.sigmoid.default"),
     "softmax of an image": (lambda y: y.softmax(-1), "no quantized aten.softmax"),
@@ -190,3 +204,33 @@ def test_what_is_not_delegated_is_named(through: Callable[..., Any]) -> None:
     run = through(*(after_conv(lambda y: torch.cumsum(y, 1))[0], IMAGE))
     assert [record.operator for record in run.program.report.undelegated] == ["aten.cumsum.default"]
     assert "cumsum" in str(run.program.report)
+
+
+class Modulated(nn.Module):
+    """Scales the weight of a convolution by another parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+        self.gain = nn.Parameter(torch.rand(4, 1, 1, 1) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight * self.gain)
+
+
+def test_a_weight_that_is_computed_from_parameters_is_delegated(
+    through: Callable[..., Any],
+) -> None:
+    run = through(Modulated(), IMAGE)
+    assert (run.program.report.delegates, run.program.report.undelegated) == (1, ())
+    assert run.program.report.mended == ()
+    assert run.steps.max() <= 1.01
+
+
+def test_a_model_in_channels_last_is_lowered_like_any_other(through: Callable[..., Any]) -> None:
+    model = nn.Sequential(conv(), nn.ReLU(), nn.Conv2d(8, 4, 1)).to(
+        memory_format=torch.channels_last
+    )
+    run = through(model, IMAGE.contiguous(memory_format=torch.channels_last))
+    assert (run.program.report.delegates, run.program.report.mended) == (1, ())
+    assert run.steps.max() <= 1.01

@@ -101,7 +101,7 @@ def _pt2e(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any
 def _scheme(quantizer: Any, layer: str | None) -> str:
     """Return the first scheme that the backend executes for a kind of layer; None: in PT2E."""
     schemes = quantizer.backend.supported_schemes()
-    return str(next(scheme.name for scheme in schemes if scheme.layer == layer))
+    return str(next(scheme.name for scheme in schemes if getattr(scheme, "layer", None) == layer))
 
 
 def _source(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any) -> Outcome:

@@ -13,9 +13,11 @@ from qcore.compat.torch import TRACING, quick_decompositions, shared_provenance
 from qcore.errors import LoweringError, QcoreError
 from qcore.lowering import LoweredProgram, Runner, TensorSpec, program_specs
 from qcore.quiet import quiet, spared_gc
+from qcore.report import NodeRecord
 from qcore_executorch.embeddings import fuse_embeddings
 from qcore_executorch.importing import import_executorch
 from qcore_executorch.inspection import inspect_lowered, stated_reasons
+from qcore_executorch.kernels import missing_kernels
 from qcore_executorch.mending import lower_checked
 from qcore_executorch.pte import PTE
 from qcore_executorch.report import ExecuTorchReport
@@ -108,6 +110,7 @@ class ExecuTorchLowering:
                 runner = _with_module(runner, QUANTIZED_KERNELS)
             with clock.stage("emit"):
                 buffer = self.emitted(edge)
+                self._require_kernels(buffer, runner, found.undelegated)
         report = ExecuTorchReport(
             backend=self.backend,
             delegates=found.delegates,
@@ -128,6 +131,22 @@ class ExecuTorchLowering:
                 structure=exported.call_spec.out_spec,
                 suffix=PTE.suffix,
             )
+        )
+
+    def _require_kernels(self, buffer: bytes, runner: Any, nodes: Sequence[NodeRecord]) -> None:
+        """Raise where the runtime has no kernel for an operator outside the delegates."""
+        if not nodes or not isinstance(runner, ExecuTorchRunner):
+            return
+        missing = missing_kernels(buffer, runner.modules)
+        if not missing:
+            return
+        packets = {name.partition(".")[0].replace("::", ".") for name in missing}
+        users = [str(n) for n in nodes if n.operator.rpartition(".")[0] in packets]
+        raise LoweringError(
+            f"Lowering for {self.backend}: ExecuTorch's runtime has no kernel for "
+            f"{', '.join(missing)}, which no delegate takes: {'; '.join(users) or 'the model'}. "
+            "Replace it in the model by other operators, or give the runner a module that "
+            "registers its kernel."
         )
 
     def around(self) -> AbstractContextManager[Any]:

@@ -56,6 +56,54 @@ def _slices(model: GraphModule, node: Node) -> Written | None:
     return Written(lambda x, *_: tuple(aten.slice.Tensor(x, axis, *bound) for bound in bounds))
 
 
+def _reflected(size: int, low: int, high: int) -> list[tuple[int, int]]:
+    before = [(index, index + 1) for index in range(low, 0, -1)]
+    after = [(index, index + 1) for index in range(size - 2, size - 2 - high, -1)]
+    return [*before, (0, size), *after]
+
+
+def _replicated(size: int, low: int, high: int) -> list[tuple[int, int]]:
+    return [*[(0, 1)] * low, (0, size), *[(size - 1, size)] * high]
+
+
+def _wrapped(size: int, low: int, high: int) -> list[tuple[int, int]]:
+    pieces = [(size - low, size), (0, size), (0, high)]
+    return [(first, end) for first, end in pieces if first < end]
+
+
+# Padding with values of the input -> the slices, as first and end, that make up a dimension.
+_PADDINGS: Final = {"reflect": _reflected, "replicate": _replicated, "circular": _wrapped}
+
+# ExecuTorch's partitioner takes concatenations of at most so many tensors.
+_MOST_JOINED: Final = 5
+
+
+def _joined(model: GraphModule, node: Node) -> Written | None:
+    """Write padding with values of the input as concatenations of its slices."""
+    source, mode = tensor_value(node.args[0]), argument_of(node, "mode", "constant")
+    sizes: Any = node.args[1]
+    if source is None or mode not in _PADDINGS or min(sizes) < 0 or not is_float_tensor(node):
+        return None
+    axes = [source.dim() - 1 - index for index in range(len(sizes) // 2)]
+    if not all(isinstance(source.shape[axis], int) for axis in axes):
+        return None
+    parts = {
+        axis: _PADDINGS[mode](source.shape[axis], *sizes[2 * index : 2 * index + 2])
+        for index, axis in enumerate(axes)
+    }
+    if any(len(bounds) > _MOST_JOINED for bounds in parts.values()):
+        return None
+
+    def padded(x: torch.Tensor, *_: Any) -> torch.Tensor:
+        for axis, bounds in parts.items():
+            whole, source = (0, x.shape[axis]), x
+            pieces = [source if b == whole else aten.slice.Tensor(source, axis, *b) for b in bounds]
+            x = torch.cat(pieces, axis) if len(pieces) > 1 else source
+        return x
+
+    return Written(padded)
+
+
 def _no_dropout(model: GraphModule, node: Node) -> Written | None:
     training = argument_of(node, "train", True)
     return None if training else Written(lambda x, *_: x)
@@ -73,5 +121,6 @@ XNNPACK_FORMS: Final[dict[Any, Form]] = {
     aten.chunk.default: _slices,
     aten.split.Tensor: _slices,
     aten.split_with_sizes.default: _slices,
+    aten.pad.default: _joined,
     aten.dropout.default: _no_dropout,
 }

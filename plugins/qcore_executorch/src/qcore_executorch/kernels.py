@@ -1,0 +1,115 @@
+"""The kernels of ExecuTorch's runtime: what has none, and what is written otherwise for that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from qcore.graph import positions_are_used
+from qcore.lowering import rewritten
+from qcore_executorch.importing import import_executorch
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+__all__ = ["missing_kernels", "portable_forms"]
+
+aten = torch.ops.aten
+
+_RUNTIME: Final = "executorch.extension.pybindings._portable_lib"
+
+
+def missing_kernels(buffer: bytes, modules: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the operators of a program that the runtime has no kernel for.
+
+    Args:
+        buffer: The bytes of a ``.pte``.
+        modules: The modules that register further kernels.
+
+    Returns:
+        The operators, such as ``aten::hypot.out``.
+    """
+    serialize: Any = import_executorch("executorch.exir._serialize._program")
+    runtime: Any = import_executorch(_RUNTIME)
+    for module in modules:
+        import_executorch(module)
+    known = set(runtime._get_operator_names())
+    plans = serialize.deserialize_pte_binary(buffer).program.execution_plan
+    operators = [op for plan in plans for op in plan.operators]
+    names = [f"{op.name}.{op.overload}" if op.overload else op.name for op in operators]
+    return tuple(dict.fromkeys(name for name in names if name not in known))
+
+
+def portable_forms(program: ExportedProgram) -> ExportedProgram:
+    """Write operators that neither kernels nor ExecuTorch's decompositions know as others.
+
+    Args:
+        program: The exported converted model.
+
+    Returns:
+        The same program where there are none, else a new one.
+    """
+    return rewritten(program, _has_form, _write)
+
+
+def _has_form(node: Node) -> bool:
+    return node.target in _FORMS and not positions_are_used(node)
+
+
+def _write(model: GraphModule, node: Node) -> None:
+    with model.graph.inserting_before(node):
+        new = model.graph.call_function(_FORMS[node.target], node.args, node.kwargs)
+    new.meta = {k: v for k, v in node.meta.items() if k != "val"}
+    node.replace_all_uses_with(new)
+
+
+def _hypot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.sqrt(a * a + b * b)
+
+
+def _cumprod(x: torch.Tensor, dim: int, *, dtype: Any = None) -> torch.Tensor:
+    x = x if dtype is None else x.to(dtype)
+    if not x.dim():
+        return x
+    # Products of 1, 2, 4, ... neighbours: a logarithm of the size in steps.
+    size, reach = x.shape[dim], 1
+    for _ in range(math.ceil(math.log2(size)) if size > 1 else 0):
+        head = x.narrow(dim, 0, reach)
+        tail = x.narrow(dim, reach, size - reach) * x.narrow(dim, 0, size - reach)
+        x, reach = torch.cat([head, tail], dim), 2 * reach
+    return x
+
+
+def _rrelu(
+    x: torch.Tensor,
+    lower: float = 0.125,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: Any = None,
+) -> torch.Tensor:
+    del training, generator  # A program does not train.
+    return torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
+
+
+def _adaptive_max_pool(x: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, None]:
+    for axis, count in zip(range(-len(sizes), 0), sizes, strict=True):
+        size = x.shape[axis]
+        bounds = [
+            (index * size // count, -(-(index + 1) * size // count)) for index in range(count)
+        ]
+        parts = [x.narrow(axis, low, high - low).amax(axis, keepdim=True) for low, high in bounds]
+        x = torch.cat(parts, axis)
+    return x, None
+
+
+_FORMS: Final[dict[Any, Callable[..., Any]]] = {
+    aten.hypot.default: _hypot,
+    aten.cumprod.default: _cumprod,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
+    aten.rrelu.default: _rrelu,
+    aten.rrelu_.default: _rrelu,
+}
