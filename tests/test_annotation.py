@@ -31,6 +31,7 @@ from qcore.errors import QcoreWarning
 from qcore.quantizer import Quantizer
 from qcore.schemes import QuantizationScheme
 from qcore.testing import Fn
+from qcore.testing.models import ZOO
 
 aten = torch.ops.aten
 Build = Callable[[], Quantizer]
@@ -440,3 +441,29 @@ def test_a_weight_only_configuration_quantizes_nothing_without_a_weight(
     report = quantizer.report
     assert [d.operator for d in report.quantized] == ["aten.conv2d.default"]
     assert "it has no weight" in report["add"].reason
+
+
+@pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
+def test_every_call_of_a_shared_layer_has_the_bias_scale_of_its_own_input(
+    toy_backend: Any, granularity: str
+) -> None:
+    rule = OperatorPattern("linear", (aten.linear.default,), GemmRule(integer_bias=True))
+
+    class IntegerBias(toy_backend):  # type: ignore[misc]
+        @qcore.hookimpl
+        def annotate(self, model: GraphModule, plan: Any) -> Any:
+            return annotate_graph(model, plan, SupportTable((rule,)), "toy")
+
+    quantizer = Quantizer(IntegerBias(), name="toy").set_global(f"8a8w {granularity}")
+    shared = ZOO["shared_weights"]
+    model = qcore.quantize(shared.module(), quantizer, shared.samples).model
+    calls = find(model, aten.linear.default)
+    assert len(calls) == 2
+    for call in calls:
+        activation, weight, bias = (scale_of(model, node) for node in call.args)
+        torch.testing.assert_close(bias, activation * weight, rtol=1e-6, atol=0)
+
+
+def scale_of(model: GraphModule, dequantize: Any) -> torch.Tensor:
+    scale = dequantize.args[1]
+    return model.get_buffer(scale.target) if isinstance(scale, Node) else torch.tensor(scale)

@@ -104,6 +104,20 @@ def write_match(
         )
 
 
+class _ProductScale(DerivedQuantizationSpec):  # type: ignore[misc]
+    """A derived qspec of one edge alone.
+
+    torchao lets the edges of a value share an observer where their qspecs agree in some fields, the
+    scale among them but not what they are derived from: the calls of a shared layer would all get
+    the scale of the first. Naming the factors as the scale keeps each call's own.
+    """
+
+    @property
+    def scale(self) -> tuple[Any, ...]:
+        """The edges whose scales are multiplied."""
+        return tuple(self.derived_from)
+
+
 def product_scale_bias(
     root: Node, activation: Node, weight: Node, config: QuantizationConfig
 ) -> QuantizationSpecBase:
@@ -125,7 +139,7 @@ def product_scale_bias(
     """
     per_channel = config.weight is not None and config.weight.qscheme in PER_CHANNEL
     limits = torch.iinfo(torch.int32)
-    return DerivedQuantizationSpec(
+    return _ProductScale(
         derived_from=[(activation, root), (weight, root)],
         derive_qparams_fn=_product_scale,
         dtype=torch.int32,
