@@ -24,7 +24,7 @@ from qcore.errors import (
     UnsupportedSchemeError,
     warn,
 )
-from qcore.flow import quantize
+from qcore.flow import QuantizedModel, quantize
 from qcore.graph import BODY, control_flow_bodies
 from qcore.lowering import LoweredProgram, export_for_lowering
 from qcore.plan import FilterFunction, QuantizationPlan, Selectors
@@ -325,7 +325,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         """Turn a quantized model into a program for the device.
 
         Args:
-            model: What ``convert_pt2e`` or ``qcore.quantize`` returned, or a module that
+            model: What ``convert_pt2e``, ``qcore.quantize`` or ``qcore.load_quantized`` returned
+                (the result or its ``model``), or a module that
                 ``qcore.quantize_``, torchao's ``quantize_`` or its
                 ``Int8DynActInt4WeightQuantizer`` has treated. Never changed.
             example_inputs: Inputs as the model takes them; sizes that a graph was captured with as
@@ -342,6 +343,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             UnsupportedSchemeError: The backend does not execute a layer that ``quantize_`` left.
             CaptureError: The module cannot be exported.
         """
+        if isinstance(model, QuantizedModel):
+            model = model.model
         if isinstance(model, GraphModule) and (training := training_batch_norms(model)):
             raise LoweringError(
                 f"{', '.join(training)}: batch norms of the model are still training, and would "
@@ -358,7 +361,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         seconds = {"export": time.perf_counter() - start}
         program = self._hooks.lower(exported, options)
         report = evolve(program.report, seconds={**seconds, **program.report.seconds})
-        return evolve(program, report=report)
+        call = exported.call_spec.in_spec if program.call is None else program.call
+        return evolve(program, report=report, call=call)
 
     def _export_module(self, model: torch.nn.Module, inputs: Any, dynamic_shapes: Any) -> Any:
         from qcore.source.export import check_layers, export_quantized

@@ -15,7 +15,8 @@ from qcore.lowering.export import (
 from qcore.lowering.options import check_options
 from qcore.lowering.process import ChildProcess
 from qcore.lowering.program import LoweredProgram, run_program
-from qcore.lowering.runner import Latency, Runner, Session
+from qcore.lowering.runner import Latency, NoRunner, Runner, Session
+from qcore.lowering.saved import Saved
 from qcore.lowering.specs import TensorSpec, program_specs, runtime_layout, spec_of
 from qcore.report import LoweringReport, NodeRecord, StrayNode
 
@@ -26,8 +27,10 @@ __all__ = [
     "Latency",
     "LoweredProgram",
     "LoweringReport",
+    "NoRunner",
     "NodeRecord",
     "Runner",
+    "Saved",
     "Session",
     "StrayNode",
     "TensorSpec",

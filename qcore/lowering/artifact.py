@@ -27,6 +27,11 @@ ARTIFACTS: Final = "qcore.artifacts"
 class Artifact(Protocol):
     """Programs of one format.
 
+    What reads them must not mind bytes behind their end: there :mod:`qcore.lowering.saved` writes.
+    A format may have ``loaded(program, saved)``, too, which is asked where the backend has none:
+    it gives a :class:`~qcore.lowering.LoweredProgram` that was read from a file the runner that
+    :attr:`Saved.needs <qcore.lowering.Saved.needs>` asks for.
+
     Attributes:
         suffix: The suffix of its files, with the dot.
     """

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import attrs
 
-from qcore.errors import LoweringError, RuntimeExecutionError, RuntimeUnavailableError
+from qcore import registry
+from qcore.errors import (
+    QcoreError,
+    RuntimeExecutionError,
+    RuntimeUnavailableError,
+    warn,
+)
+from qcore.files import write_whole
 from qcore.lowering.artifact import artifact_of, read_artifact
 from qcore.lowering.runner import Latency, Runner, Session
+from qcore.lowering.saved import Saved, footer_of, split_footer, tree_data, tree_of
 from qcore.lowering.specs import TensorSpec, check_values, describe_specs
 from qcore.report import LoweringReport
 
@@ -30,11 +36,13 @@ class LoweredProgram:
         backend: Name of the backend it was lowered for.
         report: What was delegated and what was not.
         runner: Executes it on this machine; None where no host can.
-        inputs: What it takes, flattened; None for a program read from a file, which records the
-            largest shapes only and leaves the checking to the runtime.
-        outputs: What it returns, flattened; None for a program read from a file.
+        inputs: What it takes, flattened; None leaves the checking to the runtime, as for a file
+            that ``save`` did not write.
+        outputs: What it returns, flattened; None where that is not known.
         structure: The ``TreeSpec`` of the model's output; None returns outputs flat.
         suffix: The suffix that files of this format have, with the dot; empty where none is usual.
+        call: The ``TreeSpec`` of the model's arguments; None takes positional ones alone. ``lower``
+            of the quantizer fills it in.
     """
 
     buffer: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
@@ -45,6 +53,29 @@ class LoweredProgram:
     outputs: tuple[TensorSpec, ...] | None = None
     structure: Any = attrs.field(default=None, repr=False)
     suffix: str = ""
+    call: Any = attrs.field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, program: LoweredProgram, **more: Any) -> Self:
+        """Make a program of this class from one of another.
+
+        Args:
+            program: The program.
+            **more: What this class has beside it, and what is to be replaced.
+
+        Returns:
+            The program.
+        """
+        fields = {f.name: getattr(program, f.name) for f in attrs.fields(LoweredProgram)}
+        return cls(**{**fields, **more})
+
+    def __reduce__(self) -> Any:
+        """Pickle what a file would hold: what a subclass adds stays in this process."""
+        fields = {f.name: getattr(self, f.name) for f in attrs.fields(LoweredProgram)}
+        fields["runner"] = getattr(self.runner, "elsewhere", self.runner)
+        fields["structure"] = tree_data(self.structure, "output")
+        fields["call"] = tree_data(self.call, "input")
+        return _unpickled, (type(self), fields)
 
     @property
     def delegated(self) -> tuple[str, ...]:
@@ -56,35 +87,33 @@ class LoweredProgram:
         cls,
         path: str | os.PathLike[str],
         *,
-        backend: str = "unknown",
+        backend: str | None = None,
         runner: Runner | None = None,
     ) -> LoweredProgram:
         """Read a program that was saved before.
 
         Args:
             path: The file, of a format that an installed distribution reads.
-            backend: Name of the backend it was lowered for, for reports and messages.
-            runner: Executes it; None takes what runs programs of its format.
+            backend: Name of the backend it was lowered for; None takes what ``save`` wrote.
+            runner: Executes it; None takes what its backend provides, and without that backend
+                what runs programs of its format.
 
         Returns:
-            The program. Its report knows no more than its size.
+            The program, ready to run. Where ``save`` did not write the file, its report knows no
+            more than its size.
 
         Raises:
-            RuntimeExecutionError: There is no such file, it is no program, or it is truncated.
+            RuntimeExecutionError: There is no such file, it is no program, it is truncated, or
+                a later release of qcore wrote it.
             RuntimeUnavailableError: No installed distribution reads programs.
         """
-        buffer = read_artifact(path)
-        artifact = artifact_of(buffer, os.fspath(path))
-        return cls(
-            buffer=buffer,
-            backend=backend,
-            report=LoweringReport(backend=backend, program_bytes=len(buffer), complete=False),
-            runner=artifact.runner(buffer) if runner is None else runner,
-            suffix=artifact.suffix,
-        )
+        return _read(read_artifact(path), os.fspath(path), backend, runner)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the program to a file, whole or not at all.
+
+        Behind the last byte of :attr:`buffer` stands what :meth:`load` needs to run it again; who
+        reads the artifact alone stops before that. Where each byte counts, write ``buffer``.
 
         Args:
             path: The file, by custom with the program's ``suffix``; replaced where it exists.
@@ -95,32 +124,16 @@ class LoweredProgram:
         Raises:
             LoweringError: The folder does not exist, or the file cannot be written.
         """
-        target = Path(path)
-        if not target.parent.is_dir():
-            raise LoweringError(
-                f"Cannot save the program to {target}: the folder {target.parent} does not exist. "
-                "Create it first, or choose another path."
-            )
-        if target.is_dir():
-            raise LoweringError(
-                f"Cannot save the program to {target}: it is a folder. "
-                f"Pass a file name, such as {target / f'model{self.suffix}'}."
-            )
-        try:
-            _write_atomically(target, self.buffer)
-        except OSError as error:
-            raise LoweringError(
-                f"Cannot save the program to {target}: {error.strerror or error}. "
-                "Choose a path you can write to."
-            ) from error
-        return target
+        advice = f"model{self.suffix}"
+        return write_whole(path, self.buffer + footer_of(self), "the program", advice)
 
-    def run(self, *inputs: Any, method: str = "forward") -> Any:
+    def run(self, *inputs: Any, method: str = "forward", **keywords: Any) -> Any:
         """Execute the program in a process of its own.
 
         Args:
             *inputs: The model's positional arguments, in any memory layout.
             method: Name of the program's method.
+            **keywords: Its keyword arguments, where it was captured with some.
 
         Returns:
             What the model returns, in its structure.
@@ -130,14 +143,14 @@ class LoweredProgram:
             RuntimeExecutionError: The inputs do not fit, or the runtime refuses or takes too long.
             RuntimeCrashError: The runtime's process died.
         """
-        return self.run_many([inputs], method=method)[0]
+        return self.run_many([Call(inputs, keywords)], method=method)[0]
 
     def run_many(self, samples: Iterable[Any], *, method: str = "forward") -> list[Any]:
         """Execute the program on many inputs in one process.
 
         Args:
-            samples: The model's positional arguments of each run, as a tuple or list; a lone
-                tensor stands for a model with one argument.
+            samples: The model's arguments of each run: positional ones as a tuple or list, keyword
+                ones as a mapping; a lone tensor stands for a model with one argument.
             method: Name of the program's method.
 
         Returns:
@@ -161,7 +174,7 @@ class LoweredProgram:
         State that the program itself keeps, such as a cache, lasts as long.
 
         Yields:
-            A function that takes the model's positional arguments and returns what it returns.
+            A function that takes the model's arguments and returns what it returns.
 
         Raises:
             RuntimeUnavailableError: This machine cannot run the program.
@@ -170,14 +183,19 @@ class LoweredProgram:
         """
         with self._session() as session:
 
-            def run(*inputs: Any, method: str = "forward") -> Any:
-                leaves = self._flatten(inputs, method)
+            def run(*inputs: Any, method: str = "forward", **keywords: Any) -> Any:
+                leaves = self._flatten(Call(inputs, keywords), method)
                 return self._restore(session.run(leaves, method=method), method)
 
             yield run
 
     def benchmark(
-        self, *inputs: Any, warmup: int = 3, runs: int = 20, method: str = "forward"
+        self,
+        *inputs: Any,
+        warmup: int = 3,
+        runs: int = 20,
+        method: str = "forward",
+        **keywords: Any,
     ) -> Latency:
         """Time the program inside the process that runs it.
 
@@ -186,6 +204,7 @@ class LoweredProgram:
             warmup: Runs before the timed ones.
             runs: Timed runs.
             method: Name of the program's method.
+            **keywords: Its keyword arguments, where it was captured with some.
 
         Returns:
             The time of one run; starting the process and loading the program are left out.
@@ -198,7 +217,7 @@ class LoweredProgram:
         """
         if runs < 1 or warmup < 0:
             raise ValueError(f"runs must be at least 1 and warmup at least 0, got {runs}, {warmup}")
-        leaves = self._flatten(inputs, method)
+        leaves = self._flatten(Call(inputs, keywords), method)
         with self._session() as session:
             return session.benchmark(leaves, warmup=warmup, runs=runs, method=method)
 
@@ -216,9 +235,17 @@ class LoweredProgram:
         import torch
         from torch.utils._pytree import tree_leaves
 
-        if not isinstance(sample, (tuple, list)):
-            sample = (sample,)
-        leaves: list[Any] = tree_leaves(tuple(sample))
+        taken = None if self.call is None else tuple(self.call.children()[1].context or ())
+        given = Call.of(sample, bool(taken))
+        if given.keywords and set(given.keywords) != set(taken or ()):
+            raise RuntimeExecutionError(
+                f"The program was given the keyword arguments {', '.join(given.keywords)}; it was "
+                f"captured with {', '.join(taken or ()) or 'none'}. Pass these, all of them, or "
+                "every argument by position."
+            )
+        # In the order of the capture, whatever that of the call.
+        ordered = [given.keywords[name] for name in taken or () if given.keywords]
+        leaves: list[Any] = tree_leaves((given.inputs, ordered))
         if self.inputs is not None and method == "forward":
             check_values(self.inputs, leaves, what="program input", error=RuntimeExecutionError)
         for index, value in enumerate(leaves):
@@ -268,26 +295,76 @@ def run_program(
         RuntimeCrashError: The runtime's process died.
     """
     if isinstance(program, bytes):
-        buffer, source = program, "the buffer"
+        data, source = program, "the buffer"
     else:
-        buffer, source = read_artifact(program), os.fspath(program)
-    artifact = artifact_of(buffer, source)
-    chosen = artifact.runner(buffer) if runner is None else runner
-    if chosen is None:
+        data, source = read_artifact(program), os.fspath(program)
+    read = _read(data, source, None, runner)
+    if read.runner is None:
         raise RuntimeUnavailableError(
             f"No runtime on this machine executes {source}. Run it on the device."
         )
-    with chosen.session(buffer) as session:
+    with read.runner.session(read.buffer) as session:
         return session.run(list(inputs), method=method)
 
 
-def _write_atomically(target: Path, data: bytes) -> None:
-    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+@attrs.frozen
+class Call:
+    """The arguments of one run.
+
+    Attributes:
+        inputs: The positional ones.
+        keywords: The keyword ones.
+    """
+
+    inputs: tuple[Any, ...]
+    keywords: Mapping[str, Any] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(cls, sample: Any, has_keywords: bool) -> Call:
+        """Read a sample; a mapping is one argument where the model has no keyword arguments."""
+        if isinstance(sample, Call):
+            return sample
+        if isinstance(sample, Mapping) and has_keywords:
+            return cls((), sample)
+        return cls(tuple(sample) if isinstance(sample, (tuple, list)) else (sample,))
+
+
+def _unpickled(cls: type[LoweredProgram], fields: dict[str, Any]) -> LoweredProgram:
+    trees = {"structure": tree_of(fields["structure"], "output")}
+    return cls(**{**fields, **trees, "call": tree_of(fields["call"], "input")})
+
+
+def _read(data: bytes, source: str, backend: str | None, runner: Runner | None) -> LoweredProgram:
+    buffer, found = split_footer(data, source)
+    artifact = artifact_of(buffer, source)
+    saved = found or Saved()
+    program = LoweredProgram(
+        buffer=buffer,
+        backend=backend or saved.backend,
+        report=LoweringReport(backend=backend or saved.backend),
+        runner=artifact.runner(buffer),
+        inputs=saved.inputs,
+        outputs=saved.outputs,
+        structure=saved.structure,
+        suffix=artifact.suffix,
+        call=saved.call,
+    )
+    program = attrs.evolve(program, report=saved.report_as(LoweringReport, program))
+    loaded = _backend_loads(program.backend, source) or getattr(artifact, "loaded", None)
+    program = program if loaded is None else loaded(program, saved)
+    return program if runner is None else attrs.evolve(program, runner=runner)
+
+
+def _backend_loads(name: str, source: str) -> Any:
+    """Return the function by which a backend makes a program ready to run, if it has one."""
+    info = registry.backends().get(name)
     try:
-        fresh.write_bytes(data)
-        if target.exists():
-            shutil.copymode(target, fresh)
-        os.replace(fresh, target)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
+        if info is not None:
+            return getattr(info.load(), "loaded", None)
+        if name == "unknown":
+            return None
+        why = "That backend is not installed here."
+    except QcoreError as error:
+        why = str(error)
+    warn(f"{source} was lowered for {name!r}; what runs its format will try it alone. {why}")
+    return None

@@ -9,7 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
-__all__ = ["Latency", "Runner", "Session"]
+from qcore.errors import RuntimeUnavailableError
+
+__all__ = ["Latency", "NoRunner", "Runner", "Session"]
 
 
 @attrs.frozen
@@ -81,7 +83,10 @@ class Session(Protocol):
 class Runner(Protocol):
     """What a backend provides to execute its programs on a host.
 
-    A runner knows nothing about a particular program: this one method is all that it has to have.
+    This one method is all that it has to have. One that programs need options of has ``needs()``,
+    too, which returns them as plain data; :meth:`qcore.LoweredProgram.save` writes them, and the
+    backend's ``loaded`` makes a runner of them again. One that holds what cannot leave this process
+    has ``elsewhere``, the runner that a pickled program takes along in its place.
     """
 
     def session(self, buffer: bytes) -> AbstractContextManager[Session]:
@@ -94,3 +99,26 @@ class Runner(Protocol):
             A context manager that gives the session.
         """
         ...
+
+
+@attrs.frozen
+class NoRunner:
+    """Runs no program, and says why.
+
+    Attributes:
+        reason: Why not, and what to do instead.
+    """
+
+    reason: str
+
+    def session(self, buffer: bytes) -> AbstractContextManager[Session]:
+        """Raise.
+
+        Args:
+            buffer: The program's bytes.
+
+        Raises:
+            RuntimeUnavailableError: Always.
+        """
+        del buffer
+        raise RuntimeUnavailableError(self.reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import jsonschema
 import pytest
 import torch
 
-from qcore.errors import LoweringError
+from qcore.errors import LoweringError, RuntimeUnavailableError
+from qcore.lowering import LoweredProgram
 from qcore.report import REPORTS, schema
 from qcore_ethosu.lowering import lower_to_ethosu
 from qcore_ethosu.report import EthosUReport
@@ -42,6 +44,15 @@ def test_a_program_runs_on_the_reference_model_within_one_step_of_the_converted_
     expected = model(picture)
     step = float(expected.abs().max()) / 100
     torch.testing.assert_close(program.run(picture), expected, rtol=0, atol=step)
+
+
+def test_a_program_from_a_file_or_a_pickle_says_where_it_runs(lowered, picture, tmp_path):
+    program = lowered["ethos-u55-128"][1]
+    saved = LoweredProgram.load(program.save(tmp_path / "model.pte"))
+    for other in (saved, pickle.loads(pickle.dumps(program))):
+        assert (other.buffer, other.report) == (program.buffer, program.report)
+        with pytest.raises(RuntimeUnavailableError, match=r"where it was lowered only.*again"):
+            other.run(picture)
 
 
 @pytest.mark.parametrize("target", TARGETS)

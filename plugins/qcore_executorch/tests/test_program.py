@@ -112,13 +112,14 @@ def test_a_program_without_a_runner_says_so(program, sample):
 
 def test_a_saved_program_loads_and_runs_the_same(program, sample, tmp_path):
     path = program.save(tmp_path / "model.pte")
-    assert path.read_bytes() == program.buffer
     loaded = LoweredProgram.load(path, backend="xnnpack", runner=program.runner)
     torch.testing.assert_close(loaded.run(sample), program.run(sample))
 
 
-def test_a_loaded_program_says_that_its_report_is_not_known(program, tmp_path):
-    loaded = LoweredProgram.load(program.save(tmp_path / "model.pte"))
+def test_a_program_that_save_did_not_write_says_that_its_report_is_not_known(program, tmp_path):
+    path = tmp_path / "model.pte"
+    path.write_bytes(program.buffer)
+    loaded = LoweredProgram.load(path)
     assert "read from a file" in str(loaded.report)
     assert not loaded.report.is_fully_delegated
 
@@ -128,7 +129,7 @@ def test_saving_replaces_the_old_file_whole(program, tmp_path):
     path.write_bytes(b"old")
     program.save(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.pte"]
-    assert path.read_bytes() == program.buffer
+    assert path.read_bytes().startswith(program.buffer)
 
 
 def test_a_saved_file_has_the_usual_permissions(program, tmp_path):

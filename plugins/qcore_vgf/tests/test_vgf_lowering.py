@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from qcore.errors import LoweringError
+from qcore.lowering import LoweredProgram
 from qcore_executorch import import_executorch
 from qcore_vgf.lowering import lower_to_vgf
 from qcore_vgf.runner import VgfRunner
@@ -34,6 +36,16 @@ def test_a_program_is_one_delegate_and_runs_over_vulkan_as_the_converted_model(l
     assert program.report.is_fully_delegated
     assert program.report.delegates == 1
     torch.testing.assert_close(program.run(picture), model(picture), rtol=0, atol=0)
+
+
+def test_a_program_from_a_file_or_a_pickle_sets_vulkan_up_itself(lowered, picture, tmp_path):
+    model, program = lowered
+    saved = LoweredProgram.load(program.save(tmp_path / "model.pte"))
+    for other in (saved, pickle.loads(pickle.dumps(program))):
+        assert other.report == program.report
+        torch.testing.assert_close(other.run(picture), model(picture), rtol=0, atol=0)
+        with pytest.raises(LoweringError, match="read from a file does not hold its TOSA graphs"):
+            other.run(picture, reference=True)
 
 
 def test_the_reference_model_computes_the_same(lowered, picture):

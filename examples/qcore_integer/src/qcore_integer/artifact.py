@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
 from qcore.errors import RuntimeExecutionError
-from qcore.lowering import ChildProcess, Latency, Session
+from qcore.lowering import ChildProcess, Latency, LoweredProgram, Saved, Session
 
 __all__ = ["QINT", "IntegerArtifact", "NumpyRunner", "write_program"]
 
@@ -63,6 +63,10 @@ class IntegerArtifact:
         """Return the interpreter, which every machine has."""
         return NumpyRunner()
 
+    def loaded(self, program: LoweredProgram, saved: Saved) -> LoweredProgram:
+        """Give a program from a file the interpreter with the options it was lowered with."""
+        return evolve(program, runner=NumpyRunner(**saved.needs))
+
 
 #: What the entry point names.
 QINT: Final = IntegerArtifact()
@@ -73,6 +77,10 @@ class NumpyRunner:
     """Executes programs in a child process that has numpy and no torch."""
 
     timeout_s: float = 60.0
+
+    def needs(self) -> dict[str, Any]:
+        """Return what a saved program takes along."""
+        return {"timeout_s": self.timeout_s}
 
     @contextmanager
     def session(self, buffer: bytes) -> Iterator[Session]:

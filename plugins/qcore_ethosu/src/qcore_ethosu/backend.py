@@ -13,12 +13,13 @@ from qcore.report import Diagnostic
 from qcore_ethosu.support import unsupported_nodes
 from qcore_executorch import import_executorch
 from qcore_tosa import TosaBackend, check_compile_spec
+from qcore_tosa.reference import NO_GRAPHS
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-    from qcore.lowering import LoweredProgram
+    from qcore.lowering import LoweredProgram, Saved
     from qcore.plan import QuantizationPlan
     from qcore.report import AnnotationReport
 
@@ -97,6 +98,18 @@ class EthosUBackend(TosaBackend):
         from qcore_ethosu.lowering import lower_to_ethosu
 
         return lower_to_ethosu(program, self.compile_spec, **options)
+
+    @staticmethod
+    def loaded(program: LoweredProgram, saved: Saved) -> LoweredProgram:
+        """Give a program from a file its report; its TOSA graphs stayed where it was lowered."""
+        from qcore_ethosu.program import EthosUProgram
+        from qcore_ethosu.report import EthosUReport
+
+        return EthosUProgram.of(
+            program,
+            runner=NO_GRAPHS,
+            report=saved.report_as(EthosUReport, program),
+        )
 
 
 def _checked(target: str | None) -> str:

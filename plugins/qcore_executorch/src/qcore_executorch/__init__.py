@@ -12,6 +12,7 @@ from qcore_executorch.lowering import ExecuTorchLowering
 from qcore_executorch.pte import PTE
 from qcore_executorch.report import ExecuTorchReport
 from qcore_executorch.runner import ExecuTorchRunner
+from qcore_executorch.saved import restored
 
 __all__ = [
     "PTE",
@@ -20,4 +21,5 @@ __all__ = [
     "ExecuTorchRunner",
     "check_pte",
     "import_executorch",
+    "restored",
 ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, ClassVar, Final
 
+from qcore.lowering import LoweredProgram, Saved
 from qcore_executorch.header import FLATBUFFER_ID, check_pte
 from qcore_executorch.importing import import_executorch
 from qcore_executorch.runner import ExecuTorchRunner
+from qcore_executorch.saved import restored
 
 __all__ = ["PTE", "PteArtifact"]
 
@@ -43,6 +45,10 @@ class PteArtifact:
     def runner(self, buffer: bytes) -> ExecuTorchRunner:
         """Return ExecuTorch's own runtime."""
         return ExecuTorchRunner()
+
+    def loaded(self, program: LoweredProgram, saved: Saved) -> LoweredProgram:
+        """Give a program from a file its runner and its report."""
+        return restored(program, saved)
 
 
 #: The format of every program that ExecuTorch emits.

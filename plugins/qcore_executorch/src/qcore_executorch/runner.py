@@ -110,6 +110,15 @@ class ExecuTorchRunner:
         finally:
             child.close()
 
+    def needs(self) -> dict[str, Any]:
+        """Return what a saved program takes along; the environment is the machine's own."""
+        return {
+            "backends": list(self.backends),
+            "modules": list(self.modules),
+            "threads": self.threads,
+            "timeout_s": self.timeout_s,
+        }
+
     def run(
         self, buffer: bytes, inputs: Sequence[Any], *, method: str = "forward"
     ) -> tuple[Any, ...]:

@@ -11,9 +11,11 @@ from torch.fx import GraphModule
 import qcore
 from qcore.annotation import annotate_graph, annotation_of
 from qcore.errors import UnsupportedSchemeError
+from qcore_executorch import ExecuTorchReport
 from qcore_tosa.compile_spec import as_compile_spec
 from qcore_tosa.control_flow import annotate_control_flow
 from qcore_tosa.marks import is_argmax, mark_quantized
+from qcore_tosa.reference import NO_GRAPHS
 from qcore_tosa.schemes import DYNAMIC, INT8, INT16
 from qcore_tosa.support import TABLE
 from qcore_tosa.transforms import decompose
@@ -21,7 +23,7 @@ from qcore_tosa.transforms import decompose
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from qcore.lowering import LoweredProgram
+    from qcore.lowering import LoweredProgram, Saved
     from qcore.plan import QuantizationPlan
     from qcore.report import AnnotationReport
     from qcore.schemes import QuantizationScheme
@@ -88,3 +90,11 @@ class TosaBackend:
         from qcore_tosa.lowering import lower_to_tosa
 
         return lower_to_tosa(program, self.compile_spec, **options)
+
+    @staticmethod
+    def loaded(program: LoweredProgram, saved: Saved) -> LoweredProgram:
+        """Give a program from a file its report; its TOSA graphs stayed where it was lowered."""
+        from qcore_tosa.program import TosaProgram
+
+        report = saved.report_as(ExecuTorchReport, program)
+        return TosaProgram.of(program, runner=NO_GRAPHS, report=report)

@@ -131,9 +131,8 @@ class TosaLowering(ExecuTorchLowering):
 
     def program(self, lowered: LoweredProgram) -> LoweredProgram:
         """Add the TOSA graphs of the delegates."""
-        fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
         delegates = delegates_of(self._partitioned, self._compilations)
-        return self.program_type(**fields, partitioned=self._partitioned, delegates=delegates)
+        return self.program_type.of(lowered, partitioned=self._partitioned, delegates=delegates)
 
 
 def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -> TosaProgram:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import attrs
 
 from qcore.errors import RuntimeExecutionError, RuntimeUnavailableError
-from qcore.lowering import ChildProcess, Latency
+from qcore.lowering import ChildProcess, Latency, NoRunner
 from qcore_executorch.walk import initial_state, walk
 
 if TYPE_CHECKING:
@@ -22,12 +22,19 @@ if TYPE_CHECKING:
 
     from qcore_tosa.artifacts import Delegate
 
-__all__ = ["TIMEOUT_S", "ReferenceRunner"]
+__all__ = ["NO_GRAPHS", "TIMEOUT_S", "ReferenceRunner"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 #: Longest time in seconds for one run where the user sets none; emulations are slow.
 TIMEOUT_S: Final = 600.0
+
+#: What runs a program that has left the process in which it was lowered.
+NO_GRAPHS: Final = NoRunner(
+    "The TOSA reference model runs a program where it was lowered only: its graphs are in no file "
+    "and in no pickle. Run the program that lower() returned, or lower the quantized model again; "
+    "it travels with result.save() and qcore.load_quantized()."
+)
 
 
 class _ReferenceProcess(ChildProcess):
@@ -159,6 +166,11 @@ class ReferenceRunner:
 
     def __str__(self) -> str:
         return "Arm's TOSA reference model"
+
+    @property
+    def elsewhere(self) -> NoRunner:
+        """What a pickled program has in its place."""
+        return NO_GRAPHS
 
     @contextmanager
     def session(self, buffer: bytes) -> Iterator[_ReferenceSession]:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import define, field
 
 import qcore
-from qcore_executorch import import_executorch
+from qcore_executorch import import_executorch, restored
 from qcore_tosa import TosaBackend, check_compile_spec, tosa_specification
 from qcore_vgf.compat.executorch import require_runtime
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from qcore.lowering import LoweredProgram
+    from qcore.lowering import LoweredProgram, Saved
 
 __all__ = ["VgfBackend"]
 
@@ -61,3 +61,11 @@ class VgfBackend(TosaBackend):
         from qcore_vgf.lowering import lower_to_vgf
 
         return lower_to_vgf(program, self.compile_spec, **options)
+
+    @staticmethod
+    def loaded(program: LoweredProgram, saved: Saved) -> LoweredProgram:
+        """Give a program from a file its runner, which sets Vulkan up, and its report."""
+        from qcore_vgf.program import VgfProgram
+        from qcore_vgf.runner import VgfRunner
+
+        return VgfProgram.of(restored(program, saved, runner=VgfRunner))

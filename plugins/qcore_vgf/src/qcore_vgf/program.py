@@ -36,13 +36,16 @@ class VgfProgram(TosaProgram):
         """
         return save_numbered(path, {d.name: d.compilation.binary for d in self._own_delegates()})
 
-    def run(self, *inputs: Any, method: str = "forward", reference: bool = False) -> Any:
+    def run(
+        self, *inputs: Any, method: str = "forward", reference: bool = False, **keywords: Any
+    ) -> Any:
         """Execute the program in a process of its own.
 
         Args:
             *inputs: The model's positional arguments, in any memory layout.
             method: Name of the program's method.
             reference: Execute its TOSA graphs on Arm's reference model instead of Vulkan.
+            **keywords: Its keyword arguments, where it was captured with some.
 
         Returns:
             What the model returns, in its structure.
@@ -53,7 +56,9 @@ class VgfProgram(TosaProgram):
             RuntimeExecutionError: The inputs do not fit, or the runtime refuses or takes too long.
             RuntimeCrashError: The runtime's process died.
         """
-        return self.run_many([inputs], method=method, reference=reference)[0]
+        if reference:
+            return self.on_reference_model().run(*inputs, method=method, **keywords)
+        return super().run(*inputs, method=method, **keywords)
 
     def run_many(
         self, samples: Iterable[Any], *, method: str = "forward", reference: bool = False
@@ -61,8 +66,8 @@ class VgfProgram(TosaProgram):
         """Execute the program on many inputs in one process.
 
         Args:
-            samples: The model's positional arguments of each run, as a tuple or list; a lone
-                tensor stands for a model with one argument.
+            samples: The model's arguments of each run: positional ones as a tuple or list, keyword
+                ones as a mapping; a lone tensor stands for a model with one argument.
             method: Name of the program's method.
             reference: Execute its TOSA graphs on Arm's reference model instead of Vulkan.
 

@@ -9,13 +9,14 @@ from attrs import define
 
 import qcore
 from qcore.annotation import annotate_graph
+from qcore_executorch import restored
 from qcore_vulkan.support import SCHEMES, TABLE
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-    from qcore.lowering import LoweredProgram
+    from qcore.lowering import LoweredProgram, Saved
     from qcore.plan import QuantizationPlan
     from qcore.report import AnnotationReport
     from qcore.schemes import QuantizationScheme
@@ -47,3 +48,10 @@ class VulkanBackend:
         from qcore_vulkan.lowering import lower_to_vulkan
 
         return lower_to_vulkan(program, **options)
+
+    @staticmethod
+    def loaded(program: LoweredProgram, saved: Saved) -> LoweredProgram:
+        """Say of a program from a file, too, that it runs on a device only; give it its report."""
+        from qcore_vulkan.lowering import NO_RUNTIME, VulkanProgram
+
+        return VulkanProgram.of(restored(program, saved), runner=NO_RUNTIME)

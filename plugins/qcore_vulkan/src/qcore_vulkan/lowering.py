@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from qcore.errors import LoweringError, RuntimeUnavailableError
-from qcore.lowering import LoweredProgram, check_options, private_copy
+from qcore.errors import LoweringError
+from qcore.lowering import LoweredProgram, NoRunner, check_options, private_copy
 from qcore_executorch import ExecuTorchLowering
 from qcore_vulkan.graph import check_outputs, decode
 from qcore_vulkan.partition import edge_passes, vulkan_partitioner
@@ -17,22 +17,14 @@ if TYPE_CHECKING:
 
     from qcore_vulkan.report import VulkanVerification
 
-__all__ = ["VulkanLowering", "VulkanProgram", "lower_to_vulkan"]
+__all__ = ["NO_RUNTIME", "VulkanLowering", "VulkanProgram", "lower_to_vulkan"]
 
-_NO_RUNTIME = (
+#: ExecuTorch's Python package has no runtime for these programs.
+NO_RUNTIME: Final = NoRunner(
     "ExecuTorch's Python package has no Vulkan runtime, so no program for 'vulkan' runs on this "
     "machine. Check what was delegated with program.verify(*inputs), and save the program to run "
     "it on the device."
 )
-
-
-class _NoRuntime:
-    """Refuses to load a program, and says why."""
-
-    def session(self, buffer: bytes) -> Any:
-        """Raise."""
-        del buffer
-        raise RuntimeUnavailableError(_NO_RUNTIME)
 
 
 @attrs.frozen(eq=False)
@@ -95,8 +87,7 @@ class VulkanLowering(ExecuTorchLowering):
     def program(self, lowered: LoweredProgram) -> VulkanProgram:
         """Check that the delegates return what the program reads, and keep what they came from."""
         check_outputs(self._partitioned, decode(lowered.buffer))
-        fields = {f.name: getattr(lowered, f.name) for f in attrs.fields(LoweredProgram)}
-        return VulkanProgram(**fields, quantized=self._quantized, partitioned=self._partitioned)
+        return VulkanProgram.of(lowered, quantized=self._quantized, partitioned=self._partitioned)
 
 
 def lower_to_vulkan(program: ExportedProgram, **options: Any) -> LoweredProgram:
@@ -118,7 +109,7 @@ def lower_to_vulkan(program: ExportedProgram, **options: Any) -> LoweredProgram:
     return VulkanLowering(
         "vulkan",
         [vulkan_partitioner(compile_options)],
-        _NoRuntime(),
+        NO_RUNTIME,
         edge_passes=edge_passes(bool(compile_options.get("force_fp16"))),
     ).lower(program)
 

@@ -1,0 +1,67 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from qcore.errors import LoweringError, QcoreError
+
+__all__ = ["write_whole"]
+
+
+def write_whole(
+    path: str | os.PathLike[str],
+    data: bytes,
+    what: str,
+    example: str,
+    error: type[QcoreError] = LoweringError,
+) -> Path:
+    """Write a file, whole or not at all.
+
+    Args:
+        path: The file; replaced where it exists.
+        data: Its bytes.
+        what: What it holds, for messages, such as "the program".
+        example: A file name, for the message about a folder.
+        error: What is raised where it cannot be written.
+
+    Returns:
+        The path.
+
+    Raises:
+        QcoreError: Of type ``error``: the folder does not exist, or the file cannot be written.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise error(
+            f"Cannot save {what} to {target}: the folder {target.parent} does not exist. "
+            "Create it first, or choose another path."
+        )
+    if target.is_dir():
+        raise error(
+            f"Cannot save {what} to {target}: it is a folder. "
+            f"Pass a file name, such as {target / example}."
+        )
+    try:
+        _replace(target, data)
+    except OSError as cause:
+        raise error(
+            f"Cannot save {what} to {target}: {cause.strerror or cause}. "
+            "Choose a path you can write to."
+        ) from cause
+    return target
+
+
+def _replace(target: Path, data: bytes) -> None:
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        fresh.write_bytes(data)
+        if target.exists():
+            shutil.copymode(target, fresh)
+        os.replace(fresh, target)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
