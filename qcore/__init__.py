@@ -12,7 +12,7 @@ from qcore.registry import BackendInfo, backends, register_backend
 
 if TYPE_CHECKING:
     from qcore.configs import get_symmetric_quantization_config
-    from qcore.flow import QuantizedModel, quantize
+    from qcore.flow import QuantizedModel, load_quantized, quantize
     from qcore.hookspecs import API_VERSION, hookimpl
     from qcore.lowering import LoweredProgram
     from qcore.quantizer import Quantizer, get_quantizer
@@ -37,6 +37,7 @@ __all__ = [
     "get_quantizer",
     "get_symmetric_quantization_config",
     "hookimpl",
+    "load_quantized",
     "quantize",
     "quantize_",
     "register_backend",
@@ -55,6 +56,7 @@ _HOMES = {
     "get_quantizer": "qcore.quantizer",
     "get_symmetric_quantization_config": "qcore.configs",
     "hookimpl": "qcore.hookspecs",
+    "load_quantized": "qcore.flow",
     "quantize": "qcore.flow",
     "quantize_": "qcore.source",
 }

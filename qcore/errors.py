@@ -94,6 +94,10 @@ class CalibrationError(QcoreError):
     """The calibration samples are missing, exhausted, not finite, or do not fit the model."""
 
 
+class ModelFileError(QcoreError):
+    """A quantized model cannot be written to a file, or read from one."""
+
+
 class LoweringError(QcoreError):
     """The quantized model cannot be turned into a program."""
 

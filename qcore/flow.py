@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,13 +16,14 @@ from torch.fx import GraphModule
 from qcore.algorithms import Algorithm, BiasCorrection, chosen_algorithms
 from qcore.calibration import CalibrationData, calibrate, check_arguments, check_sample
 from qcore.capture import capture
-from qcore.errors import QcoreError
+from qcore.errors import ModelFileError, QcoreError
 from qcore.graph import control_flow_bodies
+from qcore.model_file import read_model, write_model
 from qcore.pt2e import Annotator, PreparedModel
 from qcore.report import AnnotationReport
 from qcore.training import TRAINING, freeze, observe_alone
 
-__all__ = ["QuantizedModel", "QuantizerLike", "quantize"]
+__all__ = ["QuantizedModel", "QuantizerLike", "load_quantized", "quantize"]
 
 
 @runtime_checkable
@@ -45,6 +48,49 @@ class QuantizedModel:
     model: GraphModule = field(repr=False)
     report: AnnotationReport
     seconds: dict[str, float]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the model to a file, whole or not at all; ``qcore.load_quantized`` reads it.
+
+        Args:
+            path: The file, by custom with the suffix ``.qpt2``.
+
+        Returns:
+            The path.
+
+        Raises:
+            ModelFileError: The file cannot be written.
+        """
+        return write_model(self.model, self.report, path)
+
+
+def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
+    """Read a quantized model that was saved before, to run it or to lower it.
+
+    Nothing in the file is run, so it need not be trusted.
+
+    Args:
+        path: A file written by :meth:`QuantizedModel.save`.
+
+    Returns:
+        The model and its report; ``seconds`` is empty.
+
+    Raises:
+        ModelFileError: There is no such file, it is no quantized model or cut short, other versions
+            of torch or torchao wrote it, or it holds what could run code.
+    """
+    return QuantizedModel(*read_model(path), {})
+
+
+def _refuse_pickling(model: GraphModule) -> None:
+    def refuse(_: GraphModule, protocol: int = 2) -> Any:
+        raise ModelFileError(
+            "A quantized model is not pickled, by torch.save or otherwise. Write it with "
+            "result.save('model.qpt2') and read it with qcore.load_quantized; torch.export.save "
+            "takes it exported."
+        )
+
+    type(model).__reduce_ex__ = refuse  # Every graph module has a class of its own.
 
 
 def quantize(
@@ -124,6 +170,7 @@ def quantize(
         prepared.leave_unreached_in_float()
     with _timed(seconds, "convert"):
         converted = prepared.convert()
+        _refuse_pickling(converted)
     return QuantizedModel(converted, quantizer.require_quantized(prepared.report()), seconds)
 
 

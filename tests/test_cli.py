@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,11 @@ def test_an_error_is_one_line_and_a_status(
         main()
     assert caught.value.code == 1
     assert capsys.readouterr().err.startswith("qcore: 'No Name' is no name for a backend")
+
+
+def test_the_command_says_its_release_also_as_a_module() -> None:
+    for arguments in (["-c", CODE], ["-m", "qcore"]):
+        done = subprocess.run(
+            [sys.executable, *arguments, "--version"], capture_output=True, text=True
+        )
+        assert (done.stdout, done.stderr) == (f"qcore-quant {version('qcore-quant')}\n", "")

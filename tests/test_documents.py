@@ -36,6 +36,7 @@ PAGES = {
     "docs/ethosu.md": QCORE_FIRST,
     "docs/reports.md": QCORE_FIRST,
     "docs/extending-the-core.md": QCORE_FIRST,
+    "docs/programs.md": PRELUDE,
 }
 
 

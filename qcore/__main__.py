@@ -1,0 +1,7 @@
+"""``python -m qcore``: the command."""
+
+from __future__ import annotations
+
+from qcore.cli import main
+
+main()

@@ -1,0 +1,194 @@
+"""Quantized models as files: torch's own archive, with qcore's facts beside it.
+
+Reading runs no code that a file brings. torch would unpickle objects, evaluate the sizes that are
+written as formulas, and call whatever functions the graph names; a file in which any of these is
+more than a model needs is refused before torch sees it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qcore.errors import ModelFileError
+from qcore.files import write_whole
+from qcore.report import AnnotationReport, read_decisions, write_decisions
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+__all__ = ["read_model", "write_model"]
+
+_FACTS: Final = "qcore.json"
+_ARCHIVE: Final = "model.pt2"
+_FORMAT: Final = 1
+_PACKAGES: Final = ("torch", "torchao")
+_OBJECTS: Final = ("data/sample_inputs/", "data/constants/custom_obj", "extra/")
+# Formulas of sizes as sympy writes them: Symbol('s0', positive=True, integer=True)
+_SIZES: Final = re.compile(
+    r"(?:'?\b[a-z]{1,4}\d+\b'?|\b(?:Symbol|Integer|Rational|Add|Mul|Pow|Max|Min|Mod|PythonMod|"
+    r"FloorDiv|CleanDiv|CeilDiv|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|True|False|true|false|int_oo|oo|"
+    r"positive|nonnegative|integer|real)\b|\d+|[\s+\-*/%(),<>=!&|~])*"
+)
+_FUNCTIONS: Final = re.compile(
+    r"torch\.ops\.\w+\.(?!_?_?load)\w+(\.\w+)?|torch\.sym_[a-z]+|math\.(ceil|floor|trunc)|"
+    r"_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)"
+)
+
+
+def write_model(model: GraphModule, report: AnnotationReport, path: str | os.PathLike[str]) -> Path:
+    """Write a quantized model to a file, whole or not at all.
+
+    Args:
+        model: The converted model.
+        report: Its decisions.
+        path: The file, by custom with the suffix ``.qpt2``.
+
+    Returns:
+        The path.
+
+    Raises:
+        ModelFileError: The file cannot be written.
+    """
+    import torch
+
+    from qcore.lowering.export import export_for_lowering
+
+    exported = export_for_lowering(model, _example(model))
+    exported._example_inputs = None  # The user's data stays with the user.
+    archive, file = io.BytesIO(), io.BytesIO()
+    torch.export.save(exported, archive)
+    facts = {
+        "format": _FORMAT,
+        "versions": {name: version(name) for name in ("qcore-quant", *_PACKAGES)},
+        "report": report.to_dict(),
+    }
+    with zipfile.ZipFile(file, "w") as whole:
+        whole.writestr(zipfile.ZipInfo(_FACTS), json.dumps(facts))
+        whole.writestr(zipfile.ZipInfo(_ARCHIVE), archive.getvalue())
+    return write_whole(path, file.getvalue(), "the model", "model.qpt2", ModelFileError)
+
+
+def read_model(path: str | os.PathLike[str]) -> tuple[GraphModule, AnnotationReport]:
+    """Read what ``write_model`` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model, as a graph module that runs in eager mode, and its report.
+
+    Raises:
+        ModelFileError: There is no such file, it is none of these or cut short, other versions
+            wrote it, or it holds what is no part of a quantized model.
+    """
+    import torch
+
+    source = os.fspath(path)
+    facts, archive = _parts(source)
+    _check_versions(facts, source)
+    with zipfile.ZipFile(io.BytesIO(archive)) as parts:
+        for odd in _odd(parts):
+            raise ModelFileError(
+                f"{source} is refused: it holds {odd}, which no quantized model needs and which "
+                "could run code. Save the model again with result.save()."
+            )
+    model: Any = torch.export.load(io.BytesIO(archive)).module(check_guards=False)
+    report = AnnotationReport.from_dict(facts["report"])
+    write_decisions(model, report)
+    return model, read_decisions(model) or report
+
+
+def _parts(source: str) -> tuple[dict[str, Any], bytes]:
+    try:
+        with zipfile.ZipFile(source) as whole:
+            if set(whole.namelist()) != {_FACTS, _ARCHIVE}:
+                raise zipfile.BadZipFile("it holds something else")
+            facts: dict[str, Any] = json.loads(whole.read(_FACTS))
+            return facts, whole.read(_ARCHIVE)
+    except OSError as error:
+        raise ModelFileError(
+            f"Cannot read a model from {source}: {error.strerror or error}. "
+            "Pass the path of a file written by result.save()."
+        ) from error
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise ModelFileError(
+            f"{source} is no whole quantized model ({error}). Pass a file written by "
+            "result.save(); a program is read by qcore.LoweredProgram.load()."
+        ) from error
+
+
+def _check_versions(facts: dict[str, Any], source: str) -> None:
+    if facts["format"] > _FORMAT:
+        raise ModelFileError(
+            f"{source} was saved by qcore-quant {facts['versions']['qcore-quant']}, whose format "
+            f"{facts['format']} this release does not read. Update it: pip install --upgrade "
+            "qcore-quant."
+        )
+    for name in _PACKAGES:
+        wrote, here = facts["versions"][name], version(name)
+        if wrote.split(".")[:2] != here.split(".")[:2]:
+            series = ".".join(wrote.split(".")[:2])
+            raise ModelFileError(
+                f"{source} was saved with {name} {wrote}, here is {here}: graphs do not travel "
+                f"between them. Install {name}=={series}.*, or quantize the model again here."
+            )
+
+
+def _odd(parts: zipfile.ZipFile) -> Iterator[str]:
+    """Find what torch would unpickle, evaluate or call, and a quantized model has no need of."""
+    names = parts.namelist()
+    if len(set(names)) < len(names):
+        yield "two parts of one name"
+    for name in names:
+        _, _, inner = name.partition("/")
+        if inner.startswith(_OBJECTS) and parts.read(name):
+            yield f"objects ({inner})"
+        elif inner.endswith(".json"):
+            yield from _odd_values(json.loads(parts.read(name)))
+
+
+def _odd_values(data: Any) -> Iterator[str]:
+    if isinstance(data, list):
+        for item in data:
+            yield from _odd_values(item)
+    elif isinstance(data, str):
+        if "__enum__" in data or "default_factory_module" in data:
+            yield "a structure that imports modules"
+    elif isinstance(data, dict):
+        if data.get("use_pickle"):
+            yield "a pickled tensor"
+        target, formula = data.get("target"), data.get("expr_str")
+        if "inputs" in data and isinstance(target, str) and not _FUNCTIONS.fullmatch(target):
+            yield f"a call of {target}"
+        if isinstance(formula, str) and not _SIZES.fullmatch(formula):
+            yield f"the formula {formula!r}"
+        for item in data.values():
+            yield from _odd_values(item)
+
+
+def _example(model: GraphModule) -> Any:
+    """Make inputs of the sizes that a graph was captured with."""
+    import torch
+    from torch.utils._pytree import tree_unflatten
+
+    def size(value: Any) -> int:
+        return value if isinstance(value, int) else int(value.node.hint)
+
+    values = [n.meta["val"] for n in model.graph.nodes if n.op == "placeholder"]
+    leaves = [
+        torch.zeros([size(s) for s in v.shape], dtype=v.dtype) if isinstance(v, torch.Tensor) else v
+        for v in values
+    ]
+    info: Any = getattr(model.graph._codegen, "pytree_info", None)
+    if info is None:
+        return tuple(leaves)
+    args, kwargs = tree_unflatten(leaves, info.in_spec)
+    return args or kwargs
