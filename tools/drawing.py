@@ -23,6 +23,7 @@ PAGE: Final = ROOT / "docs" / "structure.md"
 #: The rooms of the core: each imports those before it, never one behind it.
 ROOMS: Final = (
     "errors",
+    "files",
     "sharing",
     "quiet",
     "compat",
@@ -43,6 +44,7 @@ ROOMS: Final = (
     "annotation",
     "algorithms",
     "lowering",
+    "model_file",
     "backend",
     "pt2e",
     "flow",
@@ -50,6 +52,7 @@ ROOMS: Final = (
     "quantizer",
     "testing",
     "cli",
+    "__main__",
 )
 
 _DRAWING: Final = re.compile(r"(<!-- imports -->\n).*?(<!-- end -->)", re.DOTALL)
