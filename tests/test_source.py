@@ -305,6 +305,42 @@ class TestRefusals:
             fallback=80,
         )
 
+    @pytest.mark.parametrize(
+        ("widths", "group", "advice"),
+        [
+            ((32, 64), 48, "fallback=32"),
+            ((32, 48), 128, "fallback=16"),
+            ((32, 40), 32, "fallback='axis'"),
+            ((40, 41), 32, "rules={'0': '8da4w per-axis', '1': '8da8w per-axis'}"),
+            ((64, 41), 32, "rules={'1': '8da8w per-axis'}"),
+        ],
+    )
+    @pytest.mark.parametrize("fallback", [None, (24, 7)])
+    def test_what_the_error_advises_is_accepted(self, backend, widths, group, advice, fallback):
+        name = backend(*LINEARS[:1], linear(8, "per_channel"), linear(4, "per_channel", multiple=8))
+        model = nn.Sequential(*(nn.Linear(width, 8) for width in widths))
+        with pytest.raises(GroupSizeError) as caught:
+            qcore.quantize_(model, name, "8da4w", group_size=group, fallback=fallback)
+        assert str(caught.value).splitlines()[-1].startswith(f"Pass {advice}")
+        followed = eval(f"dict({advice})")
+        qcore.quantize_(model, name, "8da4w", group_size=group, **followed)
+
+    def test_a_model_that_is_one_layer_is_advised_another_scheme(self, backend):
+        name = backend(linear(4, "per_group", multiple=16), linear(8, "per_channel"))
+        with pytest.raises(GroupSizeError, match=r"Pass scheme='8da8w per-axis'\."):
+            qcore.quantize_(nn.Linear(41, 8), name, "8da4w", group_size=32)
+        qcore.quantize_(nn.Linear(41, 8), name, scheme="8da8w per-axis")
+
+    def test_a_layer_that_no_scheme_fits_is_advised_to_stay_in_float(self, backend):
+        self.refuse(
+            GroupSizeError,
+            r"Pass rules={'0': None}; None leaves a layer in float",
+            backend(linear(4, "per_group", multiple=16)),
+            nn.Sequential(nn.Linear(41, 8)),
+            scheme="8da4w",
+            group_size=32,
+        )
+
     def test_packed_embeddings_need_whole_bytes(self, backend):
         self.refuse(
             GroupSizeError,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from attrs import frozen
@@ -20,6 +21,9 @@ from qcore.source.rules import Choice, FilterFunction, Layers, ModelLayer, RuleS
 from qcore.source.scheme import GroupSize, SourceScheme
 
 __all__ = ["LayerPlan", "Planner"]
+
+#: The group sizes that advice tries, the usual ones first.
+_SIZES: Final[tuple[GroupSize, ...]] = (32, 64, 128, 16, 8, 4, 2, "axis")
 
 
 @frozen(eq=False)
@@ -78,7 +82,8 @@ class Planner:
         chosen = [(layer, self._choice(layer)) for layer in layers.all]
         self._refuse_quantized(chosen)
         self._refuse_other_layers(chosen)
-        plans, unfit = [], []
+        plans: list[LayerPlan] = []
+        unfit: list[tuple[LayerPlan, str]] = []
         for layer, choice in chosen:
             if not isinstance(choice, Choice):
                 plans.append(LayerPlan(layer, None, reason=choice))
@@ -86,7 +91,7 @@ class Planner:
             plan, problem = self._sized(layer, choice.rule)
             plans.append(plan)
             if problem:
-                unfit.append(problem)
+                unfit.append((plan, problem))
         if unfit:
             raise GroupSizeError(self._unfit(unfit))
         if not any(plan.scheme for plan in plans):
@@ -183,14 +188,38 @@ class Planner:
         misfit = declared.misfit(weight.shape[0], weight.shape[1], group, self.backend)
         return misfit or LayerPlan(layer, scheme, rule, reason, declared.scale_dtype)
 
-    def _unfit(self, problems: Sequence[str]) -> str:
-        tried = ", ".join(map(str, self.fallback))
-        advice = (
-            f"None of fallback=({tried}) fits, either. " if self.fallback else "Pass fallback: "
-        ) + "another group size or 'axis' for one scale a row, or leave these layers out with None."
-        return f"The group size does not fit {len(problems)} layers:\n" + "\n".join(
-            [*problems, advice]
+    def _unfit(self, unfit: Sequence[tuple[LayerPlan, str]]) -> str:
+        """Say what fits none, and what the backend would take for these layers."""
+        lines = [f"The group size does not fit {len(unfit)} layers:", *(line for _, line in unfit)]
+        if self.fallback:
+            lines.append(f"None of fallback=({', '.join(map(str, self.fallback))}) fits, either.")
+        plans = [plan for plan, _ in unfit]
+        for size in _SIZES:
+            if all(self._takes(plan, _asked(plan).with_group_size(size)) for plan in plans):
+                return "\n".join([*lines, f"Pass fallback={size!r}, which fits them all."])
+        if plans[0].layer.names == ("",):  # The model is the layer.
+            return "\n".join([*lines, f"Pass scheme={self._advised(plans[0])}."])
+        rules = ", ".join(f"{plan.layer.name!r}: {self._advised(plan)}" for plan in plans)
+        return "\n".join([*lines, f"Pass rules={{{rules}}}; None leaves a layer in float."])
+
+    def _takes(self, plan: LayerPlan, scheme: SourceScheme) -> bool:
+        assert plan.rule is not None
+        return isinstance(self._fitted(plan.layer, scheme, plan.rule, ""), LayerPlan)
+
+    def _advised(self, plan: LayerPlan) -> str:
+        """Return the rule for a layer: its scheme in another size, another scheme, or None."""
+        asked = _asked(plan)
+        alike = (
+            declared.name
+            for declared in self.supported
+            if declared.layer == plan.layer.kind and declared.is_dynamic == asked.is_dynamic
         )
+        for name in dict.fromkeys((asked.name, *alike)):
+            for size in _SIZES:
+                scheme = SourceScheme(name, size)
+                if self._takes(plan, scheme):
+                    return repr(str(scheme))
+        return "None"
 
     def _nothing(self, plans: Sequence[LayerPlan]) -> str:
         if not plans:
@@ -205,6 +234,12 @@ class Planner:
             "with scheme=..., and embeddings with rules={torch.nn.Embedding: '8w'}; other layers "
             "are quantized with qcore.quantize(model, quantizer, samples)."
         )
+
+
+def _asked(plan: LayerPlan) -> SourceScheme:
+    assert plan.rule is not None
+    assert plan.rule.scheme is not None
+    return plan.rule.scheme
 
 
 def _names(names: Sequence[str], most: int = 4) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -184,10 +185,20 @@ def test_a_weight_only_linear_layer_is_refused_before_lowering():
         qcore.get_quantizer("xnnpack").lower(model, (torch.randn(1, 64),))
 
 
-@pytest.mark.parametrize(("width", "group"), [(64, 16), (40, "axis"), (96, 64)])
-def test_group_sizes_that_xnnpack_does_not_take(width: int, group: Any):
-    with pytest.raises(GroupSizeError):
-        qcore.quantize_(nn.Sequential(nn.Linear(width, 8)), "xnnpack", "8da4w", group_size=group)
+@pytest.mark.parametrize(
+    ("width", "group", "advice"),
+    [
+        (64, 16, {"fallback": 32}),
+        (40, "axis", {"rules": {"0": "8da8w per-axis"}}),
+        (96, 64, {"fallback": 32}),
+    ],
+)
+def test_group_sizes_that_xnnpack_does_not_take(width: int, group: Any, advice: dict[str, Any]):
+    model = nn.Sequential(nn.Linear(width, 8))
+    ((argument, value),) = advice.items()
+    with pytest.raises(GroupSizeError, match=re.escape(f"Pass {argument}={value}")):
+        qcore.quantize_(model, "xnnpack", "8da4w", group_size=group)
+    qcore.quantize_(model, "xnnpack", "8da4w", group_size=group, **advice)
 
 
 def test_a_float_module_is_no_quantized_model():
