@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qcore.errors import ModelFileError
 from qcore.files import write_whole
+from qcore.lowering.saved import names_modules
 from qcore.report import AnnotationReport, read_decisions, write_decisions
 
 if TYPE_CHECKING:
@@ -152,16 +153,16 @@ def _odd(parts: zipfile.ZipFile) -> Iterator[str]:
         if inner.startswith(_OBJECTS) and parts.read(name):
             yield f"objects ({inner})"
         elif inner.endswith(".json"):
-            yield from _odd_values(json.loads(parts.read(name)))
+            data = json.loads(parts.read(name))
+            if names_modules(data):
+                yield "a structure that imports modules"
+            yield from _odd_values(data)
 
 
 def _odd_values(data: Any) -> Iterator[str]:
     if isinstance(data, list):
         for item in data:
             yield from _odd_values(item)
-    elif isinstance(data, str):
-        if "__enum__" in data or "default_factory_module" in data:
-            yield "a structure that imports modules"
     elif isinstance(data, dict):
         if data.get("use_pickle"):
             yield "a pickled tensor"

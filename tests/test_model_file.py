@@ -143,7 +143,8 @@ def a_formula(data: Any) -> None:
 
 
 def an_import(data: Any) -> None:
-    data["graph_module"]["module_call_graph"][0]["note"] = '{"__enum__": true, "fqn": "a:B"}'
+    text = r'[1, {"context": "{\"\\u005f_enum__\": true, \"fqn\": \"a:B\"}"}]'
+    data["graph_module"]["module_call_graph"][0]["note"] = text
 
 
 @pytest.mark.parametrize(

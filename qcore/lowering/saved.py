@@ -21,7 +21,7 @@ from qcore.report import LoweringReport
 if TYPE_CHECKING:
     from qcore.lowering.program import LoweredProgram
 
-__all__ = ["Saved", "footer_of", "split_footer", "tree_data", "tree_of"]
+__all__ = ["Saved", "footer_of", "names_modules", "split_footer", "tree_data", "tree_of"]
 
 _MARK: Final = b"\x00qcore-program\xf1\n"
 _END: Final = struct.Struct(f"<QI{len(_MARK)}s")  # length and CRC-32 of the JSON, the mark
@@ -196,10 +196,31 @@ def tree_of(data: str | None, what: str) -> Any:
     from torch.utils._pytree import treespec_loads
 
     try:
+        if names_modules(data):
+            raise NotImplementedError("it names modules to import, which a file must not")
         return None if data is None else treespec_loads(data)
     except (NotImplementedError, KeyError) as error:
         _warn_flat(what, error)
         return None
+
+
+def names_modules(data: Any) -> bool:
+    """Say whether the text of a ``TreeSpec``, or data with such texts, has torch import modules.
+
+    Args:
+        data: Parsed JSON; torch writes contexts as JSON in its strings.
+    """
+    if isinstance(data, dict):
+        named = "__enum__" in data or "default_factory_module" in data
+        return named or any(map(names_modules, data.values()))
+    if isinstance(data, list):
+        return any(map(names_modules, data))
+    if not isinstance(data, str) or not data.lstrip().startswith(("{", "[", '"')):
+        return False
+    try:
+        return names_modules(json.loads(data))
+    except ValueError:
+        return False
 
 
 def _warn_flat(what: str, error: Exception) -> None:
