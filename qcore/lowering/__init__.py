@@ -17,7 +17,13 @@ from qcore.lowering.process import ChildProcess
 from qcore.lowering.program import LoweredProgram, run_program
 from qcore.lowering.runner import Latency, NoRunner, Runner, Session
 from qcore.lowering.saved import Saved
-from qcore.lowering.specs import TensorSpec, program_specs, runtime_layout, spec_of
+from qcore.lowering.specs import (
+    TensorSpec,
+    program_specs,
+    runtime_layout,
+    spec_of,
+    user_input_names,
+)
 from qcore.report import LoweringReport, NodeRecord, StrayNode
 
 __all__ = [
@@ -44,4 +50,5 @@ __all__ = [
     "run_program",
     "runtime_layout",
     "spec_of",
+    "user_input_names",
 ]

@@ -12,8 +12,7 @@ from torch.fx.node import map_arg
 
 from qcore.annotation import layer_of
 from qcore.graph import tensor_attribute
-from qcore.lowering import rewritten
-from qcore.lowering.specs import user_input_names
+from qcore.lowering import rewritten, user_input_names
 from qcore_executorch.graphs import explicit_pool_strides
 from qcore_executorch.kernels import portable_forms
 
