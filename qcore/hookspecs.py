@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 #: Version of these hooks. A backend states in ``api_version`` which one it was written for.
-API_VERSION: Final = 1
+API_VERSION: Final = 2
 
 PROJECT: Final = "qcore"
 

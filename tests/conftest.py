@@ -93,7 +93,7 @@ TOY_SCHEMES = tuple(
 class ToyBackend:
     """Annotates a handful of operators and lowers nothing."""
 
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
     target: str = "default"
 
     @qcore.hookimpl

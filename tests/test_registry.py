@@ -31,7 +31,7 @@ BACKEND = textwrap.dedent(
     from qcore.schemes import QuantizationScheme
 
     class Backend:
-        api_version = 1
+        api_version = 2
         def __init__(self, target="u55"):
             self.target = target
         @qcore.hookimpl
@@ -120,8 +120,8 @@ def test_two_distributions_with_one_name_are_a_conflict(good: Callable[..., None
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (("api_version = 1", "api_version = 7"), "has api_version 7; this qcore has hook API 1"),
-        (("api_version = 1", "pass"), "does not state api_version"),
+        (("api_version = 2", "api_version = 7"), "has api_version 7; this qcore has hook API 2"),
+        (("api_version = 2", "pass"), "does not state api_version"),
     ],
 )
 def test_a_backend_for_another_api_is_refused(

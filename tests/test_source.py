@@ -497,7 +497,7 @@ class TestWeights:
             from torch import nn
 
             class Backend:
-                api_version = 1
+                api_version = 2
                 @qcore.hookimpl
                 def supported_schemes(self):
                     linear = LayerScheme(4, 8, "per_group", True, layer="linear")

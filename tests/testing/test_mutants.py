@@ -605,7 +605,7 @@ DISTRIBUTIONS: dict[str, tuple[str, Check, str]] = {
     "another API version": (
         SOURCE.replace("pass", "api_version = 9"),
         calls("it_states_the_api_version"),
-        "has api_version 9; this qcore has hook API 1",
+        "has api_version 9; this qcore has hook API 2",
     ),
     "no API version": (
         "class Backend:\n    pass",

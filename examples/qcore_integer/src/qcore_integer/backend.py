@@ -85,7 +85,7 @@ class IntegerBackend:
     """Int8 on numpy; ``timeout_s`` is how long a run may take, in seconds."""
 
     name: ClassVar[str] = "integer"
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
 
     timeout_s: float = 60.0
 

@@ -97,7 +97,7 @@ class PortableBackend:
     """Int8 on ExecuTorch's portable kernels; takes no options."""
 
     name: ClassVar[str] = "portable"
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
     conformance: ClassVar[Mapping[str, Any]] = {"delegates": False}
 
     @qcore.hookimpl

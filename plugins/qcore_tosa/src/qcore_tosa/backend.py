@@ -41,7 +41,7 @@ class TosaBackend:
     """
 
     name: ClassVar[str] = "tosa"
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
     conformance: ClassVar[Mapping[str, Any]] = {
         "dynamic_shapes": False,
         "lowers_operators": False,

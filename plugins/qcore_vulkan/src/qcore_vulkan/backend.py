@@ -29,7 +29,7 @@ class VulkanBackend:
     """Linear layers with 8- and 4-bit weights on GPUs through ExecuTorch's Vulkan delegate."""
 
     name: ClassVar[str] = "vulkan"
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
     conformance: ClassVar[Mapping[str, Any]] = {"runs": False, "verifies": True}
 
     @qcore.hookimpl

@@ -30,7 +30,7 @@ class XnnpackBackend:
     """Int8 on CPUs through ExecuTorch's XNNPACK delegate; takes no options."""
 
     name: ClassVar[str] = "xnnpack"
-    api_version: ClassVar[int] = 1
+    api_version: ClassVar[int] = 2
 
     @qcore.hookimpl
     def supported_schemes(self) -> Sequence[QuantizationScheme]:
