@@ -18,6 +18,7 @@ from rich.table import Table
 
 import qcore
 from qcore.errors import LoweringError
+from qcore.report import notes
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +176,7 @@ def print_nodes(console: Console, decisions: qcore.AnnotationReport, lowered: An
         f"{len(lowered.undelegated)} on portable kernels"
     )
     print_some(console, [str(node) for node in (*lowered.undelegated, *lowered.stray)])
-    for note in lowered.notes:
+    for note in notes(lowered):
         console.print(note, markup=False)
 
 

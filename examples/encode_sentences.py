@@ -17,6 +17,7 @@ from rich.table import Table
 
 import qcore
 from classify_picture import Progress, print_some
+from qcore.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,8 @@ def demo(layers: int, console: Console, progress: Progress) -> None:
         progress: Takes what is being done.
     """
     with progress.step("Loading PyTorch, MiniLM and the sentences"):
-        import sentences
+        with quiet():  # transformers imports all of torchao
+            import sentences
 
         # Attention written out: the fused operator decomposes into steps that Vulkan lacks.
         model, samples = sentences.load(

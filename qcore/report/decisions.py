@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from attrs import field, frozen
 
 from qcore.report.base import Report
 from qcore.report.serialize import UNSERIALIZED, figure
-from qcore.schemes import QuantizationConfig
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -83,9 +82,7 @@ class Decision:
     pattern: str = ""
     reason: str = ""
     advice: str = ""
-    config: QuantizationConfig | None = field(
-        default=None, repr=False, eq=False, metadata=UNSERIALIZED
-    )
+    config: Any = field(default=None, repr=False, eq=False, metadata=UNSERIALIZED)
 
     @property
     def is_quantized(self) -> bool:

@@ -126,5 +126,5 @@ def test_what_has_no_dynamic_form_is_rejected_with_a_reason() -> None:
 
 
 def test_targets_without_float_refuse_dynamic_activations() -> None:
-    with pytest.raises(UnsupportedSchemeError, match="does not execute 8da8w dynamic"):
+    with pytest.raises(UnsupportedSchemeError, match="does not execute 8da8w"):
         TosaQuantizer("TOSA-1.0+INT").set_global("8da8w")

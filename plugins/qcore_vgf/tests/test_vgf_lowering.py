@@ -178,7 +178,7 @@ def test_lowering_needs_no_activated_environment_and_prints_nothing():
     # A process of its own: whether something prints depends on what is imported already.
     code = """
 import qcore, sys, torch
-from qcore.lowering import import_executorch
+from qcore_executorch import import_executorch
 from qcore_vgf.lowering import lower_to_vgf
 spec = import_executorch("executorch.backends.arm.vgf").VgfCompileSpec()
 program = torch.export.export(torch.nn.Linear(4, 4), (torch.rand(1, 4),))
@@ -194,7 +194,10 @@ lower_to_vgf(program, spec)
 
 def test_unknown_options_are_refused_with_those_there_are():
     program = torch.export.export(torch.nn.Linear(4, 4), (torch.rand(2, 4),))
-    with pytest.raises(LoweringError, match="no option 'thread'. Its options: threads, timeout_s"):
+    with pytest.raises(
+        LoweringError,
+        match="no option 'thread'. Did you mean 'threads'.* Its options: threads, timeout_s",
+    ):
         lower_to_vgf(program, vgf_spec(), thread=2)
 
 

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import qcore
+from qcore.annotation.in_place import functional_twin
 from qcore.errors import PartialQuantizationError
 from qcore.graph import control_flow_bodies, is_compute_node, is_float_tensor
 from qcore.quantizer import Quantizer
@@ -170,9 +171,12 @@ class FlowChecks:
 
 
 def _operators(graph: GraphModule) -> list[str]:
-    """Return what computes float from inputs: the types of integers are the backend's affair."""
+    """Return what computes float from inputs: the types of integers are the backend's affair.
+
+    Operators in place count as their functional twins, which the core puts in their place.
+    """
     return [
-        str(node.target)
+        str(functional_twin(node.target) or node.target)
         for node in graph.graph.nodes
         if is_compute_node(node) and is_float_tensor(node) and node.all_input_nodes
     ]

@@ -30,7 +30,7 @@ import torch
 from torch.fx import GraphModule
 
 import qcore_tosa
-from qcore.lowering.export import quick_decompositions
+from qcore.compat.torch import quick_decompositions
 from qcore.pt2e import PreparedModel
 from qcore_vgf.vulkan import vulkan_environment
 
