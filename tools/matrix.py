@@ -126,10 +126,9 @@ def _link_packages(environment: Environment) -> None:
     inside = Path("lib") / f"python{environment.python}" / "site-packages"
     target = environment.folder / inside
     for package in (Path(sys.prefix) / inside).iterdir():
-        name = package.name.lower()
-        if name.startswith(("executorch", "pip", "setuptools", "__pycache__")):
-            continue
-        (target / package.name).symlink_to(package)
+        link = target / package.name
+        if not link.exists() and not package.name.lower().startswith("executorch"):
+            link.symlink_to(package)
 
 
 def _pip(python: Path, *arguments: str) -> None:
