@@ -37,13 +37,16 @@ def demo(layers: int, console: Console, progress: Progress) -> None:
         progress: Takes what is being done.
     """
     with progress.step("Loading PyTorch, MiniLM and the sentences"):
-        with quiet():  # transformers imports all of torchao
+        # The first imports what qcore needs of torchao, the second all that transformers does.
+        import qcore.quantizer
+
+        with quiet():
             import sentences
 
-        # Attention written out: the fused operator decomposes into steps that Vulkan lacks.
-        model, samples = sentences.load(
-            SENTENCES, add_pooling_layer=False, attn_implementation="eager"
-        )
+            # Attention written out: the fused operator decomposes into steps that Vulkan lacks.
+            model, samples = sentences.load(
+                SENTENCES, add_pooling_layer=False, attn_implementation="eager"
+            )
         del model.model.encoder.layer[layers:]
         exact = encoded(model, samples)
     with progress.step(f"Quantizing the linear layers: {SCHEME}, groups of {GROUP_SIZE}"):
