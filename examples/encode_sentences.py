@@ -37,9 +37,8 @@ def demo(layers: int, console: Console, progress: Progress) -> None:
         progress: Takes what is being done.
     """
     with progress.step("Loading PyTorch, MiniLM and the sentences"):
-        # The first imports what qcore needs of torchao, the second all that transformers does.
-        import qcore.quantizer
-
+        # Before transformers: it imports torchao, too, and would not hide what that prints.
+        quantizer = qcore.get_quantizer("vulkan")
         with quiet():
             import sentences
 
@@ -54,7 +53,7 @@ def demo(layers: int, console: Console, progress: Progress) -> None:
         report = qcore.quantize_(quantized, "vulkan", SCHEME, group_size=GROUP_SIZE)
         rounded = encoded(quantized, samples)
     with progress.step("Lowering the quantized model"):
-        program: Any = qcore.get_quantizer("vulkan").lower(quantized, samples[0])
+        program: Any = quantizer.lower(quantized, samples[0])
     with progress.step("Verifying the program"):
         found = program.verify(*samples[0])
 
