@@ -17,7 +17,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help drawing demo test matrix support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
+.PHONY: help architectures drawing demo test matrix support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -78,6 +78,9 @@ drawing: $(STAMP)  ## Count the lines of the core by room, and draw its imports 
 
 fuzz: $(STAMP)  ## Take random models all the way (BACKEND=xnnpack, FLOW=pt2e or quantize_, SEEDS=0:100)
 	@$(BIN)/python -m qcore.testing.fuzz --backend $(BACKEND) --flow $(FLOW) --seeds $(SEEDS) --shrink
+
+architectures: $(STAMP)  ## Take transformers' architectures all the way, small and random (BACKEND=xnnpack)
+	@$(BIN)/python benchmarks/architectures.py --backend $(BACKEND) --write
 
 lint: $(STAMP)  ## Check style and types
 	@$(BIN)/ruff check

@@ -45,6 +45,8 @@ class Outcome:
         detail: What was said.
         undecided: Nodes of the captured model without a decision.
         mended: What the backend left out of its delegates since it is wrong there.
+        delegates: How many delegates the program has; None where none was made.
+        outside: How many operators run outside of them.
     """
 
     seed: int
@@ -52,6 +54,8 @@ class Outcome:
     detail: str = ""
     undecided: tuple[str, ...] = ()
     mended: tuple[str, ...] = ()
+    delegates: int | None = None
+    outside: int | None = None
 
 
 def recipe_of(flow: str, seed: int) -> Recipe:
@@ -125,19 +129,21 @@ def _lowered(seed: int, quantizer: Any, model: Any, samples: Any, dynamic_shapes
         return Outcome(seed, Kind.STOPPED, _text(error))
     except Exception as error:
         return Outcome(seed, Kind.BARE, f"lower: {_text(error)}")
-    mended = tuple(map(str, getattr(program.report, "mended", ())))
+    report = program.report
+    mended = tuple(map(str, getattr(report, "mended", ())))
+    made = Outcome(seed, Kind.RIGHT, "", (), mended, report.delegates, len(report.undelegated))
     sample = samples[1]
     try:
         arguments = tuple(sample.values()) if isinstance(sample, dict) else sample
         output = program.run(*arguments)
     except RuntimeUnavailableError:
-        return Outcome(seed, Kind.RIGHT, "not executed here", (), mended)
+        return evolve(made, detail="not executed here")
     except QcoreError as error:
-        return Outcome(seed, Kind.LATE, _text(error), (), mended)
+        return evolve(made, kind=Kind.LATE, detail=_text(error))
     except Exception as error:
-        return Outcome(seed, Kind.BARE, f"run: {_text(error)}", (), mended)
+        return evolve(made, kind=Kind.BARE, detail=f"run: {_text(error)}")
     far = _far(model, sample, output)
-    return Outcome(seed, Kind.WRONG if far else Kind.RIGHT, far, (), mended)
+    return evolve(made, kind=Kind.WRONG if far else Kind.RIGHT, detail=far)
 
 
 def _far(model: Any, sample: Any, output: Any) -> str:
