@@ -12,7 +12,7 @@ from qcore.registry import BackendInfo, backends, register_backend
 
 if TYPE_CHECKING:
     from qcore.configs import get_symmetric_quantization_config
-    from qcore.flow import QuantizedModel, load_quantized, quantize
+    from qcore.flow import QuantizedModel, explain, load_quantized, quantize
     from qcore.hookspecs import API_VERSION, hookimpl
     from qcore.lowering import LoweredProgram
     from qcore.quantizer import Quantizer, get_quantizer
@@ -34,6 +34,7 @@ __all__ = [
     "SourceReport",
     "SourceScheme",
     "backends",
+    "explain",
     "get_quantizer",
     "get_symmetric_quantization_config",
     "hookimpl",
@@ -53,6 +54,7 @@ _HOMES = {
     "Quantizer": "qcore.quantizer",
     "SourceReport": "qcore.report",
     "SourceScheme": "qcore.source",
+    "explain": "qcore.flow",
     "get_quantizer": "qcore.quantizer",
     "get_symmetric_quantization_config": "qcore.configs",
     "hookimpl": "qcore.hookspecs",

@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from qcore.algorithms import Algorithm, BiasCorrection, chosen_algorithms
 from qcore.calibration import CalibrationData, calibrate, check_arguments, check_sample
-from qcore.capture import capture
+from qcore.capture import Sample, capture
 from qcore.errors import ModelFileError, QcoreError
 from qcore.graph import control_flow_bodies
 from qcore.model_file import read_model, write_model
@@ -23,7 +23,7 @@ from qcore.pt2e import Annotator, PreparedModel
 from qcore.report import AnnotationReport
 from qcore.training import TRAINING, freeze, observe_alone
 
-__all__ = ["QuantizedModel", "QuantizerLike", "load_quantized", "quantize"]
+__all__ = ["QuantizedModel", "QuantizerLike", "explain", "load_quantized", "quantize"]
 
 
 @runtime_checkable
@@ -145,17 +145,12 @@ def quantize(
         if bias_correction or not isinstance(algorithm, BiasCorrection)
     ]
     data = CalibrationData.of(calibration_data)
-    if isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule):
-        check_arguments(data.first, model)
     seconds: dict[str, float] = {}
     with _timed(seconds, "capture"):
-        graph = capture(model, data.first, dynamic_shapes=dynamic_shapes)
-        placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
-        check_sample(data.first, placeholders, "Calibration sample 0")
+        graph = _captured(model, data.first, dynamic_shapes, "Calibration sample 0")
     with _timed(seconds, "prepare"):
-        for part in (graph, *(body for _, _, body in control_flow_bodies(graph))):
-            freeze(part)
-            if is_qat:
+        if is_qat:
+            for part in (graph, *(body for _, _, body in control_flow_bodies(graph))):
                 part.meta[TRAINING] = False
         prepared = PreparedModel.prepare(graph, quantizer, False, acting)
         quantizer.require_quantized(prepared.report())
@@ -172,6 +167,40 @@ def quantize(
         converted = prepared.convert()
         _refuse_pickling(converted)
     return QuantizedModel(converted, quantizer.require_quantized(prepared.report()), seconds)
+
+
+def explain(
+    model: Any, quantizer: Annotator, example_inputs: Any, *, dynamic_shapes: Any = None
+) -> AnnotationReport:
+    """Say what would be quantized, what not and why; nothing is calibrated or converted.
+
+    Args:
+        model: As ``quantize`` takes it; never changed.
+        quantizer: What to quantize.
+        example_inputs: One sample, to capture a module with.
+        dynamic_shapes: As for ``torch.export.export``, where sizes vary; only for a module.
+
+    Returns:
+        A decision for every compute node.
+
+    Raises:
+        CaptureError: The model cannot be exported.
+        SelectionError: A rule matches nothing.
+        PartialQuantizationError: The backend cannot leave in float what would stay so.
+        CalibrationError: The inputs do not fit.
+    """
+    graph = _captured(model, Sample.of(example_inputs), dynamic_shapes, "The example")
+    return PreparedModel.prepare(graph, quantizer, False, ()).report()
+
+
+def _captured(model: Any, sample: Sample, dynamic_shapes: Any, what: str) -> GraphModule:
+    if isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule):
+        check_arguments(sample, model)
+    graph = capture(model, sample, dynamic_shapes=dynamic_shapes)
+    check_sample(sample, [n for n in graph.graph.nodes if n.op == "placeholder"], what)
+    for part in (graph, *(body for _, _, body in control_flow_bodies(graph))):
+        freeze(part)
+    return graph
 
 
 @contextmanager

@@ -20,18 +20,21 @@ from typing import TYPE_CHECKING, Any, Final
 from qcore.errors import ModelFileError
 from qcore.files import write_whole
 from qcore.lowering.saved import names_modules
+from qcore.quiet import quiet
 from qcore.report import AnnotationReport, read_decisions, write_decisions
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-__all__ = ["read_model", "write_model"]
+__all__ = ["read_exported", "read_model", "write_model"]
 
 _FACTS: Final = "qcore.json"
 _ARCHIVE: Final = "model.pt2"
 _FORMAT: Final = 1
 _PACKAGES: Final = ("torch", "torchao")
-_OBJECTS: Final = ("data/sample_inputs/", "data/constants/custom_obj", "extra/")
+_EXAMPLES: Final = "data/sample_inputs/"
+_OBJECTS: Final = (_EXAMPLES, "data/constants/custom_obj", "extra/")
 # Formulas of sizes as sympy writes them: Symbol('s0', positive=True, integer=True)
 _SIZES: Final = re.compile(
     r"(?:'?\b[a-z]{1,4}\d+\b'?|\b(?:Symbol|Integer|Rational|Add|Mul|Pow|Max|Min|Mod|PythonMod|"
@@ -96,15 +99,51 @@ def read_model(path: str | os.PathLike[str]) -> tuple[GraphModule, AnnotationRep
     facts, archive = _parts(source)
     _check_versions(facts, source)
     with zipfile.ZipFile(io.BytesIO(archive)) as parts:
-        for odd in _odd(parts):
-            raise ModelFileError(
-                f"{source} is refused: it holds {odd}, which no quantized model needs and which "
-                "could run code. Save the model again with result.save()."
-            )
+        _refuse_odd(parts, source, "Save the model again with result.save().")
     model: Any = torch.export.load(io.BytesIO(archive)).module(check_guards=False)
     report = AnnotationReport.from_dict(facts["report"])
     write_decisions(model, report)
     return model, read_decisions(model) or report
+
+
+def read_exported(path: str | os.PathLike[str]) -> ExportedProgram:
+    """Read a float model that ``torch.export.save`` wrote, without running what its file brings.
+
+    Args:
+        path: The file, by custom with the suffix ``.pt2``.
+
+    Returns:
+        The program, without the example inputs, which torch would unpickle.
+
+    Raises:
+        ModelFileError: There is no such file, it is none of these, or it holds what could run code.
+    """
+    import torch
+
+    source, safe = os.fspath(path), io.BytesIO()
+    advice = "Export the model again with torch.export.save(program, 'model.pt2')."
+    try:
+        with zipfile.ZipFile(source) as parts, zipfile.ZipFile(safe, "w") as kept:
+            for name in parts.namelist():
+                is_example = name.partition("/")[2].startswith(_EXAMPLES)
+                kept.writestr(zipfile.ZipInfo(name), b"" if is_example else parts.read(name))
+            _refuse_odd(kept, source, advice)
+        safe.seek(0)
+        with quiet():
+            return torch.export.load(safe)
+    except ModelFileError:
+        raise
+    except Exception as error:  # torch raises whatever it stumbles over.
+        reason = getattr(error, "strerror", None) or "it is no whole exported model"
+        raise ModelFileError(f"Cannot read a model from {source}: {reason}. {advice}") from error
+
+
+def _refuse_odd(parts: zipfile.ZipFile, source: str, advice: str) -> None:
+    for odd in _odd(parts):
+        raise ModelFileError(
+            f"{source} is refused: it holds {odd}, which no such model needs and which "
+            f"could run code. {advice}"
+        )
 
 
 def _parts(source: str) -> tuple[dict[str, Any], bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from qcore import registry
 from qcore.cli import app, main, scaffold
@@ -165,3 +167,31 @@ def test_the_command_says_its_release_also_as_a_module() -> None:
             [sys.executable, *arguments, "--version"], capture_output=True, text=True
         )
         assert (done.stdout, done.stderr) == (f"qcore-quant {version('qcore-quant')}\n", "")
+
+
+def test_a_command_of_a_distribution_is_found_by_its_entry_point(install: object) -> None:
+    source = 'def greet(name: str) -> None:\n    "Greet."\n    print("hello", name)\n'
+    install("greeter", "greeting", source, "qcore.commands", greet="greeting:greet")  # type: ignore[operator]
+    assert CliRunner().invoke(app.app, ["greet", "you"]).stdout == "hello you\n"
+    assert "Greet." in CliRunner().invoke(app.app, ["--help"]).stdout
+
+
+def test_a_command_that_cannot_be_imported_says_so_and_spoils_no_other(install: object) -> None:
+    install("bad", "bad_command", "import nowhere", "qcore.commands", bad="bad_command:f")  # type: ignore[operator]
+    done = CliRunner().invoke(app.app, ["bad", "--anything", "at all"])
+    assert done.exit_code == 1
+    assert "The command 'bad' of bad cannot be used: ModuleNotFoundError" in done.stderr
+    assert "Reinstall that distribution" in done.stderr
+    assert CliRunner().invoke(app.app, ["backends"]).exit_code == 0
+
+
+def test_a_mistyped_command_is_answered_with_what_is_close() -> None:
+    done = CliRunner().invoke(app.app, ["bakends"])
+    assert done.exit_code == 2
+    assert "No such command 'bakends'. Did you mean 'backends'?" in done.stderr
+
+
+def test_backends_are_listed_for_programs_too(toy: object) -> None:
+    done = CliRunner().invoke(app.app, ["backends", "--json"])
+    assert "toy" in [backend["name"] for backend in json.loads(done.stdout)]
+    assert CliRunner().invoke(app.app, ["backends", "--quiet"]).output == ""

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+import qcore
 from qcore.annotation import GemmRule, OperatorPattern, SupportTable, annotate_graph, decide
 from qcore.plan import QuantizationPlan, Selectors
+from qcore.quantizer import Quantizer
 from qcore.schemes import get_symmetric_quantization_config
 
 LINEAR = (torch.ops.aten.linear.default,)
@@ -43,3 +45,13 @@ def test_annotations_that_are_there_are_kept(capture: Capture) -> None:
     before = metadata(graph)
     decide(graph, QuantizationPlan(Selectors()), TABLE, "toy")
     assert metadata(graph) == before
+
+
+def test_explain_says_what_quantizing_decides_and_changes_nothing(
+    toy: Callable[[], Quantizer],
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sigmoid())
+    x = torch.rand(2, 4)
+    said = qcore.explain(model, toy().set_global("8a8w"), x)
+    assert said == qcore.quantize(model, toy().set_global("8a8w"), [x]).report
+    assert (said.quantized_count, said.float_count) == (1, 1)

@@ -16,6 +16,7 @@ from torch import nn
 
 import qcore
 from qcore.errors import ModelFileError
+from qcore.model_file import read_exported
 from qcore.quantizer import Quantizer
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
@@ -172,3 +173,18 @@ def test_a_file_with_objects_among_its_inputs_is_refused(path: Path) -> None:
     rewrite(path, "sample_inputs/model.pt", lambda _: pickle.dumps(print))
     with pytest.raises(ModelFileError, match=r"is refused: it holds objects"):
         qcore.load_quantized(path)
+
+
+def test_an_exported_float_model_is_read_without_its_example_inputs(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.ReLU()).eval()
+    torch.export.save(torch.export.export(model, (X,)), tmp_path / "model.pt2")
+    program = read_exported(tmp_path / "model.pt2")
+    assert program.example_inputs is None
+    assert torch.equal(program.module()(X), model(X))
+
+
+def test_what_is_no_exported_model_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    (tmp_path / "no.pt2").write_bytes(b"no zip")
+    for name, why in (("no.pt2", "no whole exported model"), ("none.pt2", "No such file")):
+        with pytest.raises(ModelFileError, match=rf"{why}.*torch\.export\.save"):
+            read_exported(tmp_path / name)

@@ -1,25 +1,28 @@
-"""The command's entry, and its subcommands."""
+"""The command's entry, and the commands of the core."""
 
 from __future__ import annotations
 
-import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from qcore.errors import QcoreError
+from qcore.cli.commands import CommandGroup
+from qcore.cli.options import AsJson, Quiet, answer
+from qcore.errors import QcoreWarning
 from qcore.registry import NO_BACKEND, backends
 
 __all__ = ["app", "run"]
 
 app = typer.Typer(
+    cls=CommandGroup,
     help="Quantize PyTorch models for edge backends, each of them a plugin.",
     no_args_is_help=True,
-    add_completion=False,
     # Drawing boxes would import rich, which takes longer than everything else.
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 
@@ -40,14 +43,16 @@ def _root(
 
 
 @app.command("backends")
-def list_backends() -> None:
+def list_backends(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """List the installed backends."""
-    found = backends()
-    if not found:
-        typer.echo(NO_BACKEND)
-    for info in found.values():
-        conflict = "  (a conflict: uninstall all but one)" if info.is_conflict else ""
-        typer.echo(f"{info.name}  {'; '.join(info.origins)}{conflict}")
+    found = backends().values()
+    lines = [
+        f"{info.name}  {'; '.join(info.origins)}"
+        + "  (a conflict: uninstall all but one)" * info.is_conflict
+        for info in found
+    ]
+    data = [{"name": info.name, "origins": info.origins} for info in found]
+    answer("\n".join(lines) or NO_BACKEND, data, as_json, quiet)
 
 
 @app.command("new-backend")
@@ -60,20 +65,26 @@ def new_backend(
     template: Annotated[
         str, typer.Option(help="What it is built on; libraries for backends bring others.")
     ] = "torch",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a backend that installs and conforms as it is."""
     from qcore.cli.scaffold import write_backend
 
     folder = write_backend(name, directory, template)
-    typer.echo(
-        f"Wrote {folder}. Next:\n  cd {folder}\n  pip install --editable '.[test]'\n  pytest"
-    )
+    text = f"Wrote {folder}. Next:\n  cd {folder}\n  pip install --editable '.[test]'\n  pytest"
+    answer(text, {"folder": str(folder)}, as_json, quiet)
 
 
 def run() -> None:
-    """Run the command; an error of qcore becomes a line on stderr and exit status 1."""
-    try:
-        app(prog_name="qcore")
-    except QcoreError as error:
-        typer.echo(f"qcore: {error}", err=True)
-        sys.exit(1)
+    """Run the command; warnings of qcore become lines on stderr."""
+    shown = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, QcoreWarning):
+            typer.echo(f"qcore: warning: {message}", err=True)
+        else:
+            shown(message, category, *where, **more)
+
+    warnings.showwarning = show
+    app(prog_name="qcore")

@@ -1,0 +1,23 @@
+"""What stands around the quantizing of a model: commands, recipes, comparisons, a doctor.
+
+The names below load on first use: the commands answer ``--help`` without importing torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qcore_analysis.recipe import Recipe
+
+__all__ = ["Recipe"]
+
+_HOMES = {"Recipe": "qcore_analysis.recipe"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,151 @@
+"""``qcore run``, ``qcore verify`` and ``qcore bench``: commands on programs in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+import typer
+
+from qcore.cli.options import AsJson, Quiet, answer
+from qcore_analysis.commands.options import Batch, Data, Pictures
+from qcore_analysis.errors import InputError
+
+__all__ = ["bench", "run", "verify"]
+
+Program = Annotated[Path, typer.Argument(help="A program's file, as qcore quantize writes it.")]
+Input = Annotated[str, typer.Option("--input", "-i", help="Data, as for --calibration.")]
+
+
+def run(
+    program: Program,
+    inputs: Input,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .npz file for what comes out.")
+    ] = None,
+    batch: Batch = 1,
+    pictures: Pictures = "",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a program on data."""
+    from torch.utils._pytree import tree_leaves
+
+    from qcore import LoweredProgram
+    from qcore_analysis.samples import load_data
+
+    loaded = LoweredProgram.load(program)
+    outputs = loaded.run_many(load_data(inputs, batch=batch, pictures=pictures))
+    flat = [tree_leaves(one) for one in outputs]
+    if output is not None:
+        _write(output, flat)
+    lines = [
+        f"sample {index}: " + ", ".join(f"{tuple(t.shape)} {_ends(t)}" for t in tensors)
+        for index, tensors in enumerate(flat)
+    ]
+    data = {"outputs": [[tensor.tolist() for tensor in tensors] for tensors in flat]}
+    answer("\n".join(lines), data if output is None else {"output": str(output)}, as_json, quiet)
+
+
+def verify(
+    program: Program,
+    against: Annotated[str, typer.Option(help="The float model: .pt2 or package.module:factory.")],
+    data: Data,
+    min_sqnr: Annotated[float, typer.Option(help="The least SQNR in decibels.")],
+    batch: Batch = 1,
+    pictures: Pictures = "",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare a program with its float model; exit status 1 where it is too far away."""
+    import torch
+
+    from qcore import LoweredProgram
+    from qcore_analysis.measures import distance_of
+    from qcore_analysis.models import load_model
+    from qcore_analysis.samples import load_data
+
+    loaded, model = LoweredProgram.load(program), load_model(against)
+    samples = load_data(data, batch=batch, pictures=pictures)
+    module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    with torch.no_grad():
+        expected = [_called(module, sample) for sample in samples]
+    found = distance_of(expected, loaded.run_many(samples))
+    ok = found.sqnr_db >= min_sqnr
+    top1 = "" if found.top1 is None else f", top-1 agreement {found.top1:.3f}"
+    text = (
+        f"{'ok' if ok else 'TOO FAR'}: {found.sqnr_db:.1f} dB on {len(samples)} samples, "
+        f"{min_sqnr:g} asked for; largest difference {found.largest:.3g}{top1}"
+    )
+    if not ok:
+        text += f"\nqcore compare {against} says where it is lost."
+    figures: dict[str, Any] = {
+        "sqnr_db": found.sqnr_db,
+        "cosine": found.cosine,
+        "max_abs_error": found.largest,
+    }
+    figures |= {"top1": found.top1, "samples": len(samples), "ok": ok, "min_sqnr_db": min_sqnr}
+    answer(text, figures, as_json, quiet)
+    raise typer.Exit(0 if ok else 1)
+
+
+def bench(
+    program: Program,
+    inputs: Annotated[str, typer.Option("--input", "-i", help="Data; by default random.")] = "",
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 20,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before them.")] = 3,
+    batch: Batch = 1,
+    pictures: Pictures = "",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time a program inside the process that runs it."""
+    from qcore import LoweredProgram
+    from qcore_analysis.samples import load_data
+
+    loaded = LoweredProgram.load(program)
+    sample = load_data(inputs, batch=batch, pictures=pictures)[0] if inputs else _random(loaded)
+    keywords = sample if isinstance(sample, dict) else {}
+    given = () if keywords else sample if isinstance(sample, (tuple, list)) else (sample,)
+    latency = loaded.benchmark(*given, runs=runs, warmup=warmup, **keywords)
+    answer(f"{loaded.backend}: {latency}", attrs.asdict(latency), as_json, quiet)
+
+
+def _called(model: Any, sample: Any) -> Any:
+    if isinstance(sample, dict):
+        return model(**sample)
+    return model(*sample) if isinstance(sample, (tuple, list)) else model(sample)
+
+
+def _ends(tensor: Any) -> str:
+    values = [f"{value:.4g}" for value in tensor.reshape(-1)[:4].tolist()]
+    return f"[{', '.join(values)}{', ...' if tensor.numel() > 4 else ''}]"
+
+
+def _write(path: Path, outputs: list[list[Any]]) -> None:
+    import io
+
+    import numpy
+
+    from qcore.files import write_whole
+
+    file = io.BytesIO()
+    arrays = {
+        f"sample{index}_output{position}": tensor.numpy()
+        for index, tensors in enumerate(outputs)
+        for position, tensor in enumerate(tensors)
+    }
+    numpy.savez(file, **arrays)
+    write_whole(path, file.getvalue(), "the outputs", "outputs.npz", InputError)
+
+
+def _random(program: Any) -> tuple[Any, ...]:
+    import torch
+
+    if program.inputs is None:
+        raise InputError("The file does not say what it takes. Pass --input DATA.")
+    return tuple(
+        spec.value if spec.is_number else torch.rand(spec.shape).to(spec.dtype)
+        for spec in program.inputs
+    )

@@ -1,0 +1,174 @@
+"""``qcore quantize`` and ``qcore explain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import attrs
+import typer
+
+from qcore.cli.options import AsJson, Quiet, answer
+from qcore_analysis.commands.options import (
+    Batch,
+    Data,
+    Model,
+    Options,
+    Pictures,
+    Shapes,
+    settings,
+)
+from qcore_analysis.errors import InputError
+
+if TYPE_CHECKING:
+    from qcore_analysis.recipe import Recipe
+
+__all__ = ["explain", "quantize"]
+
+Scheme = Annotated[str, typer.Option(help="A scheme's name; by default the backend's first.")]
+KeepFloat = Annotated[
+    list[str] | None,
+    typer.Option(help="A module that stays in float; * within a component, ** across."),
+]
+FromRecipe = Annotated[Path | None, typer.Option(help="Take what is not said here from it.")]
+SomeBackend = Annotated[str, typer.Option("--backend", "-b", help="An installed backend.")]
+
+
+def quantize(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The program's file, or a .qpt2 file.")
+    ],
+    model: Annotated[
+        str, typer.Argument(help="A .pt2 file, or package.module:factory; or the recipe's.")
+    ] = "",
+    backend: SomeBackend = "",
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="A .safetensors, .npz or .pt file, a folder of pictures, or "
+            "package.module:iterable."
+        ),
+    ] = "",
+    scheme: Scheme = "",
+    keep_float: KeepFloat = None,
+    batch: Batch = 1,
+    pictures: Pictures = "",
+    method: Annotated[str, typer.Option(help="How ranges are chosen.")] = "",
+    option: Options = None,
+    recipe: FromRecipe = None,
+    save_recipe: Annotated[Path | None, typer.Option(help="Write every choice to it.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize a model and write a program for a backend."""
+    from qcore_analysis.models import load_model
+    from qcore_analysis.progress import stage
+    from qcore_analysis.samples import load_data
+
+    chosen = _recipe(
+        recipe,
+        model=model,
+        backend=backend,
+        data=calibration,
+        scheme=scheme,
+        batch=batch if batch != 1 else 0,
+        pictures=pictures,
+        calibration=method,
+        options=settings(option),
+        keep_float=keep_float or (),
+    )
+    if not chosen.model:
+        raise InputError("No model: name a .pt2 file or package.module:factory.")
+    if not chosen.data:
+        raise InputError(
+            "No calibration data: pass --calibration DATA, 32 to 512 typical inputs. Data is a "
+            ".safetensors, .npz or .pt file, a folder of pictures, or package.module:iterable."
+        )
+    _check_writable(output, save_recipe)
+    chosen.quantizer()  # A wrong backend or scheme is known before anything takes long.
+    with stage("reading the model and the data", quiet):
+        loaded = load_model(chosen.model)
+        samples = load_data(chosen.data, batch=chosen.batch, pictures=chosen.pictures)
+    chosen.check_made_with(loaded, samples)
+    with stage("quantizing and lowering", quiet):
+        made = chosen.make(loaded, samples, progress=False if quiet else None)
+    if output.suffix == ".qpt2" and made.result is not None:
+        made.result.save(output)
+    else:
+        made.program.save(output)
+    if save_recipe is not None:
+        chosen.made_with(loaded, samples).save(save_recipe)
+    data = {
+        "program": str(output),
+        "bytes": output.stat().st_size,
+        "report": made.report.to_dict(),
+        "lowering": made.program.report.to_dict(),
+    }
+    answer(f"{made.report}\n{made.program.report}\nWrote {output}.", data, as_json, quiet)
+
+
+def explain(
+    model: Model,
+    backend: SomeBackend = "",
+    scheme: Scheme = "",
+    keep_float: KeepFloat = None,
+    data: Data = "",
+    batch: Batch = 1,
+    pictures: Pictures = "",
+    input_shape: Shapes = None,
+    option: Options = None,
+    recipe: FromRecipe = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what would be quantized, what not and why; nothing is calibrated."""
+    import qcore
+    from qcore_analysis.models import example_inputs, load_model
+    from qcore_analysis.samples import load_data
+
+    chosen = _recipe(
+        recipe,
+        backend=backend,
+        scheme=scheme,
+        options=settings(option),
+        keep_float=keep_float or (),
+    )
+    quantizer = chosen.quantizer()
+    if chosen.is_source(quantizer):
+        raise InputError(
+            f"{chosen.scheme or backend} treats weights before the model is captured: "
+            "qcore.quantize_ says what it would do. Name a scheme of the PT2E flow here."
+        )
+    loaded = load_model(model)
+    if data:
+        example: Any = load_data(data, batch=batch, pictures=pictures)[0]
+    else:
+        example = example_inputs(loaded, tuple(input_shape or ()))
+    report = qcore.explain(loaded, quantizer, example)
+    answer(report, report.to_dict(), as_json, quiet)
+
+
+def _recipe(path: Path | None, *, keep_float: Any, **choices: Any) -> Recipe:
+    """Return the recipe of a file with what the command line says in its place."""
+    from qcore_analysis.recipe import IN_FLOAT, Recipe, RecipeRule
+
+    given = {name: value for name, value in choices.items() if value}
+    if path is None and "backend" not in given:
+        raise InputError("No backend: pass --backend NAME; qcore backends lists what is installed.")
+    base = Recipe(given["backend"]) if path is None else Recipe.read(path)
+    if "options" in given:
+        given["options"] = {**base.options, **given["options"]}
+    added = tuple(RecipeRule("module_name", IN_FLOAT, name) for name in keep_float)
+    return attrs.evolve(base, **given, rules=(*base.rules, *added))
+
+
+def _check_writable(*paths: Path | None) -> None:
+    """Raise before the work where its result could not be written."""
+    for path in filter(None, paths):
+        if not path.parent.is_dir():
+            raise InputError(
+                f"There is no folder {path.parent} to write {path.name} in. Make it first: "
+                f"mkdir -p {path.parent}."
+            )
+        if path.is_dir():
+            raise InputError(f"{path} is a folder. Pass a file name, such as {path / 'out'}.")

@@ -1,0 +1,152 @@
+"""Models as the command line names them: an exported file, or a function that makes one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qcore.errors import near_misses
+from qcore.model_file import read_exported
+from qcore_analysis.errors import InputError
+
+__all__ = ["example_inputs", "imported", "load_model", "model_digest", "tensor_bytes"]
+
+_FORMS = "Pass a .pt2 file, as torch.export.save writes it, or package.module:factory."
+
+
+def load_model(text: str) -> Any:
+    """Return the model that a text names.
+
+    Args:
+        text: The path of a ``.pt2`` file, or ``package.module:name`` of a module or of a function
+            without arguments that returns one. The working folder is searched, too.
+
+    Returns:
+        A ``torch.nn.Module`` in evaluation mode, or an ``ExportedProgram``.
+
+    Raises:
+        InputError: There is no such model, or it is none.
+        ModelFileError: The file cannot be read, or could run code.
+    """
+    if ":" in text and not Path(text).exists():
+        model = imported(text, "model")
+        if not isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
+            raise InputError(
+                f"{text} gives {type(model).__name__}, and a torch.nn.Module or an "
+                "ExportedProgram is due. Name a function without arguments that returns one."
+            )
+        return model.eval() if isinstance(model, torch.nn.Module) else model
+    if not os.path.exists(text):
+        raise InputError(f"There is no model {text}. {_FORMS}")
+    if not text.endswith(".pt2"):
+        raise InputError(f"{text} is no file with an exported model. {_FORMS}")
+    return read_exported(text)
+
+
+def imported(text: str, what: str) -> Any:
+    """Import what ``package.module:name`` names; a function or class is called.
+
+    Args:
+        text: The name.
+        what: What it is to be, for messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: There is no such module or name, or importing or calling it fails.
+    """
+    module_name, _, name = text.partition(":")
+    if not module_name or not name:
+        raise InputError(f"{text!r} names no {what}. Write package.module:name.")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # As ``python -m`` does; an installed command does not.
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"Cannot import the {what} {text}: there is no module {error.name!r}. Install it, or "
+            "run the command in the folder that it is in."
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"Importing {module_name} failed: {type(error).__name__}: {error}. Try it alone: "
+            f"python -c 'import {module_name}'."
+        ) from error
+    if not hasattr(module, name):
+        close = near_misses(name, [n for n in vars(module) if not n.startswith("_")])
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise InputError(f"The module {module_name} has no {name!r}.{hint}")
+    found = getattr(module, name)
+    if isinstance(found, torch.nn.Module) or not callable(found):
+        return found
+    try:
+        return found()
+    except Exception as error:
+        raise InputError(
+            f"{text}() failed: {type(error).__name__}: {error}. A {what} is made by a function "
+            "that needs no arguments."
+        ) from error
+
+
+def example_inputs(model: Any, shapes: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+    """Make inputs to capture a model with, where there are no samples.
+
+    Args:
+        model: A module, or an exported program, whose inputs are known.
+        shapes: The shapes of a module's inputs, such as ``1x3x224x224``.
+
+    Returns:
+        Random inputs.
+
+    Raises:
+        InputError: Shapes are missing or are none.
+    """
+    if isinstance(model, torch.export.ExportedProgram) and not shapes:
+        names = set(model.graph_signature.user_inputs)
+        nodes = [n for n in model.graph.nodes if n.op == "placeholder" and n.name in names]
+        values = [node.meta["val"] for node in nodes]
+        sizes = [[s if isinstance(s, int) else s.node.hint for s in v.shape] for v in values]
+        return tuple(
+            torch.rand(size).to(value.dtype) for size, value in zip(sizes, values, strict=True)
+        )
+    if not shapes:
+        raise InputError(
+            "A model from a function needs an example to be captured: pass --data DATA, or "
+            "--input-shape 1x3x224x224 (once for each input)."
+        )
+    try:
+        return tuple(torch.rand([int(size) for size in text.split("x")]) for text in shapes)
+    except (ValueError, RuntimeError):
+        raise InputError(f"{shapes} are no shapes. Write them as 1x3x224x224.") from None
+
+
+def model_digest(model: Any) -> str:
+    """Return a digest of the weights of a model.
+
+    Args:
+        model: A module or an exported program.
+
+    Returns:
+        ``sha256:`` and the digest over names, types, shapes and bytes of its tensors.
+    """
+    state = model.state_dict() if isinstance(model, torch.nn.Module) else model.state_dict
+    found = hashlib.sha256()
+    for name in sorted(state):
+        found.update(name.encode())
+        found.update(tensor_bytes(state[name]))
+    return f"sha256:{found.hexdigest()}"
+
+
+def tensor_bytes(value: torch.Tensor) -> bytes:
+    """Return the type, shape and content of a tensor as bytes."""
+    plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    content: bytes = plain.numpy().tobytes()
+    return f"{value.dtype}{tuple(value.shape)}".encode() + content

@@ -1,0 +1,373 @@
+"""Recipes: every choice that makes a program, in a file that can be read, merged and repeated."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import attrs
+
+from qcore.errors import near_misses, warn
+from qcore.files import write_whole
+from qcore.report import schema
+from qcore_analysis.errors import RecipeError
+
+if TYPE_CHECKING:
+    import qcore
+    from qcore import LoweredProgram, QuantizedModel
+
+__all__ = ["IN_FLOAT", "Made", "Recipe", "RecipeRule", "recipe_schema"]
+
+IN_FLOAT: Final = "float"
+"""The scheme of what stays in float; TOML has no null."""
+
+Setting = str | int | float | bool
+
+_KINDS: Final = ("module_name", "module_type", "operator_type", "node_name", "io")
+_PACKAGES: Final = ("qcore-quant", "torch", "torchao")
+_TYPES: Final = {"string": str, "integer": int, "array": list, "object": dict}
+
+
+@attrs.frozen
+class RecipeRule:
+    """What one part of the model is quantized with.
+
+    Attributes:
+        select: The kind of rule: module_name, module_type, operator_type, node_name or io.
+        scheme: A scheme's name, or float.
+        name: What is selected, such as features.0; nothing for io.
+    """
+
+    select: str
+    scheme: str
+    name: str = ""
+
+
+@attrs.frozen
+class Recipe:
+    """Every choice that makes a program.
+
+    Attributes:
+        backend: The backend's name.
+        scheme: The scheme of all that no rule selects; empty takes the backend's first.
+        model: The model, as the command line names it.
+        data: The calibration data, as the command line names it.
+        batch: How many rows of a file of tensors make one sample.
+        pictures: The preprocessing of pictures, such as size=224 mean=127 std=128.
+        calibration: How ranges are chosen.
+        algorithms: What changes weights and biases, in order.
+        options: Options of the backend.
+        lowering: Options of the backend's lowering.
+        versions: Versions of the packages that it was made with.
+        digests: Digests of the weights of the model, and of the data.
+        rules: What parts of the model are quantized with; a later one of the same name holds.
+    """
+
+    backend: str
+    scheme: str = ""
+    model: str = ""
+    data: str = ""
+    batch: int = 1
+    pictures: str = ""
+    calibration: str = "histogram"
+    algorithms: tuple[str, ...] = ("bias_correction",)
+    options: Mapping[str, Setting] = attrs.field(factory=dict)
+    lowering: Mapping[str, Setting] = attrs.field(factory=dict)
+    versions: Mapping[str, str] = attrs.field(factory=dict)
+    digests: Mapping[str, str] = attrs.field(factory=dict)
+    rules: tuple[RecipeRule, ...] = ()
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a recipe.
+
+        Args:
+            path: A TOML file; ``base = "other.toml"`` in it names one beside it, whose choices hold
+                where this one has none.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            RecipeError: There is no such file, or it says what a recipe does not.
+        """
+        return cls.of(_merged(Path(path), ()), os.fspath(path))
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], source: str = "the recipe") -> Self:
+        """Make a recipe of plain data, and check it.
+
+        Args:
+            data: As :meth:`to_dict` gives it.
+            source: Where it comes from, for messages.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            RecipeError: It says what a recipe does not.
+        """
+        _check(data, recipe_schema(), source)
+        rules = tuple(_rule(rule, source) for rule in data.get("rules", ()))
+        algorithms = tuple(data.get("algorithms", ("bias_correction",)))
+        return cls(**{**data, "rules": rules, "algorithms": algorithms})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the choices that are no defaults as plain data."""
+        defaults = type(self)(self.backend)
+        data = attrs.asdict(self)
+        data["rules"] = [{k: v for k, v in rule.items() if v != ""} for rule in data["rules"]]
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in data.items()
+            if key == "backend" or value != _plain(getattr(defaults, key))
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the recipe to a file, whole or not at all.
+
+        Args:
+            path: The file, by custom with the suffix ``.toml``.
+
+        Returns:
+            The path.
+
+        Raises:
+            RecipeError: It cannot be written.
+        """
+        import tomli_w
+
+        text = tomli_w.dumps(self.to_dict())
+        return write_whole(path, text.encode(), "the recipe", "recipe.toml", RecipeError)
+
+    def made_with(self, model: Any, samples: Iterable[Any]) -> Self:
+        """Return the recipe with the versions and digests of what it is used with.
+
+        Args:
+            model: The model.
+            samples: The calibration samples.
+        """
+        from qcore_analysis.models import model_digest
+        from qcore_analysis.samples import data_digest
+
+        digests = {"model": model_digest(model), "data": data_digest(samples)}
+        return attrs.evolve(self, versions=_versions(), digests=digests)
+
+    def check_made_with(self, model: Any, samples: Iterable[Any]) -> None:
+        """Raise unless a model and data are those that the recipe was made with.
+
+        Args:
+            model: The model.
+            samples: The calibration samples.
+
+        Raises:
+            RecipeError: The weights or the data are others.
+        """
+        now = self.made_with(model, samples)
+        for what, digest in self.digests.items():
+            if now.digests.get(what, digest) != digest:
+                raise RecipeError(
+                    f"The {what} is not the one that the recipe was made with: its digest is "
+                    f"{now.digests[what]}, not {digest}. Take digests.{what} out of the recipe "
+                    "to use it nevertheless."
+                )
+        for name, wanted in self.versions.items():
+            here = now.versions.get(name)
+            if here is not None and here != wanted:
+                warn(
+                    f"The recipe was made with {name} {wanted}, here is {here}: the program may "
+                    f"have other bytes. pip install {name}=={wanted} brings the same."
+                )
+
+    def quantizer(self) -> qcore.Quantizer:
+        """Build the quantizer that the recipe describes.
+
+        Raises:
+            QcoreError: There is no such backend, option, scheme or method, or a rule is none.
+        """
+        import qcore
+
+        quantizer = qcore.get_quantizer(self.backend, **self.options)
+        if self.is_source(quantizer):
+            return quantizer
+        quantizer.set_calibration(self.calibration)
+        quantizer.set_global(self.scheme or quantizer.supported_schemes[0])
+        for rule in self.rules:
+            scheme = None if rule.scheme == IN_FLOAT else rule.scheme
+            if rule.select == "io":
+                quantizer.set_io(scheme)
+                continue
+            name = _operator(rule.name) if rule.select == "operator_type" else rule.name
+            getattr(quantizer, f"set_{rule.select}")(name, scheme)
+        return quantizer
+
+    def is_source(self, quantizer: qcore.Quantizer) -> bool:
+        """Say whether the scheme is one of ``qcore.quantize_``, which treats weights alone."""
+        if not self.scheme:
+            return not quantizer.supported_schemes
+        short = self.scheme.split()[0]
+        names = {scheme.name for scheme in quantizer.supported_schemes}
+        return short not in names and short in {s.name for s in quantizer.source_schemes}
+
+    def make(self, model: Any, samples: list[Any], *, progress: bool | None = None) -> Made:
+        """Quantize a model and lower it.
+
+        Args:
+            model: A module or an exported program; never changed.
+            samples: The calibration samples.
+            progress: Show a progress bar on stderr; ``None`` means: on a terminal.
+
+        Returns:
+            The quantized model and the program.
+
+        Raises:
+            QcoreError: As ``qcore.quantize`` and ``quantizer.lower``.
+        """
+        import qcore
+
+        quantizer = self.quantizer()
+        if self.is_source(quantizer):
+            return self._make_by_source(model, samples, quantizer)
+        result = qcore.quantize(
+            model, quantizer, samples, algorithms=self.algorithms, progress=progress
+        )
+        example = samples[0] if isinstance(samples[0], (tuple, dict)) else (samples[0],)
+        return Made(quantizer.lower(result.model, example, **self.lowering), result.report, result)
+
+    def _make_by_source(self, model: Any, samples: list[Any], quantizer: Any) -> Made:
+        import copy
+
+        import torch
+
+        import qcore
+
+        if not isinstance(model, torch.nn.Module):
+            raise RecipeError(
+                f"{self.scheme or self.backend} quantizes weights before the model is captured, "
+                "and this model is exported already. Name a function that makes the module."
+            )
+        treated = copy.deepcopy(model)
+        scheme = self.scheme or quantizer.source_schemes[0].name
+        names: dict[Any, Any] = {
+            r.name: None if r.scheme == IN_FLOAT else r.scheme for r in self.rules
+        }
+        report = qcore.quantize_(treated, quantizer, scheme, rules=names or None)
+        example = samples[0] if isinstance(samples[0], (tuple, dict)) else (samples[0],)
+        return Made(quantizer.lower(treated, example, **self.lowering), report, None)
+
+
+@attrs.frozen
+class Made:
+    """What a recipe makes.
+
+    Attributes:
+        program: The program.
+        report: What became of the model: an ``AnnotationReport``, or a ``SourceReport``.
+        result: What ``qcore.quantize`` returned; None for a scheme of ``qcore.quantize_``.
+    """
+
+    program: LoweredProgram
+    report: Any
+    result: QuantizedModel | None
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of recipes, as ``recipe.schema.json`` has it."""
+    found = schema(Recipe)
+    for kind in (Recipe, RecipeRule):
+        definition = found["$defs"][kind.__name__]
+        fields = attrs.fields(kind)
+        definition["required"] = [f.name for f in fields if f.default is attrs.NOTHING]
+        definition["additionalProperties"] = False
+    found["$defs"]["RecipeRule"]["properties"]["select"]["enum"] = list(_KINDS)
+    properties = found["$defs"]["Recipe"]["properties"]
+    meaning = "A recipe beside this one, whose choices hold where this one has none."
+    properties["base"] = {"description": meaning, "type": "string"}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise RecipeError(f"{path} is its own base. Take a base out of one of these recipes.")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(
+            f"Cannot read the recipe {path}: {error.strerror}. Write one with --save-recipe."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no TOML: {error}. Mend it, or write it again.") from error
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    below = _merged(path.parent / str(base), (*seen, path.resolve()))
+    for key, value in data.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            below[key] |= value
+        elif key == "rules" and isinstance(value, list):
+            below[key] = [*below.get(key, ()), *value]
+        else:
+            below[key] = value
+    return below
+
+
+def _check(data: Mapping[str, Any], whole: Mapping[str, Any], source: str) -> None:
+    """Raise unless data is what the schema of recipes allows."""
+    known = whole["$defs"]["Recipe"]["properties"]
+    for key, value in data.items():
+        if key not in known:
+            close = near_misses(key, known)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise RecipeError(
+                f"{source}: a recipe has no {key!r}.{hint} It has: {', '.join(known)}."
+            )
+        kind = known[key]["type"]
+        if not isinstance(value, (_TYPES[kind], tuple)) or isinstance(value, bool):
+            raise RecipeError(f"{source}: {key} is {value!r}, and one {kind} is due.")
+    if "backend" not in data:
+        raise RecipeError(f"{source}: the backend is missing. Add backend = '...', or a base.")
+
+
+def _rule(data: Mapping[str, Any], source: str) -> RecipeRule:
+    known = {field.name for field in attrs.fields(RecipeRule)}
+    fits = isinstance(data, Mapping) and set(data) <= known and {"select", "scheme"} <= set(data)
+    if not fits or data["select"] not in _KINDS:
+        raise RecipeError(
+            f"{source}: {data!r} is no rule. One has select (one of {', '.join(_KINDS)}), scheme "
+            f"(a scheme's name, or {IN_FLOAT!r}) and name."
+        )
+    return RecipeRule(**data)
+
+
+def _operator(name: str) -> Any:
+    import torch
+
+    try:
+        return attrgetter(name)(torch.ops)
+    except AttributeError:
+        raise RecipeError(f"There is no operator {name!r}. Write aten.linear.default.") from None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    import json
+
+    print(json.dumps(recipe_schema(), indent=2))

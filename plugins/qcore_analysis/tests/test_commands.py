@@ -1,0 +1,307 @@
+"""The commands: what they answer, and what they say of wrong input."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import Result
+
+Command = Callable[..., Result]
+QUANTIZE = ("quantize", "shop:net", "--backend", "xnnpack", "--calibration", "rows.npz")
+VERIFY = ("--against", "shop:net", "--data", "shop:samples")
+
+
+def test_a_program_is_run_and_its_outputs_are_written(
+    program: Path, in_json: Callable[..., Any], qcore: Command, folder: Path
+) -> None:
+    outputs = in_json("run", program, "--input", "rows.npz")["outputs"]
+    assert (len(outputs), len(outputs[0][0][0])) == (8, 4)
+    assert qcore("run", program, "--input", "rows.pt", "-o", "out.npz").exit_code == 0
+    with numpy.load(folder / "out.npz") as written:
+        assert numpy.allclose(written["sample0_output0"], outputs[0][0])
+
+
+def test_a_program_that_is_near_enough_is_verified(
+    program: Path, in_json: Callable[..., Any]
+) -> None:
+    found = in_json("verify", program, *VERIFY, "--min-sqnr", "20")
+    assert found["ok"]
+    assert found["sqnr_db"] > 20
+    assert found["samples"] == 8
+
+
+def test_a_program_that_is_too_far_away_is_an_exit_status(program: Path, qcore: Command) -> None:
+    done = qcore("verify", program, *VERIFY, "--min-sqnr", "90")
+    assert done.exit_code == 1
+    assert done.stdout.startswith("TOO FAR")
+    assert "qcore compare shop:net" in done.stdout
+
+
+def test_a_program_is_timed_on_inputs_that_its_file_describes(
+    program: Path, in_json: Callable[..., Any]
+) -> None:
+    assert in_json("bench", program, "--runs", "2", "--warmup", "0")["runs"] == 2
+
+
+def test_what_would_be_quantized_is_explained_without_data(in_json: Callable[..., Any]) -> None:
+    explain = ("explain", "shop:net", "--backend", "xnnpack", "--input-shape", "1x3x8x8")
+    found = in_json(*explain, "--keep-float", "6")
+    left = [d["module"] for d in found["decisions"] if d["scheme"] is None]
+    assert "6" in left
+
+
+def test_an_exported_model_says_itself_what_it_takes(
+    in_json: Callable[..., Any], folder: Path
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4)).eval()
+    torch.export.save(torch.export.export(model, (torch.rand(1, 4),)), folder / "linear.pt2")
+    assert in_json("explain", "linear.pt2", "--backend", "xnnpack")["quantized"] == 1
+
+
+def test_schemes_are_listed_as_the_backend_declares_them(in_json: Callable[..., Any]) -> None:
+    quick = in_json("schemes", "xnnpack")
+    assert "8a8w static per-channel" in quick["pt2e"]
+    from qcore_analysis.commands.schemes import schemes_of
+
+    assert quick == {"backend": "xnnpack", **schemes_of("xnnpack", {})}
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("backends",), ("schemes", "ethosu")])
+def test_light_commands_start_at_once_and_import_no_torch(arguments: tuple[str, ...]) -> None:
+    code = (
+        "import atexit, sys, time; "
+        "atexit.register(lambda: print('torch' in sys.modules, time.process_time())); "
+        "from qcore.cli import main; main()"
+    )
+
+    def once() -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+        imported, seconds = done.stdout.splitlines()[-1].split()
+        assert imported == "False"
+        return float(seconds)
+
+    assert min(once() for _ in range(3)) < 0.3
+
+
+def corrupt(folder: Path) -> str:
+    (folder / "cut.npz").write_bytes((folder / "rows.npz").read_bytes()[:-40])
+    return "cut.npz"
+
+
+def pickled_array(folder: Path) -> str:
+    numpy.savez(folder / "objects.npz", x=numpy.array([{}, 1], dtype=object))
+    return "objects.npz"
+
+
+def pickled_object(folder: Path) -> str:
+    class Runs:
+        def __reduce__(self) -> Any:
+            return print, ("run",)
+
+    (folder / "objects.pt").write_bytes(pickle.dumps(Runs(), protocol=2))
+    return "objects.pt"
+
+
+def empty_folder(folder: Path) -> str:
+    (folder / "empty").mkdir(exist_ok=True)
+    return "empty"
+
+
+def pictures(folder: Path) -> str:
+    from PIL import Image
+
+    (folder / "pictures").mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4), "red").save(folder / "pictures" / "a.png")
+    return "pictures"
+
+
+def broken_picture(folder: Path) -> str:
+    (folder / "broken").mkdir(exist_ok=True)
+    (folder / "broken" / "a.png").write_bytes(b"no picture")
+    return "broken --pictures size=8"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("none.npz", "There is no data none.npz. Data is a .safetensors"),
+        ("shop.py", "'?.py'? is unknown. Data is a .safetensors"),
+        (corrupt, "Cannot read cut.npz as tensors.*Write it again"),
+        (pickled_array, "Cannot read objects.npz.*allow_pickle.*plain tensors only"),
+        (pickled_object, "Cannot read objects.pt.*plain tensors only"),
+        (empty_folder, "The folder empty has no pictures"),
+        (pictures, 'is a folder of pictures. Declare.*--pictures "size=224'),
+        (broken_picture, "broken/a.png is no picture that can be read"),
+        ("shop:number", "gives int, and a collection of samples is due"),
+        ("shop:sample", "has no 'sample'. Did you mean samples"),
+        ("shap:samples", "there is no module 'shap'. Install it, or run the command in"),
+        ("rows.npz --batch 3", "8 samples of rows.npz do not make batches of 3"),
+    ],
+)
+def test_wrong_data_is_named_with_the_next_step(
+    data: Any, says: str, qcore: Command, folder: Path
+) -> None:
+    text = data if isinstance(data, str) else data(folder)
+    done = qcore(*QUANTIZE[:-1], *text.split(), "-o", "never.pte")
+    assert done.exit_code == 1
+    assert re.search(says, done.stderr), done.stderr
+    assert not (folder / "never.pte").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("none.pt2", "There is no model none.pt2. Pass a .pt2 file"),
+        ("rows.npz", "rows.npz is no file with an exported model"),
+        ("fake.pt2", "Cannot read a model from fake.pt2: it is no whole exported model"),
+        ("shop:number", "shop:number gives int, and a torch.nn.Module"),
+        ("shop:nett", "The module shop has no 'nett'. Did you mean net"),
+        ("shop:broken", r"shop:broken\(\) failed: ValueError: no weights here"),
+    ],
+)
+def test_a_wrong_model_is_named_with_the_next_step(
+    model: str, says: str, qcore: Command, folder: Path
+) -> None:
+    (folder / "fake.pt2").write_text("no model")
+    done = qcore("quantize", model, *QUANTIZE[2:], "-o", "never.pte")
+    assert done.exit_code == 1
+    assert re.search(says, done.stderr), done.stderr
+    assert not (folder / "never.pte").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("quantize shop:net -b xnnpak --calibration rows.npz -o x.pte", "Did you mean 'xnnpack'"),
+        ("quantize shop:net --calibration rows.npz -o x.pte", "pass --backend NAME; qcore backend"),
+        ("quantize shop:net -b xnnpack -o x.pte", "No calibration data: pass --calibration DATA"),
+        ("quantize -b xnnpack --calibration rows.npz -o x.pte", "No model: name a .pt2 file"),
+        ("quantize shop:net -b xnnpack --calibration rows.npz -o no/x.pte", "mkdir -p no"),
+        ("quantize shop:net -b xnnpack --calibration rows.npz -o .", ". is a folder"),
+        ("quantize shop:net -b xnnpack --calibration rows.npz -o x --scheme 3q", "not a scheme's"),
+        ("quantize shop:net -b xnnpack --calibration rows.npz -o x --option threads", "NAME=VALUE"),
+        ("quantize shop:net --recipe none.toml -o x.pte", "Cannot read the recipe none.toml"),
+        ("explain shop:net -b xnnpack", "--input-shape 1x3x224x224"),
+        ("explain shop:net -b xnnpack --input-shape 1,3", "Write them as 1x3x224x224"),
+        ("explain shop:net -b xnnpack --input-shape 1x3x8x8 --keep-float hed", "no module 'hed'"),
+        ("run none.pte --input rows.npz", "none.pte"),
+        ("run rows.npz --input rows.npz", "rows.npz"),
+        ("schemes xnnpak", "Did you mean 'xnnpack'"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_with_the_next_step(
+    arguments: str, says: str, qcore: Command, folder: Path
+) -> None:
+    done = qcore(*arguments.split())
+    assert done.exit_code == 1
+    assert says in done.stderr
+    assert not (folder / "x.pte").exists()
+
+
+def test_a_folder_that_may_not_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qcore_analysis.errors import InputError
+    from qcore_analysis.samples import load_data
+
+    def refuse(self: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match="Cannot read the folder .*Permission denied"):
+        load_data("/")
+
+
+@pytest.mark.parametrize("full_at", ["full.npz", "program"])
+def test_a_full_disk_leaves_no_file(
+    full_at: str, program: Path, qcore: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if full_at not in self.name:
+            return write(self, data)
+        write(self, data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    before = sorted(folder.iterdir())
+    done = qcore("run", program, "--input", "rows.npz", "-o", "full.npz")
+    assert done.exit_code == 1
+    assert "No space left on device" in done.stderr
+    assert sorted(folder.iterdir()) == before
+
+
+def test_an_interrupt_leaves_no_file(
+    program: Path, qcore: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupt)
+    before = sorted(folder.iterdir())
+    done = qcore("run", program, "--input", "rows.npz", "-o", "half.npz")
+    assert done.exit_code != 0
+    assert sorted(folder.iterdir()) == before
+
+
+def test_pictures_are_read_as_declared(folder: Path) -> None:
+    from qcore_analysis.samples import load_data
+
+    (sample,) = load_data(pictures(folder), pictures="size=2 mean=127/0/0 std=128/1/1")
+    assert sample.shape == (1, 3, 2, 2)
+    assert sample[0, :, 0, 0].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_all_forms_of_data_hold_the_same_samples(folder: Path) -> None:
+    from qcore_analysis.samples import data_digest, load_data
+
+    rows = torch.from_numpy(numpy.load(folder / "rows.npz")["x"])
+    save_file({"x": rows}, folder / "rows.safetensors")
+    forms = ("rows.npz", "rows.pt", "rows.safetensors", "shop:samples")
+    assert len({data_digest(load_data(form)) for form in forms}) == 1
+
+
+def test_tensors_of_several_names_are_keyword_arguments(folder: Path) -> None:
+    from qcore_analysis.samples import load_data
+
+    numpy.savez(folder / "two.npz", x=numpy.zeros((4, 3)), y=numpy.ones((4, 1)))
+    samples = load_data("two.npz", batch=2)
+    assert [{k: tuple(v.shape) for k, v in s.items()} for s in samples] == [
+        {"x": (2, 3), "y": (2, 1)}
+    ] * 2
+
+
+def test_an_exported_file_that_could_run_code_is_refused(qcore: Command, folder: Path) -> None:
+    import zipfile
+
+    model = torch.nn.Linear(4, 4).eval()
+    torch.export.save(torch.export.export(model, (torch.rand(1, 4),)), folder / "good.pt2")
+    with (
+        zipfile.ZipFile(folder / "good.pt2") as old,
+        zipfile.ZipFile(folder / "bad.pt2", "w") as new,
+    ):
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("models/model.json"):
+                content = content.replace(b"torch.ops.aten.linear.default", b"os.system")
+            new.writestr(name, content)
+    done = qcore("explain", "bad.pt2", "--backend", "xnnpack")
+    assert done.exit_code == 1
+    assert "could run code" in done.stderr
+
+
+def test_the_files_that_list_schemes_are_current() -> None:
+    tool = Path(__file__).parents[3] / "tools" / "scheme_files.py"
+    done = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")

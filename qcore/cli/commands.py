@@ -1,0 +1,90 @@
+"""Commands that installed distributions add: found by entry point, imported when they are asked."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, Final
+
+import importlib_metadata
+import typer
+from typer.core import TyperGroup
+
+from qcore.errors import QcoreError, near_misses
+
+__all__ = ["COMMANDS", "CommandGroup"]
+
+COMMANDS: Final = "qcore.commands"
+"""Entry-point group: the name is the command's, the value a function as typer takes it."""
+
+# The whole command line of a command that cannot be imported.
+_ANYTHING: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+class CommandGroup(TyperGroup):
+    """The commands of the core and of what is installed beside it.
+
+    A command that cannot be imported says so when it is asked, and spoils no other.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names, the core's first."""
+        own = super().list_commands(ctx)
+        return [*own, *(name for name in sorted(_added()) if name not in own)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command; imports what an installed distribution adds."""
+        own = super().get_command(ctx, cmd_name)
+        points = _added().get(cmd_name, [])
+        return own if own is not None or not points else _command(cmd_name, points)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is asked for; a mistyped name is answered with what is close."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            close = near_misses(args[0], known)
+            hint = f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(known)}."
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; an error of qcore becomes a line on stderr and exit status 1."""
+        try:
+            return super().invoke(ctx)
+        except QcoreError as error:
+            message = str(error)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            message = f"{error}. Free some space there, or set TMPDIR to a folder that has some."
+        typer.echo(f"qcore: {message}", err=True)
+        raise typer.Exit(1)
+
+
+def _added() -> dict[str, list[importlib_metadata.EntryPoint]]:
+    found: dict[str, list[importlib_metadata.EntryPoint]] = {}
+    for point in importlib_metadata.entry_points(group=COMMANDS):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _command(name: str, points: list[importlib_metadata.EntryPoint]) -> Any:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    owners = " and ".join(point.dist.name if point.dist else "?" for point in points)
+    try:
+        if len(points) > 1:
+            raise QcoreError("two distributions claim it. Uninstall all but one")
+        app.command(name)(points[0].load())
+        return typer.main.get_command(app)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    message = (
+        f"The command {name!r} of {owners} cannot be used: {reason}. Reinstall that distribution "
+        "with its dependencies, or uninstall it."
+    )
+    broken = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+    @broken.command(name, help=f"Broken: {reason}", context_settings=_ANYTHING)
+    def refuse() -> None:
+        raise QcoreError(message)
+
+    return typer.main.get_command(broken)
