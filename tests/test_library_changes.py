@@ -5,25 +5,17 @@ A test that fails here says that a library does by itself what is changed: remov
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from torch.fx.traceback import NodeSource
 from torchao.quantization.pt2e import HistogramObserver as TorchaoHistogramObserver
 from torchao.quantization.pt2e import qat_utils
 
 from qcore.calibration import HistogramObserver
-from qcore.compat.torch import (
-    _COUNTED_NAMES,
-    counted_names,
-    quick_decompositions,
-    shared_provenance,
-)
+from qcore.compat.torch import _COUNTED_NAMES, counted_names
 from qcore.compat.torchao import fusions_of_present_convolutions
 from qcore.testing.compat import LibraryChanges
 
@@ -60,45 +52,6 @@ def test_names_of_observers_cost_more_than_three_times_as_much_for_twice_as_many
     assert _lookups(40) > 3 * _lookups(20)
     with counted_names():
         assert _lookups(40) < 3 * _lookups(20)
-
-
-def test_copies_of_a_node_copy_the_record_of_where_it_came_from() -> None:
-    source = NodeSource(None, "a pass")
-    assert copy.deepcopy(source) is not source
-    with shared_provenance():
-        assert copy.deepcopy(source) is source
-
-
-def _calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, of: Callable[[], Any]) -> int:
-    made = []
-    theirs = getattr(owner, name)
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, lambda *args, **kw: made.append(args) or theirs(*args, **kw))
-        of()
-    return len(made)
-
-
-@pytest.mark.parametrize(("context", "lists"), [(nullcontext, 2), (quick_decompositions, 1)])
-def test_operators_are_listed_for_each_decomposition(
-    context: Any, lists: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def decompose_twice() -> None:
-        with context():
-            for _ in range(2):
-                torch._export.utils._materialize_cpp_cia_ops()
-
-    listing = "_dispatch_get_registrations_for_dispatch_key"
-    assert _calls(monkeypatch, torch._C, listing, decompose_twice) == lists
-
-
-def test_registering_a_kernel_evaluates_type_hints() -> None:
-    def hint() -> Any:
-        register = torch.ops.aten.add.Tensor.py_impl(torch._C.DispatchKey.AutogradHPU)
-        return next(iter(register.__annotations__.values()))
-
-    assert not isinstance(hint(), str)
-    with quick_decompositions():
-        assert isinstance(hint(), str)
 
 
 def test_batch_norms_are_fused_into_kinds_of_convolution_that_a_model_lacks(

@@ -1,16 +1,15 @@
-"""What qcore changes of torch, all of it for speed: no result differs; and what it waits for."""
+"""What qcore changes of torch, for speed: no result differs; what it needs, and waits for."""
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from qcore.compat.patching import Change
+from qcore.compat.patching import Change, Requirement
 
-__all__ = ["TRACING", "counted_names", "quick_decompositions", "shared_provenance"]
+__all__ = ["EXPORTED", "TRACING", "counted_names"]
 
 #: Held while graphs are traced or rewritten. torch overrides operators for the whole process then,
 #: and keeps what it hands on from node to node in variables of modules: of two threads at it at
@@ -19,6 +18,15 @@ TRACING: Final = threading.RLock()
 
 _VERSIONS: Final = ">=2.13,<2.14"
 
+#: A program of ``torch.export``, of which copies with other graphs and tables are made.
+EXPORTED: Final = Requirement(
+    __name__,
+    "torch",
+    _VERSIONS,
+    "torch.export:ExportedProgram",
+    ["_update"],
+    why="its constructor takes whatever a release adds to a program, and a copy must keep that.",
+)
 _COUNTED_NAMES: Final = Change(
     __name__,
     "torch",
@@ -27,32 +35,6 @@ _COUNTED_NAMES: Final = Change(
     ["get_new_attr_name_with_prefix"],
     why="to name an observer it tries every number from 0, which takes most of the time for large "
     "models and grows with the square of their size.",
-)
-_SHARED_PROVENANCE: Final = Change(
-    __name__,
-    "torch",
-    _VERSIONS,
-    "torch.fx.traceback:NodeSource",
-    ["__deepcopy__"],
-    why="every pass of a compiler wraps the record of where a node came from in a new one and "
-    "copies all that is inside; with a hundred passes that is a tenth of the lowering.",
-    adds=True,
-)
-_LISTINGS: Final = Change(
-    __name__,
-    "torch",
-    _VERSIONS,
-    "torch._export.utils",
-    ["_materialize_cpp_cia_ops", "_collect_all_valid_cia_ops_for_namespace"],
-    why="it lists all operators again for each decomposition of a graph, however small.",
-)
-_KERNELS: Final = Change(
-    __name__,
-    "torch",
-    _VERSIONS,
-    "torch._ops:OperatorBase",
-    ["py_impl"],
-    why="it reads the type hints of some hundred kernels for each decomposition of a graph.",
 )
 
 
@@ -74,37 +56,3 @@ def counted_names() -> AbstractContextManager[None]:
         return new_name
 
     return _COUNTED_NAMES.applied(with_prefix)
-
-
-def shared_provenance() -> AbstractContextManager[None]:
-    """Let copies of a node share the record of where it came from, which nothing changes."""
-    return _SHARED_PROVENANCE.applied(lambda self, memo: self)
-
-
-@contextmanager
-def quick_decompositions() -> Iterator[None]:
-    """Let torch list its operators once, and register their kernels without reading type hints.
-
-    A lowering decomposes several times: a quarter of the time that a small model takes.
-
-    Yields:
-        Nothing.
-    """
-    from torch._C import DispatchKey
-
-    (py_impl,) = _KERNELS.originals()
-
-    def register(self: Any, key: Any) -> Any:
-        if not isinstance(key, DispatchKey) or key is DispatchKey.Python or key in self.py_kernels:
-            return py_impl(self, key)
-
-        def keep(kernel: Any) -> Any:
-            self.py_kernels[key] = kernel
-            self._dispatch_cache.clear()
-            return kernel
-
-        return keep
-
-    cached = map(functools.cache, _LISTINGS.originals())
-    with _LISTINGS.applied(*cached), _KERNELS.applied(register):
-        yield

@@ -6,12 +6,7 @@ Importing this package does not import torch; it loads when something is lowered
 from __future__ import annotations
 
 from qcore.lowering.artifact import ARTIFACTS, Artifact, artifact_of
-from qcore.lowering.export import (
-    export_for_lowering,
-    private_copy,
-    recorded_module_path,
-    rewritten,
-)
+from qcore.lowering.export import export_for_lowering, private_copy, recorded_module_path
 from qcore.lowering.options import check_options
 from qcore.lowering.process import ChildProcess
 from qcore.lowering.program import LoweredProgram, run_program
@@ -19,6 +14,7 @@ from qcore.lowering.runner import Latency, NoRunner, Runner, Session
 from qcore.lowering.saved import Saved
 from qcore.lowering.specs import (
     TensorSpec,
+    held_tensors,
     program_specs,
     runtime_layout,
     spec_of,
@@ -43,10 +39,10 @@ __all__ = [
     "artifact_of",
     "check_options",
     "export_for_lowering",
+    "held_tensors",
     "private_copy",
     "program_specs",
     "recorded_module_path",
-    "rewritten",
     "run_program",
     "runtime_layout",
     "spec_of",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qcore.compat.torch import TRACING
+from qcore.compat.torch import EXPORTED, TRACING
 from qcore.errors import LoweringError
 from qcore.lowering.specs import TensorSpec, bounds_of, check_values, spec_of, user_input_names
 
@@ -23,7 +23,6 @@ __all__ = [
     "export_for_lowering",
     "private_copy",
     "recorded_module_path",
-    "rewritten",
     "slim_metadata",
 ]
 
@@ -84,17 +83,23 @@ def _oldest(source: Any) -> Any:
 
 
 def private_copy(program: ExportedProgram) -> ExportedProgram:
-    """Return an exported program whose graph may be changed without harm to the original.
+    """Return an exported program that may be changed without harm to the original.
 
     Args:
         program: The caller's program.
 
     Returns:
-        A program with its own graph and the same tensors.
+        A program with a graph and tables of its own, and the same tensors in them.
     """
     from qcore.graph import clone
 
-    return program._update(clone(program.graph_module), copy.deepcopy(program.graph_signature))
+    EXPORTED.checked()
+    return program._update(
+        clone(program.graph_module),
+        copy.deepcopy(program.graph_signature),
+        state_dict=dict(program.state_dict),
+        constants=dict(program.constants),
+    )
 
 
 def check_example_inputs(program: ExportedProgram | GraphModule, sample: Sample) -> None:
@@ -258,36 +263,3 @@ def _row_major_weights(model: GraphModule) -> None:
             model.register_buffer(name, weight.detach().contiguous())
             node.target = name
     model.recompile()
-
-
-def rewritten(
-    program: ExportedProgram,
-    wanted: Callable[[Node], bool],
-    rewrite: Callable[[GraphModule, Node], None],
-) -> ExportedProgram:
-    """Rewrite nodes of a converted model in ways that need new constants or other operators.
-
-    The model is exported again, which traces what the rewriting left: it may insert any function
-    of tensors, and nodes without fake values.
-
-    Args:
-        program: The exported converted model.
-        wanted: Says whether a node is to be rewritten.
-        rewrite: Takes the graph module and such a node, and changes the graph around it.
-
-    Returns:
-        The same program where no node is wanted, else a new one.
-    """
-    from torch.fx import GraphModule
-
-    if not any(map(wanted, program.graph.nodes)):
-        return program
-    model = program.module(check_guards=False)
-    assert isinstance(model, GraphModule)
-    for node in list(model.graph.nodes):
-        if wanted(node):
-            rewrite(model, node)
-    model.graph.eliminate_dead_code()
-    model.recompile()
-    args, kwargs = program.example_inputs or ((), {})
-    return export_for_lowering(model, args or kwargs)

@@ -16,6 +16,7 @@ __all__ = [
     "bounds_of",
     "check_values",
     "describe_specs",
+    "held_tensors",
     "program_specs",
     "runtime_layout",
     "spec_of",
@@ -119,6 +120,24 @@ def user_input_names(program: ExportedProgram) -> set[str]:
 
     specs = program.graph_signature.input_specs
     return {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}
+
+
+def held_tensors(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Return the tensors that a program holds.
+
+    Args:
+        program: The exported program.
+
+    Returns:
+        Its parameters, buffers and constants, by the names of the placeholders that stand for them.
+    """
+    signature, held = program.graph_signature, {**program.state_dict, **program.constants}
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    return {name: held[target] for name, target in names.items()}
 
 
 def bounds_of(ranges: Any, size: Any) -> tuple[int, int | None]:

@@ -103,3 +103,12 @@ def test_quantized_argmax_is_left_out_of_the_delegates(monkeypatch: pytest.Monke
     assert not _lowered(Position(), x, "8a8w").report.undelegated
     _without(monkeypatch, "_ARGMAX")
     assert _lowered(Position(), x, "8a8w").report.undelegated
+
+
+def test_the_reasons_of_the_partitioner_are_a_table_without_nodes() -> None:
+    node = torch.fx.Graph().placeholder("x")
+    reporter = compat._REPORTER.target()()
+    with compat.noted_rejections() as found:
+        reporter.report_reject(node, "why")
+    assert found == {node: "why"}
+    assert not [value for value in vars(type(reporter)).values() if isinstance(value, property)]

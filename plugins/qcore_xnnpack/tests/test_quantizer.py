@@ -219,3 +219,31 @@ def test_a_conditional_runs_on_both_paths() -> None:
     program = quantizer.lower(converted, (samples[0],))
     for sample in samples:
         assert torch.allclose(program.run(sample), converted(sample), atol=0.02)
+
+
+@pytest.mark.parametrize("scheme", ["8a8w", "8da8w per-tensor"])
+def test_a_converted_model_is_exported_once(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.linear(x, self.weight * 2)
+            return torch.hypot(x, x)
+
+    x = torch.randn(2, 8)
+    quantizer = qcore.get_quantizer("xnnpack").set_global(scheme)
+    converted = qcore.quantize(Computed().eval(), quantizer, [x]).model
+    export, exported = torch.export.export, []
+
+    def noted(model: nn.Module, *args: Any, **options: Any) -> Any:
+        # The partitioner exports patterns, once in a process.
+        exported.extend(
+            n for n in getattr(model, "graph", torch.fx.Graph()).nodes if "hypot" in n.name
+        )
+        return export(model, *args, **options)
+
+    monkeypatch.setattr(torch.export, "export", noted)
+    quantizer.lower(converted, (x,), check=False)
+    assert len(exported) == 1

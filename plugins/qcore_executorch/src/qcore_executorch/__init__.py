@@ -11,6 +11,7 @@ from qcore_executorch.importing import import_executorch
 from qcore_executorch.lowering import ExecuTorchLowering
 from qcore_executorch.pte import PTE
 from qcore_executorch.report import ExecuTorchReport
+from qcore_executorch.rewriting import rewritten
 from qcore_executorch.runner import ExecuTorchRunner
 from qcore_executorch.saved import restored
 
@@ -22,4 +23,5 @@ __all__ = [
     "check_pte",
     "import_executorch",
     "restored",
+    "rewritten",
 ]

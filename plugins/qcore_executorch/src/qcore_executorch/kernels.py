@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from qcore.graph import positions_are_used
-from qcore.lowering import rewritten
 from qcore_executorch.importing import import_executorch
+from qcore_executorch.rewriting import Tensors, rewritten
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -60,7 +60,7 @@ def _has_form(node: Node) -> bool:
     return node.target in _FORMS and not positions_are_used(node)
 
 
-def _write(model: GraphModule, node: Node) -> None:
+def _write(model: GraphModule, node: Node, tensors: Tensors) -> None:
     with model.graph.inserting_before(node):
         new = model.graph.call_function(_FORMS[node.target], node.args, node.kwargs)
     new.meta = {k: v for k, v in node.meta.items() if k != "val"}

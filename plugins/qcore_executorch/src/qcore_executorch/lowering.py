@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import attrs
 
-from qcore.compat.torch import TRACING, quick_decompositions, shared_provenance
+from qcore.compat.torch import TRACING
 from qcore.errors import LoweringError, QcoreError
 from qcore.lowering import LoweredProgram, Runner, TensorSpec, program_specs
 from qcore.quiet import quiet, spared_gc
 from qcore.report import NodeRecord
+from qcore_executorch.compat.torch import quick_decompositions, shared_provenance
 from qcore_executorch.embeddings import fuse_embeddings
 from qcore_executorch.importing import import_executorch
 from qcore_executorch.inspection import inspect_lowered, stated_reasons

@@ -83,7 +83,7 @@ class _Checked:
         veto = None if refused is None else Veto(refused)
         taken = {} if veto is None else veto.taken
         try:
-            program = self.lower(_fresh(self.source), veto)
+            program = self.lower(private_copy(self.source), veto)
         except RuntimeUnavailableError:
             raise
         except Exception as error:
@@ -279,13 +279,6 @@ def _positional(model: Any) -> Any:
         return codegen
     info = codegen.pytree_info
     return _PyTreeCodeGen(_PyTreeInfo(info.orig_args, info.in_spec, tree_structure(0)))
-
-
-def _fresh(program: ExportedProgram) -> ExportedProgram:
-    """Return a program to lower; delegates may replace its tensors in place."""
-    copy = private_copy(program)
-    copy._state_dict, copy._constants = dict(program.state_dict), dict(program.constants)
-    return copy
 
 
 _UNFINISHED: Final = re.compile(r"did not finish")

@@ -16,10 +16,10 @@ from torch.fx import Graph, GraphModule, Node
 
 from qcore.control_flow import direct_bodies, drop_unread_operands, operands_of
 from qcore.graph import clone, control_flow_bodies
+from qcore.lowering import held_tensors
+from qcore_executorch.rewriting import drop_unread
 
 __all__ = ["has_bodies", "has_loops", "passes_constants", "put_back"]
-
-_CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
 def has_bodies(program: ExportedProgram) -> bool:
@@ -80,33 +80,16 @@ def put_back(edge: Any, program: ExportedProgram, lower: Callable[[ExportedProgr
         calls.setdefault(call, []).append(replacement)
     for call, bodies in calls.items():
         drop_unread_operands(call, bodies)
-    _drop_unread_constants(lowered)
+    drop_unread(lowered)  # Bodies own theirs now.
     outer.recompile()
-
-
-def _drop_unread_constants(program: ExportedProgram) -> None:
-    """Drop the constants that only bodies read; these own theirs now."""
-    unread = {n.name: n for n in program.graph.nodes if n.op == "placeholder" and not n.users}
-    specs = program.graph_signature.input_specs
-    for name in _constants(program):
-        if name in unread:
-            program.graph.erase_node(unread[name])
-            specs[:] = [spec for spec in specs if spec.arg.name != name]
-    kept = {spec.target for spec in specs}
-    for tensors in (program.state_dict, program.constants):
-        for target in [target for target in tensors if target not in kept]:
-            del tensors[target]
 
 
 def _constants(program: ExportedProgram) -> dict[str, torch.Tensor]:
     """Return the tensors that the program holds and never writes, by placeholder."""
-    written = set(program.graph_signature.buffers_to_mutate.values())
-    held = {**program.state_dict, **program.constants}
-    return {
-        spec.arg.name: held[spec.target]
-        for spec in program.graph_signature.input_specs
-        if spec.kind in _CONSTANTS and spec.target not in written
-    }
+    signature = program.graph_signature
+    written, buffers = signature.buffers_to_mutate.values(), signature.inputs_to_buffers
+    held = held_tensors(program)
+    return {name: held[name] for name in held if buffers.get(name) not in written}
 
 
 def _with_constants(body: GraphModule, values: Sequence[torch.Tensor | None]) -> GraphModule:

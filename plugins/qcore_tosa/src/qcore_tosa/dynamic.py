@@ -15,8 +15,8 @@ from torch.fx import GraphModule, Node
 
 from qcore.annotation import layer_of
 from qcore.annotation.forms import padding_of_sides
-from qcore.graph import each_dimension, overload_packet, tensor_attribute
-from qcore.lowering import rewritten
+from qcore.graph import each_dimension, overload_packet
+from qcore_executorch.rewriting import Tensors, rewritten
 from qcore_tosa.marks import mark_quantized
 
 __all__ = ["decompose_dynamic"]
@@ -59,11 +59,11 @@ def _measure_of(activation: Node) -> Node:
     return _source(_source(activation, 1), 0)
 
 
-def _decompose(model: GraphModule, layer: Node) -> None:
+def _decompose(model: GraphModule, layer: Node, tensors: Tensors) -> None:
     activation = _source(layer, 0)
     _measure_of(activation).target = _choose_qparams
     value, scale, zero_point, *kind = _source(activation, 0).args
-    weight, scales, limits = _integer_weight(model, layer)
+    weight, scales, limits = _integer_weight(tensors, layer)
     facts = layer_of(layer)
     assert facts is not None
     spatial = facts.spatial
@@ -120,24 +120,24 @@ def _source(node: Node, position: int) -> Node:
 
 
 def _integer_weight(
-    model: GraphModule, layer: Node
+    tensors: Tensors, layer: Node
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...]]:
     """Return a layer's integers, its scale or one for each channel, and the limits and dtype."""
     dequantize = _source(layer, 1)
-    integers, scales, _, *rest = (_computed(model, argument) for argument in dequantize.args)
+    integers, scales, _, *rest = (_computed(tensors, argument) for argument in dequantize.args)
     if dequantize.target is decomposed.dequantize_per_channel.default:
         _, *rest = rest  # The axis: output channels are the first dimension of all these layers.
     return integers, torch.as_tensor(scales, dtype=torch.float32), tuple(rest)
 
 
-def _computed(model: GraphModule, value: Any) -> Any:
+def _computed(tensors: Tensors, value: Any) -> Any:
     """Return what a node that depends on no input gives; other arguments stand for themselves."""
     if not isinstance(value, Node):
         return value
-    if value.op == "get_attr":
-        return tensor_attribute(model, value)
+    if value.op == "placeholder":
+        return tensors[value.name]
     assert callable(value.target)
-    return value.target(*(_computed(model, argument) for argument in value.args))
+    return value.target(*(_computed(tensors, argument) for argument in value.args))
 
 
 def _choose_qparams(

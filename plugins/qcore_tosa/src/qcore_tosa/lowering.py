@@ -21,7 +21,7 @@ from qcore_executorch import ExecuTorchLowering, import_executorch
 from qcore_executorch.compat.executorch import at_level
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
-from qcore_tosa.compat.executorch import PARTITIONER, mended_passes
+from qcore_tosa.compat.executorch import PARTITIONER, mended_passes, noted_rejections
 from qcore_tosa.compile_spec import check_compile_spec
 from qcore_tosa.dynamic import decompose_dynamic
 from qcore_tosa.limits import miscomputed
@@ -220,10 +220,6 @@ def _partitioner(target: type[TosaLowering], compile_spec: Any, *, bodies: bool)
     class Reporting(base):  # type: ignore[misc]
         """The partitioner; states its reasons where the core collects them."""
 
-        def _create_operator_support(self, containing_program: Any, reporter: Any) -> Any:
-            self.reporter = reporter
-            return super()._create_operator_support(containing_program, reporter)
-
         def _tag_module(self, module: Any, containing_program: Any, *args: Any) -> Any:
             if module is not containing_program.graph_module and not bodies:
                 return set()
@@ -233,8 +229,9 @@ def _partitioner(target: type[TosaLowering], compile_spec: Any, *, bodies: bool)
             return tags - _untag_constants(module, containing_program, tags)
 
         def partition(self, exported_program: Any) -> Any:
-            result = super().partition(exported_program)
-            for node, reason in self.reporter._rejected_nodes.items():
+            with noted_rejections() as rejected:
+                result = super().partition(exported_program)
+            for node, reason in rejected.items():
                 why(node, _SCHEMA.sub(r"\1", reason))
             return result
 

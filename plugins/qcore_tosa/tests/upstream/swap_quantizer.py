@@ -30,8 +30,8 @@ import torch
 from torch.fx import GraphModule
 
 import qcore_tosa
-from qcore.compat.torch import quick_decompositions
 from qcore.pt2e import PreparedModel
+from qcore_executorch.compat.torch import quick_decompositions
 from qcore_vgf.vulkan import vulkan_environment
 
 PACKAGE = "executorch.backends.arm.quantizer"

@@ -76,8 +76,6 @@ class VulkanLowering(ExecuTorchLowering):
         _name_parameters(program)
         # Packing the weights of a delegate replaces them in the program that is lowered.
         self._quantized = private_copy(program)
-        self._quantized._state_dict = dict(program.state_dict)
-        self._quantized._constants = dict(program.constants)
         return program
 
     def on_partitioned(self, program: ExportedProgram) -> None:
@@ -123,8 +121,6 @@ def _name_parameters(program: ExportedProgram) -> None:
     Args:
         program: The program, a copy of the caller's; changed in place.
     """
-    program._state_dict = dict(program.state_dict)
-    program._constants = dict(program.constants)
     for spec in program.graph_signature.input_specs:
         if spec.target is None or not spec.target[0].isdigit():
             continue

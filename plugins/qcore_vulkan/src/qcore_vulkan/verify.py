@@ -9,6 +9,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
+from qcore.lowering import held_tensors
 from qcore.quiet import quiet
 from qcore_executorch.walk import initial_state, walk
 from qcore_vulkan.graph import DelegateGraph, decode, graph_of
@@ -82,12 +83,7 @@ def _sqnr(reference: torch.Tensor, output: torch.Tensor) -> float:
 
 def _model_weights(program: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return the quantized weights that a model's outputs depend on, each with its scales."""
-    held = {
-        **program.graph_signature.inputs_to_parameters,
-        **program.graph_signature.inputs_to_buffers,
-        **program.graph_signature.inputs_to_lifted_tensor_constants,
-    }
-    tensors = {**program.state_dict, **program.constants}
+    held = held_tensors(program)
     found = []
     used = _used_nodes(program.graph)
     for node in program.graph.nodes:
@@ -96,7 +92,7 @@ def _model_weights(program: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
             continue
         source, scales = node.args[0], node.args[2 if "affine" in name else 1]
         if all(isinstance(n, Node) and n.name in held for n in (source, scales)):
-            found.append((tensors[held[source.name]], tensors[held[scales.name]]))
+            found.append((held[source.name], held[scales.name]))
     return found
 
 

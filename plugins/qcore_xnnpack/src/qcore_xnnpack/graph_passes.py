@@ -11,10 +11,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from qcore.annotation import layer_of
-from qcore.graph import tensor_attribute
-from qcore.lowering import rewritten, user_input_names
+from qcore.lowering import user_input_names
 from qcore_executorch.graphs import explicit_pool_strides
 from qcore_executorch.kernels import portable_forms
+from qcore_executorch.rewriting import Tensors, rewritten
 
 __all__ = [
     "dynamic_weights_per_channel",
@@ -78,10 +78,10 @@ def _is_computed_weight(node: Node, inputs: set[str]) -> bool:
     return True
 
 
-def _fold(model: GraphModule, node: Node) -> None:
+def _fold(model: GraphModule, node: Node, tensors: Tensors) -> None:
     def value(node: Node) -> Any:
-        if node.op == "get_attr":
-            return tensor_attribute(model, node)
+        if node.op == "placeholder":
+            return tensors[node.name]
         target: Any = node.target
         return target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
 
@@ -118,7 +118,7 @@ def _is_dynamic_per_tensor(node: Node) -> bool:
     )
 
 
-def _write_per_channel(model: GraphModule, node: Node) -> None:
+def _write_per_channel(model: GraphModule, node: Node, tensors: Tensors) -> None:
     weight = node.args[1]
     assert isinstance(weight, Node)
     source, scale, zero_point, *limits = weight.args[:6]

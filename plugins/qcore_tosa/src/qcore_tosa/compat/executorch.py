@@ -12,7 +12,7 @@ from qcore.compat import Change, Requirement
 from qcore.graph import operator_name
 from qcore_tosa.marks import is_argmax
 
-__all__ = ["ANNOTATION", "LIMITS", "PARTITIONER", "mended_passes"]
+__all__ = ["ANNOTATION", "LIMITS", "PARTITIONER", "mended_passes", "noted_rejections"]
 
 _VERSIONS: Final = ">=1.4.1,<1.6"
 _PASSES: Final = "executorch.backends.arm._passes"
@@ -42,10 +42,18 @@ PARTITIONER: Final = Requirement(
     "executorch",
     _VERSIONS,
     "executorch.backends.arm.tosa.partitioner:TOSAPartitioner",
-    ["_create_operator_support", "_tag_module", "partition"],
-    why="it keeps its reasons to itself and delegates constants, and is overridden.",
+    ["_tag_module", "partition"],
+    why="it delegates constants, and is overridden.",
 )
 
+_REPORTER: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.exir.backend.utils:WhyNoPartitionReporter",
+    ["report_reject"],
+    why="it gives the partitioner's reasons as a table for people, without the nodes.",
+)
 _CONVOLUTIONS: Final = Change(
     __name__,
     "executorch",
@@ -112,3 +120,21 @@ def mended_passes() -> Iterator[None]:
         _ARGMAX.applied(inputs_fit, dtype_fits),
     ):
         yield
+
+
+@contextmanager
+def noted_rejections() -> Iterator[dict[Any, str]]:
+    """Note what the partitioner does not take.
+
+    Yields:
+        The reasons by node, filled while the context lasts.
+    """
+    found: dict[Any, str] = {}
+    (report,) = _REPORTER.originals()
+
+    def report_reject(self: Any, node: Any, reason: str) -> None:
+        found.setdefault(node, reason)
+        report(self, node, reason)
+
+    with _REPORTER.applied(report_reject):
+        yield found

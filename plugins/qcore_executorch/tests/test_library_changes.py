@@ -1,0 +1,74 @@
+"""Each change that is made to torch while a model is lowered fits it, and is needed.
+
+A test that fails here says that torch does by itself what is changed: remove the change.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch._export import utils
+from torch.fx.traceback import NodeSource
+
+from qcore.testing.compat import LibraryChanges
+from qcore_executorch.compat.torch import quick_decompositions, shared_provenance
+
+
+class TestChanges(LibraryChanges):
+    package = "qcore_executorch"
+
+
+def test_copies_of_a_node_copy_the_record_of_where_it_came_from() -> None:
+    source = NodeSource(None, "a pass")
+    assert copy.deepcopy(source) is not source
+    with shared_provenance():
+        assert copy.deepcopy(source) is source
+
+
+def _calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, of: Callable[[], Any]) -> int:
+    made = []
+    theirs = getattr(owner, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, lambda *args, **kw: made.append(args) or theirs(*args, **kw))
+        of()
+    return len(made)
+
+
+@pytest.mark.parametrize(("context", "lists"), [(nullcontext, 2), (quick_decompositions, 1)])
+def test_operators_are_listed_for_each_decomposition(
+    context: Any, lists: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decompose_twice() -> None:
+        with context():
+            for _ in range(2):
+                utils._materialize_cpp_cia_ops()
+
+    listing = "_dispatch_get_registrations_for_dispatch_key"
+    assert _calls(monkeypatch, torch._C, listing, decompose_twice) == lists
+
+
+@pytest.mark.parametrize(("context", "again"), [(nullcontext, True), (quick_decompositions, False)])
+def test_operators_outside_of_aten_are_looked_at_for_each_decomposition(
+    context: Any, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with context():
+        utils._collect_all_valid_cia_ops()
+        looks = _calls(
+            monkeypatch, utils, "_is_preservable_cia_op", utils._collect_all_valid_cia_ops
+        )
+    assert bool(looks) == again
+
+
+def test_registering_a_kernel_evaluates_type_hints() -> None:
+    def hint() -> Any:
+        register = torch.ops.aten.add.Tensor.py_impl(torch._C.DispatchKey.AutogradHPU)
+        return next(iter(register.__annotations__.values()))
+
+    assert not isinstance(hint(), str)
+    with quick_decompositions():
+        assert isinstance(hint(), str)
