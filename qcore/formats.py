@@ -178,7 +178,8 @@ class NumberFormat:
             The qspec.
 
         Raises:
-            UnsupportedSchemeError: The range is dynamic and the format does not allow any scale.
+            UnsupportedSchemeError: The range is dynamic and the format does not allow any scale,
+                or levels are no integers.
         """
         if is_dynamic and self.scales is not None:
             raise UnsupportedSchemeError(
@@ -197,6 +198,9 @@ class NumberFormat:
 
         Returns:
             The qspec.
+
+        Raises:
+            UnsupportedSchemeError: Levels are no integers.
         """
         observer = PerChannelMinMaxObserver if is_per_channel else MinMaxObserver
         return self._qspec(FormatObserver(observer, self), is_per_channel=is_per_channel, ch_axis=0)
@@ -204,6 +208,12 @@ class NumberFormat:
     def _qspec(
         self, observer: FormatObserver, *, is_per_channel: bool = False, **details: Any
     ) -> QuantizationSpec:
+        if self.dtype.is_floating_point:
+            raise UnsupportedSchemeError(
+                f"The format {self.label!r} has levels of {self.dtype}, and torchao's PT2E flow "
+                "rounds to whole levels before it stores them: half a scale and less becomes 0. "
+                f"Take integers, such as QuantizationScheme({self.bits}, {self.bits})."
+            )
         return QuantizationSpec(
             dtype=self.dtype,
             quant_min=self.lowest,

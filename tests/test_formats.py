@@ -129,6 +129,18 @@ def test_a_format_holds_what_its_kernels_compute_with(
     assert stored.holds(value) is holds
 
 
+def test_float8_is_refused_for_torchao_would_round_it_to_whole_levels(quantize: Quantize) -> None:
+    fp8 = NumberFormat("fp8", torch.float8_e4m3fn, -448, 448, symmetric=True)
+    operators = torch.ops.quantized_decomposed
+    levels = operators.quantize_per_tensor(
+        torch.tensor([0.3, 1.25]), 1.0, 0, -448, 448, torch.float8_e4m3fn
+    )
+    assert levels.float().tolist() == [0, 1]
+    for scheme in (QuantizationScheme(8, fp8), QuantizationScheme(fp8, 8)):
+        with pytest.raises(UnsupportedSchemeError, match=r"'fp8' has levels .* rounds to whole"):
+            quantize(scheme, scheme.name)
+
+
 def test_levels_that_the_type_lacks_are_refused() -> None:
     with pytest.raises(UnsupportedSchemeError, match="0 to 256 is not a range of torch.uint8"):
         NumberFormat("u8", torch.uint8, 0, 256)
