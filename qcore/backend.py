@@ -37,13 +37,7 @@ class _Defaults:
 class BackendHooks:
     """Calls a backend's hooks, through the installed extensions, and checks what they return.
 
-    Args:
-        backend: An instance of a backend class.
-        name: The backend's name, for messages.
-
-    Raises:
-        BackendLoadError: The object is no instance, or its hooks break the contract.
-        ApiVersionError: It was written for another version of the hooks.
+    What breaks the contract is a BackendLoadError that names the backend and the hook.
     """
 
     def __init__(self, backend: object, name: str) -> None:

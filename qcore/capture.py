@@ -32,26 +32,17 @@ _GRAD_MODE: Final = "wrap_with_set_grad_enabled"
 
 @frozen
 class Sample:
-    """One set of inputs for a model.
-
-    Attributes:
-        args: Positional inputs.
-        kwargs: Keyword inputs.
-    """
+    """One set of inputs for a model: positional and keyword ones."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     @classmethod
     def of(cls, value: Any) -> Sample:
-        """Read what users pass as inputs.
+        """Read what users pass: a tensor, a tuple or list of positional inputs, or a mapping.
 
-        Args:
-            value: A tensor, a tuple or list of positional inputs, or a mapping of keyword inputs.
-
-        Returns:
-            The sample; tensors contiguous in their own order of dimensions, since programs that
-            were exported with channels_last inputs crash runtimes.
+        Tensors become contiguous in their own order of dimensions, since programs that were
+        exported with channels_last inputs crash runtimes.
         """
         if isinstance(value, Sample):
             return value
@@ -88,20 +79,11 @@ def capture(
     dynamic_shapes: Any = None,
     is_qat: bool = False,
 ) -> GraphModule:
-    """Capture a model as a graph of ATen operators.
+    """Capture a model as a graph of ATen operators, without guards and ``torch.no_grad()`` bodies.
 
-    Args:
-        model: A module, an exported program, or the graph module of one; never changed.
-        example: Inputs to export a module with.
-        dynamic_shapes: As for ``torch.export.export``; only for a module.
-        is_qat: Export in training mode, so that batch norm can be trained.
-
-    Returns:
-        A graph module without guards and without ``torch.no_grad()`` bodies. It shares parameters
-        with ``model``.
-
-    Raises:
-        CaptureError: The model is none of these, or cannot be exported.
+    The model is a module, an exported program, or the graph module of one; it is never changed, and
+    the graph shares its parameters. ``is_qat`` exports in training mode, so that batch norm can be
+    trained.
     """
     if isinstance(model, ExportedProgram):
         graph = model.module(check_guards=False)
@@ -152,19 +134,7 @@ def _exported(
 def exported_program(
     model: torch.nn.Module, example: Sample, dynamic_shapes: Any
 ) -> ExportedProgram:
-    """Export a module in the mode it is in.
-
-    Args:
-        model: The module.
-        example: Its inputs.
-        dynamic_shapes: As ``torch.export.export`` takes it; ``None`` fixes every size.
-
-    Returns:
-        The program.
-
-    Raises:
-        CaptureError: The module cannot be exported.
-    """
+    """Export a module in the mode it is in; CaptureError says what usually prevents it."""
     try:
         with TRACING, quiet():
             return torch.export.export(
@@ -181,43 +151,25 @@ def exported_program(
         ) from error
 
 
-def remove_guards(model: GraphModule) -> bool:
-    """Remove the input guards that ``ExportedProgram.module()`` adds.
-
-    Args:
-        model: Changed in place.
-
-    Returns:
-        Whether there were any.
-    """
+def remove_guards(model: GraphModule) -> None:
+    """Remove the input guards that ``ExportedProgram.module()`` adds."""
     guards = [n for n in model.graph.nodes if n.op == "call_module" and n.name == "_guards_fn"]
     for node in guards:
         model.graph.erase_node(node)
         model.delete_submodule(str(node.target))
     if guards:
         model.recompile()
-    return bool(guards)
 
 
-def inline_grad_modes(model: GraphModule) -> bool:
-    """Inline the bodies of ``torch.no_grad()`` blocks, which PT2E would skip without a word.
-
-    Args:
-        model: Changed in place; gradients no longer stop at these blocks.
-
-    Returns:
-        Whether there were any.
-    """
-    found = False
-    for node in list(model.graph.nodes):
-        if node.op == "call_function" and getattr(node.target, "__name__", "") == _GRAD_MODE:
-            _inline(model, node)
-            found = True
-    if found:
+def inline_grad_modes(model: GraphModule) -> None:
+    """Inline the bodies of ``torch.no_grad()`` blocks, which PT2E would skip without a word."""
+    blocks = [n for n in model.graph.nodes if getattr(n.target, "__name__", "") == _GRAD_MODE]
+    for block in blocks:
+        _inline(model, block)
+    if blocks:
         model.graph.eliminate_dead_code()
         model.recompile()
         inline_grad_modes(model)
-    return found
 
 
 def _inline(model: GraphModule, node: Node) -> None:

@@ -82,21 +82,10 @@ def build_config(
     is_dynamic: bool,
     observer: Callable[..., Any] | None = None,
 ) -> QuantizationConfig:
-    """Build a configuration for two formats.
+    """Build a configuration for two formats; ``None`` leaves weights or activations in float.
 
-    Args:
-        weight: The format of weights; ``None`` leaves them in float.
-        activation: The format of activations; ``None`` leaves them in float.
-        is_per_channel: One weight scale per output channel instead of one per tensor.
-        is_qat: Fake quantization for quantization-aware training instead of observers.
-        is_dynamic: Measure activation ranges at run time; outputs then stay in float.
-        observer: The user's observer class for static activations.
-
-    Returns:
-        A configuration; the same arguments give the same (cached) object.
-
-    Raises:
-        UnsupportedSchemeError: torchao cannot spell the format so.
+    ``observer`` is the user's own, for static activations. The same arguments give the same
+    (cached) object.
     """
     spec = activation and activation.activation_qspec(
         observer or DEFAULT.observer(activation),

@@ -32,10 +32,6 @@ class ModuleRules(Generic[Rule]):
     A name wins over a type, the deepest name and the innermost type over others. An exact name wins
     over every glob that matches the same path; of two globs the one with more literal text is the
     more specific. A type selects its subclasses. The order of the rules never matters.
-
-    Args:
-        names: Rule by name, as in ``named_modules()``; names may be globs.
-        types: Rule by the qualified name of a module class.
     """
 
     def __init__(self, names: Mapping[str, Rule], types: Mapping[str, Rule]) -> None:
@@ -56,15 +52,10 @@ class ModuleRules(Generic[Rule]):
         return next((self._types[t] for t in type_names(name) if t in self._types), None)
 
     def choose(self, *chains: Sequence[tuple[str, str]]) -> tuple[Rule, int] | None:
-        """Return the rule that decides about a module.
+        """Return the rule that decides about a module, and how far around it what it selects is.
 
-        Args:
-            *chains: Name and type of the module and of those around it, the innermost first; a
-                chain for each name that the module has.
-
-        Returns:
-            The rule, and how far around the module what it selects is: 0 for the module itself.
-            ``None`` where no rule selects it.
+        A chain has name and type of the module and of those around it, the innermost first; there
+        is one for each name that the module has.
         """
         finders: tuple[Callable[[str], Rule | None], ...] = (self._by_path, self._typed)
         for part, find in enumerate(finders):
@@ -78,16 +69,7 @@ class ModuleRules(Generic[Rule]):
     def unmatched(
         self, paths: Collection[str], types: Collection[str], where: str
     ) -> Iterator[tuple[str, str]]:
-        """Yield name or type and message of every rule that selects nothing.
-
-        Args:
-            paths: The names of the modules that there are.
-            types: The qualified names of their classes.
-            where: What they are in, for the message.
-
-        Yields:
-            What the rule asks for, and what is close to it in words.
-        """
+        """Yield name or type, and message, of every rule that selects none of these modules."""
         for key, rule in self._names.items():
             if not any(map(compile_glob(key).fullmatch, paths)):
                 yield key, nothing_selected(rule, key, paths, "module", where)
@@ -97,14 +79,7 @@ class ModuleRules(Generic[Rule]):
 
 
 def compile_glob(glob: str) -> re.Pattern[str]:
-    """Compile a glob over dotted names in which ``*`` stays within one component.
-
-    Args:
-        glob: The name; ``**`` stands for any number of components.
-
-    Returns:
-        A pattern to ``fullmatch`` paths with.
-    """
+    """Compile a glob over dotted names: ``*`` stays within one component, ``**`` crosses them."""
     out: list[str] = []
     position = 0
     while position < len(glob):
@@ -131,12 +106,8 @@ def type_name(cls: type) -> str:
 def type_names(name: str) -> tuple[str, ...]:
     """Return the qualified names of a class and of its bases, most derived first.
 
-    Args:
-        name: The qualified name of a module class.
-
-    Returns:
-        The names, without those of ``object`` and ``torch.nn.Module``; the name alone where no
-        class of that name is loaded.
+    Those of ``object`` and ``torch.nn.Module`` are left out. A class that is not loaded has one
+    name.
     """
     import torch
 
@@ -151,18 +122,7 @@ def type_names(name: str) -> tuple[str, ...]:
 def nothing_selected(
     rule: object, key: str, known: Iterable[str], what: str, where: str = "captured graph"
 ) -> str:
-    """Say that a rule matches nothing, with the names that are close.
-
-    Args:
-        rule: The rule, as the message shows it.
-        key: The name that it asks for.
-        known: The names that there are.
-        what: The kind of name, such as ``module``.
-        where: What has no such name at all, if there is none.
-
-    Returns:
-        The message.
-    """
+    """Say that a rule matches nothing, with the names that are close, or those that there are."""
     names = sorted(filter(None, known))
     close = near_misses(key, names)
     if close:
@@ -175,20 +135,9 @@ def nothing_selected(
 
 
 def look_up(wanted: object, known: Mapping[str, Known], kind: Any, what: str, own: str) -> Known:
-    """Return what a name stands for; an object of the user's own stands for itself.
+    """Return what a name stands for; an object of the user's own, of ``kind``, stands for itself.
 
-    Args:
-        wanted: The name or the object.
-        known: What has a name.
-        kind: The class or protocol of such objects.
-        what: What they are called in the message.
-        own: How to pass one of one's own, for the message.
-
-    Returns:
-        The object.
-
-    Raises:
-        QcoreError: There is none of that name, or it is no such object.
+    Messages call such objects ``what``, and say in ``own`` how to pass one of one's own.
     """
     if isinstance(wanted, str) and wanted in known:
         return known[wanted]

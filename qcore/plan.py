@@ -353,14 +353,7 @@ class _Seen:
 
 # Kept beside the plan because its messages speak of rules.
 def explain(selection: Selection) -> str:
-    """Say in words which rule left a node in float.
-
-    Args:
-        selection: A selection without a configuration.
-
-    Returns:
-        The reason, for a decision.
-    """
+    """Say in words which rule left a node in float."""
     if selection.rule is None:
         return "no rule selects it"
     if selection.rule.kind is RuleKind.FILTER:

@@ -72,12 +72,7 @@ class Body:
 
 @define
 class PreparedModel:
-    """A model with observers in it and in every body of its control flow.
-
-    Attributes:
-        model: The prepared graph module; run the calibration samples through it.
-        bodies: Its bodies.
-    """
+    """A model with observers in it and in every body of its control flow."""
 
     model: GraphModule
     bodies: list[Body] = field(factory=list)
@@ -90,16 +85,9 @@ class PreparedModel:
         is_qat: bool,
         algorithms: Sequence[Algorithm] = (),
     ) -> PreparedModel:
-        """Insert observers.
+        """Insert observers, or fake quantization, into a captured model, which is changed in place.
 
-        Args:
-            model: A captured model; changed in place.
-            quantizer: Annotates the model and each body.
-            is_qat: Insert fake quantization instead.
-            algorithms: What may change the annotated graphs before that.
-
-        Returns:
-            The prepared model.
+        ``quantizer`` annotates the model and each body; then ``algorithms`` may change them.
         """
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
         walk = _Walk(quantizer, algorithms)
@@ -164,11 +152,8 @@ class PreparedModel:
     def convert(self, *, fold_quantize: bool = True) -> GraphModule:
         """Replace the observers by quantize and dequantize operators.
 
-        Args:
-            fold_quantize: Store weights as integers instead of quantizing them at run time.
-
-        Returns:
-            The converted model.
+        With ``fold_quantize`` weights are stored as integers instead of being quantized at run
+        time.
         """
         converted = _converted(self.model, fold_quantize)
         raise_constants(converted)
@@ -248,11 +233,7 @@ def _stand_in(model: GraphModule) -> GraphModule:
 
 
 def _stop_gradients(model: GraphModule) -> None:
-    """Detach the parameters, which the user's model still owns.
-
-    cond traces its branches for the backward pass when an operand requires a gradient, and that
-    fails on quantized operators.
-    """
+    """Detach the parameters: cond traces its branches backward for what requires a gradient."""
     detached: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -138,14 +138,7 @@ def register_backend(name: str, cls: type) -> None:
 
 
 def unregister_backend(name: str) -> None:
-    """Undo :func:`register_backend`.
-
-    Args:
-        name: A name that was registered in this process.
-
-    Raises:
-        UnknownBackendError: It was not.
-    """
+    """Undo :func:`register_backend`."""
     if _registered.pop(name, None) is None:
         raise UnknownBackendError(
             f"{name!r} was not registered in this process. Registered: {sorted(_registered)}."
@@ -153,20 +146,7 @@ def unregister_backend(name: str) -> None:
 
 
 def check_backend_class(name: str, loaded: object, origin: str) -> type:
-    """Check what an entry point names.
-
-    Args:
-        name: The backend's name.
-        loaded: The object that the entry point names.
-        origin: Where it comes from, for the message.
-
-    Returns:
-        ``loaded``.
-
-    Raises:
-        BackendLoadError: It is not a class.
-        ApiVersionError: Its ``api_version`` is missing or another one.
-    """
+    """Return what an entry point names, if it is a class for this version of the hooks."""
     from qcore.hookspecs import API_VERSION
 
     if not inspect.isclass(loaded):
@@ -186,19 +166,7 @@ def check_backend_class(name: str, loaded: object, origin: str) -> type:
 
 
 def load_backend(name: str, options: dict[str, Any]) -> object:
-    """Build a backend from its name and options.
-
-    Args:
-        name: An installed or registered backend.
-        options: Keyword arguments of its class.
-
-    Returns:
-        A fresh instance: a compile spec is state, and belongs to one quantizer.
-
-    Raises:
-        UnknownBackendError: No backend has that name.
-        BackendLoadError: It cannot be imported or does not take the options.
-    """
+    """Build a backend from its name and options, a fresh one: it belongs to one quantizer."""
     if not isinstance(name, str):
         raise UnknownBackendError(
             f"A backend is chosen by its name, got {name!r}. Installed: "
@@ -249,11 +217,7 @@ def _check_options(name: str, cls: type, options: dict[str, Any]) -> None:
 
 
 def extensions(manager: pluggy.PluginManager) -> None:
-    """Register every installed extension; one that is broken warns once and is skipped.
-
-    Args:
-        manager: The plugin manager of one quantizer.
-    """
+    """Register every installed extension; one that is broken warns once and is skipped."""
     for entry_point in importlib_metadata.entry_points(group=EXTENSIONS):
         try:
             loaded = entry_point.load()

@@ -51,16 +51,11 @@ _RUNNING: Final[tuple[tuple[type, type], ...]] = (
 
 @functools.lru_cache
 def with_fake_quantization(config: QuantizationConfig, running: bool) -> QuantizationConfig:
-    """Return a configuration whose observers are fake quantization.
+    """Return a configuration whose observers are fake quantization; one that has it stays as it is.
 
-    Args:
-        config: Any configuration; one that has fake quantization is returned as it is.
-        running: Follow values that change in training by moving averages. Otherwise ranges are
-            chosen by the observers that the configuration has.
-
-    Returns:
-        The configuration; the same arguments give the same (cached) object, since patterns compare
-        configurations.
+    ``running`` ones follow values that change in training by moving averages; otherwise the
+    observers that the configuration has choose the ranges. The same arguments give the same
+    (cached) object, since patterns compare configurations.
     """
     if config.is_qat:
         return config
@@ -106,35 +101,17 @@ def _mode_arguments(node: Node) -> Iterator[int]:
             yield position
 
 
-def freeze(model: GraphModule) -> int:
-    """Let batch norms use the statistics that they have, and dropouts keep everything.
-
-    Args:
-        model: A captured or prepared graph; changed in place.
-
-    Returns:
-        How many nodes changed.
-    """
-    changed = 0
+def freeze(model: GraphModule) -> None:
+    """Let batch norms use the statistics that they have, and dropouts keep everything."""
     for node in model.graph.nodes:
         for position in _mode_arguments(node):
             if len(node.args) > position and node.args[position]:
                 node.update_arg(position, False)
-                changed += 1
-    if changed:
-        model.recompile()
-    return changed
+    model.recompile()
 
 
 def training_batch_norms(model: GraphModule) -> list[str]:
-    """Name the batch norms of a graph that normalize with the statistics of each batch.
-
-    Args:
-        model: A converted graph.
-
-    Returns:
-        Their names, with the path of the module they came from.
-    """
+    """Name the batch norms of a graph that normalize with the statistics of each batch."""
     return [
         f"{node.name} in {module_path(node)!r}" if module_path(node) else node.name
         for node in model.graph.nodes
@@ -148,13 +125,7 @@ def observe_alone(model: GraphModule) -> Callable[[], None]:
     """Let fake quantization measure, and change no value: nobody trains with what it rounds.
 
     Moving averages, which are mostly of the first sample where values do not change, become the
-    extremes of all samples.
-
-    Args:
-        model: A prepared model.
-
-    Returns:
-        What ends it, after the samples.
+    extremes of all samples. What is returned ends it, after the samples.
     """
     model.apply(disable_fake_quant)
     running = []

@@ -1,13 +1,18 @@
 """Lines of the core by room, and the drawing of the imports between its rooms.
 
-``python tools/drawing.py`` prints the lines and draws into docs/structure.md, between
-``<!-- imports -->`` and ``<!-- end -->``; with ``--check`` it says whether the drawing is current.
+``python tools/drawing.py`` prints the lines, all of them and those of code alone, and draws into
+docs/structure.md, between ``<!-- imports -->`` and ``<!-- end -->``; with ``--check`` it says
+whether the drawing is current.
 """
 
 from __future__ import annotations
 
+import ast
+import io
 import re
 import sys
+import tokenize
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +60,17 @@ ROOMS: Final = (
     "__main__",
 )
 
+_NO_CODE: Final = frozenset(
+    {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
+)
+_DOCUMENTED: Final = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _DRAWING: Final = re.compile(r"(<!-- imports -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -83,17 +99,30 @@ def room_of(module: str) -> str:
     return module.partition(".")[2].partition(".")[0]
 
 
-def lines_by_room() -> dict[str, int]:
-    """Count the lines of each room of the core."""
+def lines_by_room() -> dict[str, Counter[str]]:
+    """Count the lines of each room of the core, ``all`` of them and those of ``code``."""
     core = ROOT / "qcore"
-    return {
-        room: sum(
-            len(path.read_text(encoding="utf-8").splitlines())
-            for path in (core / f"{room}.py", *(core / room).rglob("*.py"))
-            if path.exists()
+    found = {}
+    for room in ROOMS:
+        paths = [core / f"{room}.py", *(core / room).rglob("*.py")]
+        texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
+        found[room] = Counter(
+            all=sum(len(text.splitlines()) for text in texts), code=sum(map(lines_of_code, texts))
         )
-        for room in ROOMS
-    }
+    return found
+
+
+def lines_of_code(source: str) -> int:
+    """Count the lines of a source without those that are blank, a comment or a docstring."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in _NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
+            text = node.body[0]
+            lines.difference_update(range(text.lineno, (text.end_lineno or text.lineno) + 1))
+    return len(lines)
 
 
 def drawing(imports: Any) -> str:
@@ -131,9 +160,12 @@ def main(arguments: Sequence[str]) -> int:
         return int(made != kept)
     PAGE.write_text(made, encoding="utf-8")
     lines = lines_by_room()
-    driving = sum(count for room, count in lines.items() if room not in ("testing", "cli"))
-    for room, count in {**lines, "all": sum(lines.values()), "of it no tool": driving}.items():
-        print(f"{count:6}  {room}")
+    driving = [count for room, count in lines.items() if room not in ("testing", "cli")]
+    lines["all"] = sum(lines.values(), Counter())
+    lines["of it no tool"] = sum(driving, Counter())
+    print(" lines    code")
+    for room, count in lines.items():
+        print(f"{count['all']:6}  {count['code']:6}  {room}")
     return 0
 
 

@@ -60,12 +60,7 @@ class BiasCorrection(Algorithm):
     def attach(self, graphs: Sequence[GraphModule]) -> Callable[[], int]:
         """Insert a recorder before every layer with static activations and constant weights.
 
-        Args:
-            graphs: The prepared graph and the bodies of its control flow.
-
-        Returns:
-            What removes the recorders, corrects the biases of the layers that have seen samples,
-            and returns how many these are.
+        What is returned corrects the layers that have seen samples, and says how many these are.
         """
         recorders: list[tuple[GraphModule, Node, Node]] = []
         for graph in graphs:

@@ -173,15 +173,7 @@ def _follow_input(
 
 
 def decide_float(node: Node, selection: Selection) -> Decision:
-    """Account for a node that the user's rules leave in float.
-
-    Args:
-        node: The node.
-        selection: A selection without a configuration.
-
-    Returns:
-        The decision, with the rule that left it out.
-    """
+    """Account for a node that the user's rules leave in float, with the rule that left it out."""
     advice = "Select it, for example with set_global(...)." if selection.is_unset else ""
     return _float(node, Rejection(explain(selection), advice))
 

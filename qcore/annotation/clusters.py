@@ -44,15 +44,7 @@ def annotate_clusters(
 
     A cluster takes the range of the quantized value that enters it, else that of a quantized
     operator that reads it. Between model inputs and outputs it has a range of its own. Amid float
-    operators it stays in float.
-
-    Args:
-        model: The captured model, in which every other pattern is annotated.
-        plan: What the user selected. An explicit ``None`` keeps a node out of every cluster.
-        table: The patterns; those with ``shares_range`` form clusters.
-
-    Returns:
-        What became of each node of such a pattern that had no annotation.
+    operators it stays in float. An explicit ``None`` of the user keeps a node out.
     """
     outcomes: dict[Node, Outcome] = {}
     members: set[Node] = set()

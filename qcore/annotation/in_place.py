@@ -18,14 +18,10 @@ WRITES_INTO: Final = "qcore_writes_into"
 
 
 def functional_twin(target: Any) -> Any:
-    """Return the operator that computes what an in-place one writes.
+    """Return the operator that computes what an in-place one writes, such as ``aten.relu.default``.
 
-    Args:
-        target: Any operator, such as ``aten.relu_.default``.
-
-    Returns:
-        The operator, such as ``aten.relu.default``; ``None`` where ``target`` writes nothing, more
-        than its first argument, or has no twin with the same arguments.
+    ``None`` where it writes nothing, more than its first argument, or has no twin with its
+    arguments.
     """
     if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
         return None
@@ -48,13 +44,8 @@ def _is_written(argument: Any) -> bool:
 def is_view(node: Node, source: Node) -> bool:
     """Say whether a value may share its memory with an input of its operator.
 
-    Args:
-        node: The operator.
-        source: One of its inputs.
-
-    Returns:
-        Whether its schema says so, as for views and in-place operators, or the values that export
-        recorded share theirs. A dropout that does nothing returns its input, and neither says so.
+    Schemas say so of views and in-place operators, and recorded values may. A dropout that does
+    nothing returns its input, and neither says so.
     """
     if node.target is operator.getitem or is_dropout(node):
         return True
@@ -78,14 +69,7 @@ def make_functional(model: GraphModule) -> int:
     What reads the tensor later reads the new value. An operator is left alone where something
     outlives it that has to see the write: a parameter, a buffer or an input of the model, or a
     value that shares its memory, as views do, and is read later; or where the new value would have
-    another type.
-
-    Args:
-        model: The captured model; changed in place. Nodes keep their names and remember their
-            operator.
-
-    Returns:
-        How many operators were replaced.
+    another type. Nodes keep their names; how many were replaced is returned.
     """
     order = {node: index for index, node in enumerate(model.graph.nodes)}
     roots: dict[Node, Node] = {}
@@ -113,13 +97,7 @@ def make_functional(model: GraphModule) -> int:
 
 
 def _seen_later(node: Node, sharing: list[Node], order: dict[Node, int]) -> Node | None:
-    """Return what would notice that an in-place operator writes no more, if anything.
-
-    Args:
-        node: The operator.
-        sharing: The nodes before it whose values share the memory that it writes.
-        order: Where each node stands.
-    """
+    """Return what would notice that a node no longer writes into what these share, if anything."""
     if sharing[0].op != "call_function":
         return sharing[0]
     for other in sharing:

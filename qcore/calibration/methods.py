@@ -47,17 +47,7 @@ METHODS: Final[dict[str, CalibrationMethod]] = {m.name: m for m in (DEFAULT, Min
 
 
 def calibration_method(wanted: str | CalibrationMethod) -> CalibrationMethod:
-    """Return the method that a user asked for.
-
-    Args:
-        wanted: A name, or a method of the user's own.
-
-    Returns:
-        The method.
-
-    Raises:
-        QcoreError: No method has that name, or it is none.
-    """
+    """Return the method that a user asked for: by name, or one of the user's own."""
     own = "One of your own is an object with a name and observer(number_format)."
     return look_up(wanted, METHODS, CalibrationMethod, "calibration method", own)
 
@@ -65,15 +55,7 @@ def calibration_method(wanted: str | CalibrationMethod) -> CalibrationMethod:
 def with_method(
     method: CalibrationMethod,
 ) -> Callable[[QuantizationConfig], QuantizationConfig]:
-    """Return what applies a method to configurations.
-
-    Args:
-        method: The method.
-
-    Returns:
-        A function from a configuration to the same with observers that the method builds, wherever
-        a method chose them before: in static activations without an observer of the user's own.
-    """
+    """Return what puts a method's observers in the place of those that a method chose."""
 
     def apply(config: QuantizationConfig) -> QuantizationConfig:
         return dataclasses.replace(

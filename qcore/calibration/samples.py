@@ -24,12 +24,7 @@ _ONLY_INPUTS: Final = (
 
 @frozen
 class CalibrationData:
-    """Samples of which the first is known before the others are drawn.
-
-    Attributes:
-        first: The first sample, to capture the model with.
-        total: How many there are, where the source says so.
-    """
+    """Samples of which the first, to capture the model with, is drawn before the others."""
 
     first: Sample
     total: int | None
@@ -37,17 +32,7 @@ class CalibrationData:
 
     @classmethod
     def of(cls, samples: Iterable[Any]) -> CalibrationData:
-        """Draw the first sample.
-
-        Args:
-            samples: Tensors, tuples of positional inputs, or mappings of keyword inputs.
-
-        Returns:
-            The data.
-
-        Raises:
-            CalibrationError: There is no sample, or ``samples`` is not a collection of them.
-        """
+        """Draw the first of the samples, which are as ``qcore.quantize`` takes them."""
         if isinstance(samples, (torch.Tensor, str, bytes)) or not isinstance(samples, Iterable):
             raise CalibrationError(
                 f"The calibration data is one {type(samples).__name__}; a collection of samples "
@@ -72,18 +57,9 @@ class CalibrationData:
 
 
 def calibrate(prepared: GraphModule, data: CalibrationData, *, progress: bool | None = None) -> int:
-    """Run every sample through a prepared model.
+    """Run every sample through a prepared model, and return how many there were.
 
-    Args:
-        prepared: The model with observers.
-        data: The samples.
-        progress: Show a progress bar; ``None`` means: on a terminal.
-
-    Returns:
-        How many samples there were.
-
-    Raises:
-        CalibrationError: A sample does not fit the model, or is not finite.
+    ``progress`` shows a bar; ``None`` means: on a terminal.
     """
     placeholders = [n for n in prepared.graph.nodes if n.op == "placeholder"]
     bar = tqdm(
@@ -103,15 +79,7 @@ def calibrate(prepared: GraphModule, data: CalibrationData, *, progress: bool | 
 
 
 def check_arguments(sample: Sample, model: torch.nn.Module) -> None:
-    """Raise unless a module can be called with a sample.
-
-    Args:
-        sample: The inputs.
-        model: The module that will be captured with them.
-
-    Raises:
-        CalibrationError: An input is no tensor, or ``forward`` takes other arguments.
-    """
+    """Raise CalibrationError unless a module can be called with a sample."""
     arrays = [v for v in sample.flat() if hasattr(v, "__array__") and not torch.is_tensor(v)]
     if arrays:
         raise CalibrationError(
@@ -133,17 +101,7 @@ def check_arguments(sample: Sample, model: torch.nn.Module) -> None:
 
 
 def check_sample(sample: Sample, placeholders: list[Node], what: str) -> None:
-    """Raise unless a sample fits the inputs of a captured model.
-
-    Args:
-        sample: The inputs.
-        placeholders: The model's inputs, in order.
-        what: What the sample is called in the message.
-
-    Raises:
-        CalibrationError: Another number of inputs, another dtype or shape, or values that are not
-            finite.
-    """
+    """Raise CalibrationError unless a sample fits the inputs of a captured model and is finite."""
     values = sample.flat()
     names = [str(node.target) for node in placeholders]
     if len(values) != len(placeholders):

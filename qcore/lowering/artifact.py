@@ -106,17 +106,7 @@ def artifact_of(buffer: bytes, source: str = "the program") -> Artifact:
 
 
 def read_artifact(path: str | os.PathLike[str]) -> bytes:
-    """Read a file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its bytes, unchecked.
-
-    Raises:
-        RuntimeExecutionError: It cannot be read.
-    """
+    """Return the bytes of a file, unchecked; RuntimeExecutionError where it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

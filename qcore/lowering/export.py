@@ -55,11 +55,7 @@ def recorded_module_path(node: Node) -> str:
 
 
 def slim_metadata(root: GraphModule) -> None:
-    """Drop the metadata that only costs time, keeping each node's module path in a short form.
-
-    Args:
-        root: The graph, changed in place, with the bodies of its conditionals and loops.
-    """
+    """Drop the metadata that only costs time, keeping each node's module path in a short form."""
     from torch.fx import GraphModule
 
     for module in root.modules():
@@ -103,15 +99,7 @@ def private_copy(program: ExportedProgram) -> ExportedProgram:
 
 
 def check_example_inputs(program: ExportedProgram | GraphModule, sample: Sample) -> None:
-    """Check example inputs against the arguments of a graph.
-
-    Args:
-        program: The graph that will be lowered.
-        sample: The model's arguments.
-
-    Raises:
-        LoweringError: They do not fit; the message names the argument.
-    """
+    """Raise LoweringError, which names the argument, unless example inputs fit a graph."""
     from torch.export import ExportedProgram
 
     values = sample.flat()
@@ -144,15 +132,7 @@ def _loose(bounds: tuple[int, int | None]) -> tuple[int, int | None]:
 
 
 def derived_dynamic_shapes(module: GraphModule, sample: Sample) -> Any:
-    """Describe the dynamic dimensions that a graph was captured with.
-
-    Args:
-        module: A captured or converted graph.
-        sample: The model's arguments.
-
-    Returns:
-        What ``torch.export.export`` takes as ``dynamic_shapes``; None where every size is fixed.
-    """
+    """Describe the dynamic sizes of a graph as torch.export takes them; None without any."""
     import torch
     from torch.export import Dim
     from torch.utils._pytree import tree_flatten, tree_unflatten

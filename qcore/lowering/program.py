@@ -309,12 +309,7 @@ def run_program(
 
 @attrs.frozen
 class Call:
-    """The arguments of one run.
-
-    Attributes:
-        inputs: The positional ones.
-        keywords: The keyword ones.
-    """
+    """The arguments of one run, by position and by keyword."""
 
     inputs: tuple[Any, ...]
     keywords: Mapping[str, Any] = attrs.field(factory=dict)

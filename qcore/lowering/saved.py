@@ -72,14 +72,7 @@ class Saved:
 
 
 def footer_of(program: LoweredProgram) -> bytes:
-    """Return what is written behind a program.
-
-    Args:
-        program: The program.
-
-    Returns:
-        The footer; the same for equal programs, so the seconds of the report are left out.
-    """
+    """Return what is written behind a program: the same for equal ones, so without the seconds."""
     needs = getattr(program.runner, "needs", dict)
     data = {
         "format": _FORMAT,
@@ -96,17 +89,9 @@ def footer_of(program: LoweredProgram) -> bytes:
 
 
 def split_footer(data: bytes, source: str) -> tuple[bytes, Saved | None]:
-    """Part a file into the artifact and what was saved beside it.
+    """Part a file into the artifact and what was saved beside it; None for a file without a footer.
 
-    Args:
-        data: The file's bytes.
-        source: Where they come from, for messages.
-
-    Returns:
-        The artifact's bytes, and what the footer says; None for a file without one.
-
-    Raises:
-        RuntimeExecutionError: The footer is cut short, damaged or of a later release.
+    RuntimeExecutionError where the footer is cut short, damaged or of a later release.
     """
     if not data.endswith(_MARK):
         if _MARK in data:
@@ -171,12 +156,7 @@ def _specs(data: Any) -> tuple[TensorSpec, ...] | None:
 
 
 def tree_data(tree: Any, what: str) -> str | None:
-    """Return a ``TreeSpec`` as text; None, with a warning, where a class of it has no name.
-
-    Args:
-        tree: The structure; None stays so.
-        what: "input" or "output", for the warning.
-    """
+    """Return a ``TreeSpec`` as text; None, with a warning, where a class of it has no name."""
     from torch.utils._pytree import treespec_dumps
 
     try:
@@ -187,12 +167,7 @@ def tree_data(tree: Any, what: str) -> str | None:
 
 
 def tree_of(data: str | None, what: str) -> Any:
-    """Return the ``TreeSpec`` of a text; None, with a warning, where a class of it is not there.
-
-    Args:
-        data: What ``tree_data`` returned.
-        what: "input" or "output", for the warning.
-    """
+    """Return the ``TreeSpec`` of a text; None, with a warning, where a class of it is not there."""
     from torch.utils._pytree import treespec_loads
 
     try:
@@ -205,11 +180,7 @@ def tree_of(data: str | None, what: str) -> Any:
 
 
 def names_modules(data: Any) -> bool:
-    """Say whether the text of a ``TreeSpec``, or data with such texts, has torch import modules.
-
-    Args:
-        data: Parsed JSON; torch writes contexts as JSON in its strings.
-    """
+    """Say whether JSON, or a ``TreeSpec`` in a string of it, has torch import modules."""
     if isinstance(data, dict):
         named = "__enum__" in data or "default_factory_module" in data
         return named or any(map(names_modules, data.values()))

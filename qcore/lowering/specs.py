@@ -74,14 +74,7 @@ def _tensor_text(
 
 
 def describe_specs(specs: Sequence[TensorSpec]) -> str:
-    """Return the arguments as one line, such as ``x: float32[1, 3, 8, 8]``.
-
-    Args:
-        specs: The arguments.
-
-    Returns:
-        The arguments separated by semicolons, or "nothing".
-    """
+    """Return arguments as one line, such as ``x: float32[1, 3, 8, 8]``."""
     return "; ".join(str(spec) for spec in specs) or "nothing"
 
 
@@ -141,15 +134,7 @@ def held_tensors(program: ExportedProgram) -> dict[str, torch.Tensor]:
 
 
 def bounds_of(ranges: Any, size: Any) -> tuple[int, int | None]:
-    """Return the smallest and largest size of a symbolic dimension.
-
-    Args:
-        ranges: The range constraints of the exported program, by symbol.
-        size: The ``torch.SymInt``.
-
-    Returns:
-        Both ends; None where there is no upper limit.
-    """
+    """Return the smallest and largest size of a symbolic dimension; None where none is largest."""
     known = ranges.get(size.node.expr)
     if known is None:
         known = size.node.shape_env.bound_sympy(size.node.expr)
@@ -202,17 +187,7 @@ def check_values(
     what: str,
     error: type[Exception],
 ) -> None:
-    """Check flat arguments against what a program takes.
-
-    Args:
-        specs: What the program takes.
-        values: What was given, flattened.
-        what: Name of the arguments in the message, such as "program input".
-        error: The exception to raise.
-
-    Raises:
-        Exception: Of type ``error``, naming the argument, what was given and what is expected.
-    """
+    """Raise ``error`` unless flat arguments fit; it names the first that does not."""
     if len(specs) != len(values):
         raise error(
             f"{len(values)} {what}s were given, the model takes {len(specs)}: "

@@ -50,13 +50,9 @@ class Member:
 
 
 def dump(value: Any) -> Any:
-    """Return a value as strings, numbers, lists and dictionaries.
+    """Return a record, a report or what their fields hold as plain data.
 
-    Args:
-        value: A record or report (an attrs class), or what their fields hold.
-
-    Returns:
-        The plain data; a number that is not finite is ``None``.
+    A number that is not finite is ``None``.
     """
     kind: Any = type(value)
     if attrs.has(kind):
@@ -71,14 +67,9 @@ def dump(value: Any) -> Any:
 
 
 def load(kind: Any, data: Any) -> Any:
-    """Return what ``dump`` was given.
+    """Return what ``dump`` was given, by its type; keys that this does not have are passed over.
 
-    Args:
-        kind: Its type, as an annotation names it.
-        data: What ``dump`` returned; keys that ``kind`` does not have are passed over.
-
-    Returns:
-        The value. Figures are computed anew; numbers that were not finite are NaN.
+    Figures are computed anew; numbers that were not finite are NaN.
     """
     if attrs.has(kind):
         return kind(**{m.name: load(m.type, data[m.key]) for m in members(kind) if m.is_field})
