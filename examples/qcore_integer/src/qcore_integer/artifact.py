@@ -1,4 +1,4 @@
-"""The format, a zip of ``program.json`` and an array for each constant, and what executes it."""
+"""The format, numpy's own archive of the steps as JSON and the constants, and what executes it."""
 
 from __future__ import annotations
 
@@ -7,29 +7,23 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import numpy as np
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 
 from qcore.errors import RuntimeExecutionError
-from qcore.lowering import ChildProcess, Latency, LoweredProgram, Saved, Session
+from qcore.lowering import ChildProcess, Latency, Session
 
 __all__ = ["QINT", "IntegerArtifact", "NumpyRunner", "write_program"]
-
-STEPS: Final = "program.json"
 
 
 def write_program(description: Mapping[str, Any], constants: Sequence[Any]) -> bytes:
     """Return the bytes of a program; equal programs give equal bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo(STEPS), json.dumps(description))
-        for index, value in enumerate(constants):
-            with archive.open(zipfile.ZipInfo(f"{index}.npy"), "w") as file:
-                np.save(file, value)
+    buffer, named = io.BytesIO(), {str(i): value for i, value in enumerate(constants)}
+    np.savez_compressed(buffer, program=np.array(json.dumps(description)), **named)
     return buffer.getvalue()
 
 
@@ -40,7 +34,7 @@ class IntegerArtifact:
 
     def recognizes(self, buffer: bytes) -> bool:
         """Say whether bytes begin as a program does: a zip whose first file is the steps."""
-        return buffer[:2] == b"PK" and buffer[30:42] == STEPS.encode()
+        return buffer[:2] == b"PK" and buffer[30:41] == b"program.npy"
 
     def check(self, buffer: bytes, source: str) -> None:
         """Raise unless bytes are a whole program."""
@@ -56,16 +50,12 @@ class IntegerArtifact:
 
     def operators(self, buffer: bytes) -> Counter[str]:
         """Return the operators that a program computes in float."""
-        steps = json.loads(zipfile.ZipFile(io.BytesIO(buffer)).read(STEPS))["steps"]
+        steps = json.loads(str(np.load(io.BytesIO(buffer))["program"]))["steps"]
         return Counter(step["op"].rpartition(".")[0] for step in steps if not step["integer"])
 
     def runner(self, buffer: bytes) -> NumpyRunner:
         """Return the interpreter, which every machine has."""
         return NumpyRunner()
-
-    def loaded(self, program: LoweredProgram, saved: Saved) -> LoweredProgram:
-        """Give a program from a file the interpreter with the options it was lowered with."""
-        return evolve(program, runner=NumpyRunner(**saved.needs))
 
 
 #: What the entry point names.
@@ -76,26 +66,15 @@ QINT: Final = IntegerArtifact()
 class NumpyRunner:
     """Executes programs in a child process that has numpy and no torch."""
 
-    timeout_s: float = 60.0
-
-    def needs(self) -> dict[str, Any]:
-        """Return what a saved program takes along."""
-        return {"timeout_s": self.timeout_s}
-
     @contextmanager
     def session(self, buffer: bytes) -> Iterator[Session]:
-        """Load a program in a process of its own."""
+        """Load a program in a process of its own, which answers within a minute."""
+        files = {"program.npz": buffer}
         child = ChildProcess(
-            "qcore_integer.interpreter",
-            files={"program.zip": buffer},
-            config={},
-            env={},
-            timeout_s=self.timeout_s,
+            "qcore_integer.interpreter", files=files, config={}, env={}, timeout_s=60
         )
-        try:
+        with closing(child):
             yield _Session(child)
-        finally:
-            child.close()
 
 
 @frozen

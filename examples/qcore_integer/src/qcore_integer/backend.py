@@ -82,12 +82,10 @@ TABLE = SupportTable(
 
 @define
 class IntegerBackend:
-    """Int8 on numpy; ``timeout_s`` is how long a run may take, in seconds."""
+    """Int8 on numpy."""
 
     name: ClassVar[str] = "integer"
     api_version: ClassVar[int] = 2
-
-    timeout_s: float = 60.0
 
     @qcore.hookimpl
     def supported_schemes(self) -> Sequence[QuantizationScheme]:
@@ -108,4 +106,4 @@ class IntegerBackend:
     def lower(self, program: ExportedProgram, options: Mapping[str, Any]) -> LoweredProgram:
         """Compile the model into steps, and write them with their constants into one file."""
         check_options(self.name, options, ())
-        return lower_to_integers(program, self.name, self.timeout_s)
+        return lower_to_integers(program, self.name)

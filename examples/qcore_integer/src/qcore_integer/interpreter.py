@@ -119,7 +119,7 @@ def execute(program: Mapping[str, Any], constants: Any, inputs: list[Any]) -> li
         if "value" in arg:
             return values[arg["value"]]
         if "constant" in arg:
-            return constants[f"{arg['constant']}.npy"]
+            return constants[arg["constant"]]
         return {name: decoded(item) for name, item in arg.items()}
 
     for step in program["steps"]:
@@ -129,9 +129,9 @@ def execute(program: Mapping[str, Any], constants: Any, inputs: list[Any]) -> li
 
 
 def _start(folder: Path, config: dict[str, Any]) -> Operations:
-    with np.load(folder / "program.zip") as archive:
-        program = json.loads(archive["program.json"])
-        constants = {f"{n}.npy": archive[n] for n in archive.files if n != "program.json"}
+    with np.load(folder / "program.npz") as archive:
+        constants = dict(archive)
+    program = json.loads(str(constants.pop("program")))
 
     def run(request: dict[str, Any]) -> dict[str, Any]:
         with np.load(folder / "inputs.npz") as given:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from qcore.errors import LoweringError
-from qcore.lowering import LoweredProgram, program_specs, recorded_module_path
+from qcore.lowering import LoweredProgram, held_tensors, program_specs, recorded_module_path
 from qcore.report import LoweringReport, NodeRecord, StrayNode
 from qcore_integer.artifact import QINT, NumpyRunner, write_program
 from qcore_integer.interpreter import KERNELS
@@ -27,7 +27,7 @@ LAYERS = (aten.linear.default, aten.conv2d.default)
 PRODUCTS = (*LAYERS, aten.mul.Tensor)
 
 
-def lower_to_integers(program: ExportedProgram, backend: str, timeout_s: float) -> LoweredProgram:
+def lower_to_integers(program: ExportedProgram, backend: str) -> LoweredProgram:
     """Compile a converted model; what numpy computes in float is reported as undelegated."""
     nodes, tensors = list(program.graph.nodes), _tensors(program)
     whole = {node: parts for node in nodes if (parts := _quantized_on_all_sides(node))}
@@ -42,7 +42,7 @@ def lower_to_integers(program: ExportedProgram, backend: str, timeout_s: float) 
             value = tensors[value.name]
         if isinstance(value, np.ndarray):
             constants.append(value)
-            return {"constant": len(constants) - 1}
+            return {"constant": str(len(constants) - 1)}
         if isinstance(value, dict):
             return {key: encoded(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
@@ -77,7 +77,7 @@ def lower_to_integers(program: ExportedProgram, backend: str, timeout_s: float) 
         buffer=buffer,
         backend=backend,
         report=_report(backend, executed, len(buffer)),
-        runner=NumpyRunner(timeout_s),
+        runner=NumpyRunner(),
         inputs=takes,
         outputs=returns,
         structure=program.call_spec.out_spec,
@@ -87,15 +87,10 @@ def lower_to_integers(program: ExportedProgram, backend: str, timeout_s: float) 
 
 def _tensors(program: ExportedProgram) -> dict[str, Any]:
     """Return the weights and constants of a program, by the node that stands for them."""
-    signature, stored = program.graph_signature, {**program.state_dict, **program.constants}
+    signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         raise LoweringError("integer keeps no state: let the model return what it writes.")
-    named = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    return {name: stored[target].detach().numpy() for name, target in named.items()}
+    return {name: value.detach().numpy() for name, value in held_tensors(program).items()}
 
 
 def _quantized_on_all_sides(node: Node) -> tuple[Node, ...]:
