@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pluggy
 from torch.fx import GraphModule
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from qcore.lowering import LoweredProgram
 
 __all__ = ["BackendHooks"]
+
+Returned = TypeVar("Returned")
 
 _REQUIRED: Final = ("supported_schemes", "annotate", "lower")
 
@@ -127,18 +129,19 @@ class BackendHooks:
             error.add_note(f"raised in the hook {hook!r} of backend {self.name!r}")
             raise
 
-    def _returned(self, hook: str, value: object, expected: type, what: str) -> None:
+    def _returned(self, hook: str, value: object, expected: type[Returned], what: str) -> Returned:
         if not isinstance(value, expected):
             raise BackendHookError(
                 f"Backend {self.name!r}: hook {hook!r} returned {type(value).__name__}, "
                 f"expected {what}. See the docstring of qcore.hookspecs.{hook}."
             )
+        return value
 
     def supported_schemes(self) -> tuple[QuantizationScheme, ...]:
         """Return the schemes that the backend executes."""
         with self._named("supported_schemes"):
             schemes = self._manager.hook.supported_schemes()
-        self._returned("supported_schemes", schemes, Sequence, "a sequence of schemes")
+        self._returned("supported_schemes", schemes, Sequence, "a sequence of schemes")  # type: ignore[type-abstract]
         if not schemes or not all(isinstance(s, QuantizationScheme) for s in schemes):
             raise BackendHookError(
                 f"Backend {self.name!r}: hook 'supported_schemes' must return at least one "
@@ -150,17 +153,13 @@ class BackendHooks:
         """Let the backend rewrite a captured model."""
         with self._named("transform_for_annotation"):
             rewritten = self._manager.hook.transform_for_annotation(model=model, plan=plan)
-        self._returned("transform_for_annotation", rewritten, GraphModule, "a GraphModule")
-        assert isinstance(rewritten, GraphModule)
-        return rewritten
+        return self._returned("transform_for_annotation", rewritten, GraphModule, "a GraphModule")
 
     def annotate(self, model: GraphModule, plan: QuantizationPlan) -> AnnotationReport:
         """Let the backend annotate a model."""
         with self._named("annotate"):
             report = self._manager.hook.annotate(model=model, plan=plan)
-        self._returned("annotate", report, AnnotationReport, "an AnnotationReport")
-        assert isinstance(report, AnnotationReport)
-        return report
+        return self._returned("annotate", report, AnnotationReport, "an AnnotationReport")
 
     def validate_partial(
         self, model: GraphModule, plan: QuantizationPlan, report: AnnotationReport
@@ -176,9 +175,7 @@ class BackendHooks:
 
         with self._named("lower"):
             lowered = self._manager.hook.lower(program=program, options=options)
-        self._returned("lower", lowered, LoweredProgram, "a LoweredProgram")
-        assert isinstance(lowered, LoweredProgram)
-        return lowered
+        return self._returned("lower", lowered, LoweredProgram, "a LoweredProgram")
 
 
 def _implementations(cls: type) -> Iterator[tuple[str, Any]]:

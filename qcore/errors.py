@@ -31,6 +31,7 @@ __all__ = [
     "UnknownBackendError",
     "UnsupportedSchemeError",
     "near_misses",
+    "unknown_options",
     "warn",
 ]
 
@@ -139,6 +140,27 @@ def near_misses(name: str, candidates: Iterable[str], limit: int = 3) -> tuple[s
     close = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)
     contains = [k for k in known if name and (name in k or k in name) and k not in close]
     return tuple((close + contains)[:limit])
+
+
+def unknown_options(owner: str, given: Iterable[str], known: Iterable[str]) -> str:
+    """Say which of the options that somebody gave do not exist; nothing where all do.
+
+    Args:
+        owner: What has the options, for the message.
+        given: Their names.
+        known: The names that exist.
+
+    Returns:
+        The message, with those that exist; empty where none is unknown.
+    """
+    known = list(known)
+    unknown = [option for option in given if option not in known]
+    if not unknown:
+        return ""
+    close = near_misses(unknown[0], known)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    offered = ", ".join(known) or "none"
+    return f"{owner} has no option {', '.join(map(repr, unknown))}.{hint} Its options: {offered}."
 
 
 def warn(message: str) -> None:

@@ -277,12 +277,13 @@ class QuantizationPlan:
         """
         seen = _Seen.of([model, *(body for _, _, body in control_flow_bodies(model))])
         problems = [
-            _vanished(self.selectors.module_names[key]) if key in seen.folded else text
+            _vanished(self.selectors.module_names[key])
+            if key in seen.modules - seen.paths
+            else text
             for key, text in self._modules.unmatched(seen.paths, seen.types, _WHERE)
         ]
-        operators = {str(operator) for operator in seen.operators}
         for rules, known, what in (
-            (self.selectors.operator_types, operators, "operator"),
+            (self.selectors.operator_types, seen.operators, "operator"),
             (self.selectors.node_names, seen.nodes, "node"),
         ):
             problems += [
@@ -313,42 +314,33 @@ def _kept(keep: FilterFunction, node: Node) -> bool:
         ) from error
 
 
-@frozen
+@define
 class _Seen:
     """What there is to select in some graphs."""
 
-    nodes: frozenset[str]
-    paths: frozenset[str]
-    types: frozenset[str]
-    operators: frozenset[Any]
-    folded: frozenset[str]
+    nodes: set[str] = field(factory=set)
+    modules: set[str] = field(factory=set)
+    paths: set[str] = field(factory=set)
+    types: set[str] = field(factory=set)
+    operators: set[str] = field(factory=set)
 
     @classmethod
     def of(cls, graphs: Iterable[GraphModule]) -> _Seen:
-        nodes: set[str] = set()
-        paths: set[str] = set()
-        types: set[str] = set()
-        operators: set[Any] = set()
-        modules: set[str] = set()
+        seen = cls()
         for graph in graphs:
-            modules.update(name for name, _ in graph.named_modules())
+            seen.modules.update(name for name, _ in graph.named_modules())
             for node in graph.graph.nodes:
-                nodes.add(node.meta.get(ORIGINAL_NAME, node.name))
+                seen.nodes.add(node.meta.get(ORIGINAL_NAME, node.name))
                 if not is_compute_node(node):
                     continue
                 target = node.meta.get(ORIGINAL_TARGET, node.target)
                 if isinstance(target, torch._ops.OpOverload):
-                    operators.update((target, target.overloadpacket))
+                    seen.operators.update((str(target), str(target.overloadpacket)))
                 for frame in module_frames(node):
-                    paths.add(frame.path)
-                    types.add(frame.type_name)
-        return cls(
-            frozenset(nodes),
-            frozenset(paths),
-            frozenset(types - {""}),
-            frozenset(operators),
-            frozenset(modules - paths),
-        )
+                    seen.paths.add(frame.path)
+                    seen.types.add(frame.type_name)
+        seen.types.discard("")
+        return seen
 
 
 # Kept beside the plan because its messages speak of rules.

@@ -14,6 +14,7 @@ from qcore.errors import (
     BackendLoadError,
     UnknownBackendError,
     near_misses,
+    unknown_options,
     warn,
 )
 
@@ -199,15 +200,9 @@ def _check_options(name: str, cls: type, options: dict[str, Any]) -> None:
     parameters = inspect.signature(cls).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    unknown = [option for option in options if option not in parameters]
-    if unknown:
-        close = near_misses(unknown[0], parameters)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        offered = ", ".join(parameters) or "none"
-        raise BackendLoadError(
-            f"Backend {name!r} has no option {', '.join(map(repr, unknown))}.{hint} "
-            f"Its options: {offered}."
-        )
+    problem = unknown_options(f"Backend {name!r}", options, parameters)
+    if problem:
+        raise BackendLoadError(problem)
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in options]
     if missing:
         raise BackendLoadError(

@@ -20,9 +20,7 @@ from qcore.annotation.patterns import (
     without_float32,
 )
 from qcore.annotation.ranges import (
-    CastRule,
     ConcatRule,
-    FixedRangeRule,
     PassThroughRule,
     SameRangeInputsRule,
     SameRangeRule,
@@ -38,7 +36,7 @@ from qcore.annotation.rules import (
     write_annotation,
     write_match,
 )
-from qcore.annotation.transforms import clamps_to_hardtanh, scalars_to_attributes
+from qcore.annotation.transforms import scalars_to_attributes
 
 __all__ = [
     "BATCH_NORMS",
@@ -47,11 +45,9 @@ __all__ = [
     "LAYERS",
     "REPLACE_OR_MOVE",
     "AnnotationRule",
-    "CastRule",
     "Check",
     "ConcatRule",
     "ElementwiseRule",
-    "FixedRangeRule",
     "GemmRule",
     "Layer",
     "OperatorMatch",
@@ -63,7 +59,6 @@ __all__ = [
     "SupportTable",
     "annotate_graph",
     "annotation_of",
-    "clamps_to_hardtanh",
     "convolution_groups",
     "decide",
     "is_quantized_value",

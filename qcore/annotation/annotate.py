@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from torch.fx import GraphModule, Node
 
@@ -109,8 +109,7 @@ def _waits(node: Node, table: SupportTable) -> bool:
 def _clustered(node: Node, outcome: Outcome) -> Decision:
     if isinstance(outcome, Rejection):
         return _float(node, outcome)
-    scheme, pattern = outcome
-    return Decision(node.name, operator_name(node), module_path(node), scheme, pattern)
+    return _decision(node, scheme=outcome[0], pattern=outcome[1])
 
 
 def _annotate_io(node: Node, plan: QuantizationPlan) -> None:
@@ -180,19 +179,15 @@ def decide_float(node: Node, selection: Selection) -> Decision:
 
 def _quantized(node: Node, config: QuantizationConfig, pattern: str) -> Decision:
     scheme = str(QuantizationScheme.from_config(config))
-    return Decision(
-        node.name, operator_name(node), module_path(node), scheme, pattern, config=config
-    )
+    return _decision(node, scheme=scheme, pattern=pattern, config=config)
 
 
 def _float(node: Node, rejection: Rejection) -> Decision:
-    return Decision(
-        node.name,
-        operator_name(node),
-        module_path(node),
-        reason=rejection.reason,
-        advice=rejection.advice,
-    )
+    return _decision(node, reason=rejection.reason, advice=rejection.advice)
+
+
+def _decision(node: Node, **what: Any) -> Decision:
+    return Decision(node.name, operator_name(node), module_path(node), **what)
 
 
 def _reject(

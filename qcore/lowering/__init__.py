@@ -16,7 +16,6 @@ from qcore.lowering.specs import (
     TensorSpec,
     held_tensors,
     program_specs,
-    runtime_layout,
     spec_of,
     user_input_names,
 )
@@ -44,7 +43,6 @@ __all__ = [
     "program_specs",
     "recorded_module_path",
     "run_program",
-    "runtime_layout",
     "spec_of",
     "user_input_names",
 ]

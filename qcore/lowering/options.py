@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from qcore.errors import LoweringError, near_misses
+from qcore.errors import LoweringError, unknown_options
 
 __all__ = ["check_options"]
 
@@ -21,11 +21,6 @@ def check_options(backend: str, options: Mapping[str, Any], known: Collection[st
     Raises:
         LoweringError: Naming the options that do not exist and those that do.
     """
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        close = near_misses(unknown[0], known)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise LoweringError(
-            f"{backend}'s lower has no option {', '.join(map(repr, unknown))}.{hint} "
-            f"Its options: {', '.join(known) or 'none'}."
-        )
+    problem = unknown_options(f"{backend}'s lower", options, known)
+    if problem:
+        raise LoweringError(problem)

@@ -143,7 +143,9 @@ class LoweredProgram:
             RuntimeExecutionError: The inputs do not fit, or the runtime refuses or takes too long.
             RuntimeCrashError: The runtime's process died.
         """
-        return self.run_many([Call(inputs, keywords)], method=method)[0]
+        leaves = self._flatten(inputs, keywords, method)
+        with self._session() as session:
+            return self._restore(session.run(leaves, method=method), method)
 
     def run_many(self, samples: Iterable[Any], *, method: str = "forward") -> list[Any]:
         """Execute the program on many inputs in one process.
@@ -161,7 +163,7 @@ class LoweredProgram:
             RuntimeExecutionError: An input does not fit, or the runtime refuses or takes too long.
             RuntimeCrashError: The runtime's process died.
         """
-        flat = [self._flatten(sample, method) for sample in samples]
+        flat = [self._flatten(*self._arguments(sample), method) for sample in samples]
         if not flat:
             return []
         with self._session() as session:
@@ -184,7 +186,7 @@ class LoweredProgram:
         with self._session() as session:
 
             def run(*inputs: Any, method: str = "forward", **keywords: Any) -> Any:
-                leaves = self._flatten(Call(inputs, keywords), method)
+                leaves = self._flatten(inputs, keywords, method)
                 return self._restore(session.run(leaves, method=method), method)
 
             yield run
@@ -217,7 +219,7 @@ class LoweredProgram:
         """
         if runs < 1 or warmup < 0:
             raise ValueError(f"runs must be at least 1 and warmup at least 0, got {runs}, {warmup}")
-        leaves = self._flatten(Call(inputs, keywords), method)
+        leaves = self._flatten(inputs, keywords, method)
         with self._session() as session:
             return session.benchmark(leaves, warmup=warmup, runs=runs, method=method)
 
@@ -231,21 +233,32 @@ class LoweredProgram:
         with self.runner.session(self.buffer) as session:
             yield session
 
-    def _flatten(self, sample: Any, method: str) -> list[Any]:
+    def _keywords(self) -> tuple[str, ...]:
+        """Return the names of the keyword arguments that the model was captured with."""
+        return () if self.call is None else tuple(self.call.children()[1].context or ())
+
+    def _arguments(self, sample: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Read a sample; a mapping is one argument where the model has no keyword arguments."""
+        if isinstance(sample, Mapping) and self._keywords():
+            return (), sample
+        return (sample if isinstance(sample, (tuple, list)) else (sample,)), {}
+
+    def _flatten(
+        self, inputs: Sequence[Any], keywords: Mapping[str, Any], method: str
+    ) -> list[Any]:
         import torch
         from torch.utils._pytree import tree_leaves
 
-        taken = None if self.call is None else tuple(self.call.children()[1].context or ())
-        given = Call.of(sample, bool(taken))
-        if given.keywords and set(given.keywords) != set(taken or ()):
+        taken = self._keywords()
+        if keywords and set(keywords) != set(taken):
             raise RuntimeExecutionError(
-                f"The program was given the keyword arguments {', '.join(given.keywords)}; it was "
-                f"captured with {', '.join(taken or ()) or 'none'}. Pass these, all of them, or "
+                f"The program was given the keyword arguments {', '.join(keywords)}; it was "
+                f"captured with {', '.join(taken) or 'none'}. Pass these, all of them, or "
                 "every argument by position."
             )
         # In the order of the capture, whatever that of the call.
-        ordered = [given.keywords[name] for name in taken or () if given.keywords]
-        leaves: list[Any] = tree_leaves((given.inputs, ordered))
+        ordered = [keywords[name] for name in taken if keywords]
+        leaves: list[Any] = tree_leaves((tuple(inputs), ordered))
         if self.inputs is not None and method == "forward":
             check_values(self.inputs, leaves, what="program input", error=RuntimeExecutionError)
         for index, value in enumerate(leaves):
@@ -305,23 +318,6 @@ def run_program(
         )
     with read.runner.session(read.buffer) as session:
         return session.run(list(inputs), method=method)
-
-
-@attrs.frozen
-class Call:
-    """The arguments of one run, by position and by keyword."""
-
-    inputs: tuple[Any, ...]
-    keywords: Mapping[str, Any] = attrs.field(factory=dict)
-
-    @classmethod
-    def of(cls, sample: Any, has_keywords: bool) -> Call:
-        """Read a sample; a mapping is one argument where the model has no keyword arguments."""
-        if isinstance(sample, Call):
-            return sample
-        if isinstance(sample, Mapping) and has_keywords:
-            return cls((), sample)
-        return cls(tuple(sample) if isinstance(sample, (tuple, list)) else (sample,))
 
 
 def _unpickled(cls: type[LoweredProgram], fields: dict[str, Any]) -> LoweredProgram:

@@ -18,7 +18,6 @@ __all__ = [
     "describe_specs",
     "held_tensors",
     "program_specs",
-    "runtime_layout",
     "spec_of",
     "user_input_names",
 ]
@@ -236,31 +235,3 @@ def _mismatch(spec: TensorSpec, value: Any) -> str | None:
                 "or capture and lower the model with dynamic_shapes that cover this size."
             )
     return None
-
-
-def runtime_layout(value: Any) -> Any:
-    """Return a tensor in the one memory layout that every runtime takes.
-
-    Some runtimes crash on channels_last input, and a view would be written to disk
-    with all of its storage.
-
-    Args:
-        value: A tensor of any layout, or a plain value, which is returned as it is.
-
-    Returns:
-        A detached, dense, row-major tensor on the CPU; the same object where it is one already.
-    """
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        return value
-    tensor: torch.Tensor = value.detach().cpu().resolve_conj().resolve_neg()
-    strides, step = [], 1
-    for size in reversed(tensor.shape):
-        strides.append(step)
-        step *= max(size, 1)
-    dense = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    # is_contiguous() ignores the stride of a dimension of size one; the runtime does not.
-    if dense and tensor.stride() == tuple(reversed(strides)) and type(tensor) is torch.Tensor:
-        return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from qcore.lowering import Latency, Session, runtime_layout
+from qcore.lowering import Latency, Session
 from qcore_executorch.header import check_pte
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class _ExecuTorchSession:
 
         files = {name: str(self._child.folder / f"{name}.pt") for name in ("inputs", "outputs")}
         if self._child.folder.exists():
-            torch.save([runtime_layout(value) for value in inputs], files["inputs"])
+            torch.save([_runtime_layout(value) for value in inputs], files["inputs"])
         return files
 
 
@@ -159,3 +159,24 @@ class ExecuTorchRunner:
         """
         with self.session(buffer) as session:
             return [session.run(inputs, method=method) for inputs in samples]
+
+
+def _runtime_layout(value: Any) -> Any:
+    """Return a tensor in the one memory layout that the runtime takes; other values as they are.
+
+    It crashes on channels_last input, and a view would be written to disk with all of its storage.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    tensor: torch.Tensor = value.detach().cpu().resolve_conj().resolve_neg()
+    strides, step = [], 1
+    for size in reversed(tensor.shape):
+        strides.append(step)
+        step *= max(size, 1)
+    dense = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    # is_contiguous() ignores the stride of a dimension of size one; the runtime does not.
+    if dense and tensor.stride() == tuple(reversed(strides)) and type(tensor) is torch.Tensor:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)

@@ -15,9 +15,7 @@ import torch
 
 from qcore.annotation import (
     AnnotationRule,
-    CastRule,
     ElementwiseRule,
-    FixedRangeRule,
     GemmRule,
     OperatorPattern,
     SameRangeInputsRule,
@@ -36,6 +34,7 @@ from qcore_tosa.checks import (
     one_axis_of_channels,
     undilated,
 )
+from qcore_tosa.rules import CastRule, FixedRangeRule
 
 __all__ = ["ARITHMETIC", "TABLE"]
 

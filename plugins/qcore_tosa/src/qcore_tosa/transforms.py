@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.annotation import clamps_to_hardtanh, decide, layer_of
+from qcore.annotation import decide, layer_of
 from qcore.annotation.forms import in_quantizable_forms
 from qcore.graph import (
     ORIGINAL_NAME,
@@ -23,6 +23,7 @@ from qcore.graph import (
 from qcore.plan import QuantizationPlan
 from qcore.quiet import quiet
 from qcore_executorch import import_executorch
+from qcore_executorch.clamps import clamps_to_hardtanh
 from qcore_executorch.graphs import explicit_pool_strides
 from qcore_tosa.compat.executorch import ANNOTATION, LIMITS
 from qcore_tosa.forms import TOSA_FORMS

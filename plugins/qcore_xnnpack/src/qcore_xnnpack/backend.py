@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import define
 
 import qcore
-from qcore.annotation import annotate_graph, clamps_to_hardtanh, scalars_to_attributes
+from qcore.annotation import annotate_graph, scalars_to_attributes
 from qcore.annotation.forms import in_quantizable_forms
+from qcore_executorch.clamps import clamps_to_hardtanh
 from qcore_xnnpack.forms import XNNPACK_FORMS
 from qcore_xnnpack.support import SCALAR_OPERATORS, SCHEMES, TABLE
 
