@@ -139,12 +139,7 @@ def grouped(
 ) -> Iterator[tuple[_Key, int, str]]:
     """Group names by what is said of them, for reports that stay readable on large models.
 
-    Args:
-        keyed: What is said, and the name it is said of.
-        most_names: How many names of a group are shown.
-
-    Yields:
-        What is said, of how many names, and the first of these names.
+    Yields what is said, of how many names, and the first of these.
     """
     groups: dict[_Key, list[str]] = {}
     for key, name in keyed:

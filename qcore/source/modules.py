@@ -35,13 +35,10 @@ __all__ = [
 
 @frozen
 class QuantizedLayer:
-    """A layer that source quantization has treated.
+    """A layer that source quantization has treated, with its scheme as a backend declares it.
 
-    Attributes:
-        name: Its name in the model.
-        scheme: The scheme, as a backend declares it.
-        group_size: How many weights of a row share a scale; all of them with per-channel scales.
-        shape: Rows and columns of its weight.
+    ``group_size`` is how many weights of a row share a scale, all of them with per-channel scales;
+    ``shape`` are rows and columns of its weight.
     """
 
     name: str
@@ -55,15 +52,8 @@ def layer_scheme(
 ) -> LayerScheme:
     """Return a scheme of source quantization as a backend declares it.
 
-    Args:
-        layer: The kind of layer.
-        bits: Bits of a weight.
-        granularity: Per channel or per group.
-        is_dynamic: Whether activations are quantized to int8 at run time; else they stay in float.
-        symmetric: Whether weights have a zero point of 0.
-
-    Returns:
-        The scheme.
+    With ``is_dynamic`` activations are quantized to int8 at run time; else they stay in
+    float.
     """
     weight = evolve(INT8_WEIGHTS.narrowed(bits), symmetric=symmetric)
     return LayerScheme(weight, 8 if is_dynamic else None, granularity, is_dynamic, layer=layer)
@@ -103,14 +93,7 @@ def is_quantized_model(model: nn.Module) -> bool:
 
 
 def quantized_layers(model: nn.Module) -> Iterator[QuantizedLayer]:
-    """Read the schemes off a model that ``quantize_`` has treated, qcore's or torchao's.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Every layer that holds quantized weights in a form that can be exported.
-    """
+    """Read the schemes off the layers that ``quantize_``, qcore's or torchao's, has treated."""
     for name, module in model.named_modules():
         if isinstance(module, Int8DynActInt4WeightLinear):
             scheme = layer_scheme("linear", 4, "per_group", is_dynamic=True)
@@ -142,11 +125,8 @@ def _bits(weight: Any) -> int:
 def stored_bytes(tensor: torch.Tensor) -> int:
     """Return the size of a tensor on a device in bytes.
 
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        Of a quantized weight: its bits packed, its scales, and its zero points unless all are 0.
+    Of a quantized weight these are its bits, packed, its scales, and its zero points unless all are
+    0.
     """
     if not isinstance(tensor, IntxUnpackedToInt8Tensor):
         return int(tensor.numel() * tensor.element_size())

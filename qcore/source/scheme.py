@@ -133,15 +133,7 @@ class SourceScheme:
 
 
 def check_group_size(value: object, argument: str) -> None:
-    """Raise unless a value is a group size.
-
-    Args:
-        value: What was given.
-        argument: The name of the argument, for the message.
-
-    Raises:
-        UnsupportedSchemeError: It is neither a positive integer nor ``"axis"``.
-    """
+    """Raise UnsupportedSchemeError unless a value is a positive integer or ``axis``."""
     if value == "axis" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return
     raise UnsupportedSchemeError(
@@ -153,19 +145,9 @@ def check_group_size(value: object, argument: str) -> None:
 def read_scheme(
     wanted: SourceSchemeLike, supported: Sequence[LayerScheme], backend: str
 ) -> SourceScheme | None:
-    """Read what a user passed as a scheme.
+    """Read what a user passed as a scheme; ``None`` leaves layers as they are.
 
-    Args:
-        wanted: A name such as ``"8da4w"``, ``"8w per-axis"`` or ``"4w per-group 64"``, a
-            :class:`SourceScheme`, a torchao configuration, or ``None``.
-        supported: The backend's schemes of source quantization.
-        backend: The backend's name, for messages.
-
-    Returns:
-        The scheme; ``None`` for ``None``, which leaves layers as they are.
-
-    Raises:
-        UnsupportedSchemeError: It is none of these, or the backend executes no scheme of that name.
+    UnsupportedSchemeError where it is no scheme, or the backend executes none of that name.
     """
     if wanted is None:
         return None

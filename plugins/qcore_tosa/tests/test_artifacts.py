@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -47,7 +48,7 @@ def test_one_content_gets_the_name_and_several_get_their_own(tmp_path):
 def test_nothing_to_save_and_folders_that_do_not_exist_are_errors(tmp_path):
     with pytest.raises(LoweringError, match="no delegate"):
         save_numbered(tmp_path / "model.tosa", {})
-    with pytest.raises(LoweringError, match="existing folder"):
+    with pytest.raises(LoweringError, match="does not exist"):
         save_numbered(tmp_path / "none" / "model.tosa", {"a": b"1"})
 
 
@@ -58,3 +59,21 @@ def test_a_graph_that_the_reference_model_cannot_read_is_an_error_and_no_crash()
             process.execute("0.tosa", [])
     finally:
         process.close()
+
+
+def test_a_file_that_cannot_be_written_whole_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model.tosa"
+    save_numbered(target, {"a": b"before"})
+
+    def full(file: Path, data: bytes) -> int:
+        with file.open("wb") as opened:
+            opened.write(data[:1])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(LoweringError, match="No space left"):
+        save_numbered(target, {"a": b"after"})
+    assert target.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [target]

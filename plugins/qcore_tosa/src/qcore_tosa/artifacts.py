@@ -11,6 +11,7 @@ import attrs
 
 from qcore.compat import Change
 from qcore.errors import LoweringError
+from qcore.files import write_whole
 
 if TYPE_CHECKING:
     import os
@@ -118,7 +119,7 @@ def delegates_of(
 
 
 def save_numbered(path: str | os.PathLike[str], contents: Mapping[str, bytes]) -> tuple[Path, ...]:
-    """Write one file for each delegate.
+    """Write one file for each delegate, whole or not at all.
 
     Args:
         path: The file. With several delegates, their names come before the suffix.
@@ -141,12 +142,7 @@ def save_numbered(path: str | os.PathLike[str], contents: Mapping[str, bytes]) -
         target if alone else target.with_name(f"{target.stem}.{name}{target.suffix}")
         for name in contents
     ]
-    try:
-        for file, content in zip(paths, contents.values(), strict=True):
-            file.write_bytes(content)
-    except OSError as error:
-        raise LoweringError(
-            f"Cannot save to {target}: {error.strerror or error}. "
-            "Choose a path in an existing folder that you can write to."
-        ) from error
-    return tuple(paths)
+    return tuple(
+        write_whole(file, content, "the delegate", f"model{target.suffix}")
+        for file, content in zip(paths, contents.values(), strict=True)
+    )
