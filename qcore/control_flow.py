@@ -27,13 +27,7 @@ def direct_bodies(model: GraphModule) -> list[tuple[str, Node, GraphModule]]:
 
 
 def replace_body(model: GraphModule, path: str, body: GraphModule) -> None:
-    """Put another graph in place of a body.
-
-    Args:
-        model: The graph that runs the body, or one around it.
-        path: The body's name in ``model``.
-        body: The new body.
-    """
+    """Put another graph in place of a body, by its name in a model around it."""
     parent, _, name = path.rpartition(".")
     owner = operator.attrgetter(parent)(model) if parent else model
     setattr(owner, name, body)
@@ -53,9 +47,7 @@ def operands_of(call: Node) -> list[Any]:
 def sink_all_parameters(model: GraphModule) -> None:
     """Let the bodies that a graph runs read their parameters themselves; see the next function.
 
-    Args:
-        model: The graph; changed in place, with its bodies. Operands that no body reads any more
-            are dropped.
+    Operands that no body reads any more are dropped.
     """
     calls: dict[Node, list[GraphModule]] = {}
     for _, call, body in direct_bodies(model):
@@ -72,11 +64,6 @@ def sink_parameters(model: GraphModule, call: Node, body: GraphModule) -> None:
 
     Export passes a body everything that it closes over. As operands, weights cannot be quantized
     ahead of time; as attributes of the body they can. The operands stay, unused.
-
-    Args:
-        model: The graph that calls the body.
-        call: The ``cond`` or ``while_loop`` operator.
-        body: One of its bodies; changed in place.
     """
     *carried, _ = _operand_groups(call)  # A loop replaces what it carries.
     kept = sum(len(call.args[position]) for position in carried)
@@ -103,10 +90,7 @@ def raise_constants(model: GraphModule) -> None:
     """Pass the bodies of a converted model their constants as operands, as export has them.
 
     Bodies that own tensors cannot be decomposed. Operands that no body reads any more, such as the
-    float weights of quantized layers, are dropped.
-
-    Args:
-        model: A converted model; changed in place, inner bodies first.
+    float weights of quantized layers, are dropped. Inner bodies come first.
     """
     calls: dict[Node, dict[str, GraphModule]] = {}
     for name, call, body in direct_bodies(model):

@@ -85,14 +85,10 @@ class ModuleFrame:
 
 
 def module_frames(node: Node) -> tuple[ModuleFrame, ...]:
-    """Return the modules around a node, the outermost first.
+    """Return the modules around a node that ``torch.export`` recorded, the outermost first.
 
-    Args:
-        node: Any node of a captured graph.
-
-    Returns:
-        The modules that ``torch.export`` recorded. A node of a conditional body, for which it
-        records none, is placed by the parameter that it reads.
+    A node of a conditional body, for which it records none, is placed by the parameter that it
+    reads.
     """
     stack = node.meta.get("nn_module_stack") or {}
     frames = tuple(

@@ -48,19 +48,7 @@ _FUNCTIONS: Final = re.compile(
 
 
 def write_model(model: GraphModule, report: AnnotationReport, path: str | os.PathLike[str]) -> Path:
-    """Write a quantized model to a file, whole or not at all.
-
-    Args:
-        model: The converted model.
-        report: Its decisions.
-        path: The file, by custom with the suffix ``.qpt2``.
-
-    Returns:
-        The path.
-
-    Raises:
-        ModelFileError: The file cannot be written.
-    """
+    """Write a quantized model to a file, whole or not at all; ModelFileError where that fails."""
     import torch
 
     from qcore.lowering.export import export_for_lowering
@@ -81,17 +69,10 @@ def write_model(model: GraphModule, report: AnnotationReport, path: str | os.Pat
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[GraphModule, AnnotationReport]:
-    """Read what ``write_model`` wrote.
+    """Read what ``write_model`` wrote: the model, which runs in eager mode, and its report.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The model, as a graph module that runs in eager mode, and its report.
-
-    Raises:
-        ModelFileError: There is no such file, it is none of these or cut short, other versions
-            wrote it, or it holds what is no part of a quantized model.
+    ModelFileError where there is no such file, it is none of these or cut short, other versions
+    wrote it, or it holds what is no part of a quantized model.
     """
     import torch
 

@@ -113,15 +113,7 @@ class Selectors:
         self.io = Rule(RuleKind.IO, "", config)
 
     def add_operator_type(self, operator: object, config: QuantizationConfig | None) -> None:
-        """Select an operator.
-
-        Args:
-            operator: ``torch.ops.aten.conv2d.default`` or a packet, ``torch.ops.aten.conv2d``.
-            config: The configuration or ``None``.
-
-        Raises:
-            SelectionError: It is not an operator.
-        """
+        """Select an operator, or a packet such as ``torch.ops.aten.conv2d``."""
         if not isinstance(operator, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
             raise SelectionError(
                 f"set_operator_type takes an ATen operator such as torch.ops.aten.linear.default, "
@@ -130,15 +122,7 @@ class Selectors:
         self.operator_types[operator] = Rule(RuleKind.OPERATOR_TYPE, str(operator), config)
 
     def add_module_type(self, module_type: object, config: QuantizationConfig | None) -> None:
-        """Select the modules of a class and of its subclasses.
-
-        Args:
-            module_type: The class, or its qualified name.
-            config: The configuration or ``None``.
-
-        Raises:
-            SelectionError: It is neither.
-        """
+        """Select the modules of a class, or of its qualified name, and of its subclasses."""
         if inspect.isclass(module_type):
             key = type_name(module_type)
         elif isinstance(module_type, str):
@@ -154,13 +138,7 @@ class Selectors:
     def add_module_name(self, name: str, config: QuantizationConfig | None) -> None:
         """Select a module and everything in it.
 
-        Args:
-            name: As in ``named_modules()``. ``*`` and ``?`` stand for part of one component,
-                ``**`` for any number of components.
-            config: The configuration or ``None``.
-
-        Raises:
-            SelectionError: It is not a name.
+        In the name ``*`` and ``?`` stand for part of one component, ``**`` for any number of them.
         """
         if not isinstance(name, str) or not name:
             raise SelectionError(
@@ -190,14 +168,7 @@ class Selectors:
             yield from group.values()
 
     def mapped(self, convert: Callable[[QuantizationConfig], QuantizationConfig]) -> Selectors:
-        """Return a copy with every configuration converted.
-
-        Args:
-            convert: From a configuration to the one to use in its place.
-
-        Returns:
-            The copy; rules that say ``None`` stay as they are.
-        """
+        """Return a copy with every configuration converted; ``None`` stays as it is."""
 
         def one(value: Any) -> Any:
             if isinstance(value, dict):
@@ -267,14 +238,7 @@ class QuantizationPlan:
         return rules.get(target) or rules.get(target.overloadpacket)
 
     def check_matches(self, model: GraphModule) -> None:
-        """Raise for rules that select nothing in the model or in a body of its control flow.
-
-        Args:
-            model: The captured model.
-
-        Raises:
-            SelectionError: Naming every such rule and what is close to it.
-        """
+        """Raise SelectionError for rules that select nothing in a model or its control flow."""
         seen = _Seen.of([model, *(body for _, _, body in control_flow_bodies(model))])
         problems = [
             _vanished(self.selectors.module_names[key])

@@ -16,17 +16,7 @@ ALGORITHMS: Final[dict[str, Algorithm]] = {BiasCorrection.name: BiasCorrection()
 
 
 def chosen_algorithms(wanted: Iterable[str | Algorithm]) -> tuple[Algorithm, ...]:
-    """Return the algorithms that a user asked for, each once, in their order.
-
-    Args:
-        wanted: Names, and algorithms of the user's own.
-
-    Returns:
-        The algorithms.
-
-    Raises:
-        QcoreError: No algorithm has that name, or it is none.
-    """
+    """Return the algorithms that a user asked for, by name or as objects, each once."""
     own = "One of your own is an object of a subclass of qcore.algorithms.Algorithm."
     given = [wanted] if isinstance(wanted, (str, Algorithm)) else wanted
     found = (look_up(one, ALGORITHMS, Algorithm, "algorithm", own) for one in given)

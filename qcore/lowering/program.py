@@ -159,9 +159,7 @@ class LoweredProgram:
             What the model returns for each, in order.
 
         Raises:
-            RuntimeUnavailableError: This machine cannot run the program.
-            RuntimeExecutionError: An input does not fit, or the runtime refuses or takes too long.
-            RuntimeCrashError: The runtime's process died.
+            QcoreError: As :meth:`run`.
         """
         flat = [self._flatten(*self._arguments(sample), method) for sample in samples]
         if not flat:
@@ -179,9 +177,7 @@ class LoweredProgram:
             A function that takes the model's arguments and returns what it returns.
 
         Raises:
-            RuntimeUnavailableError: This machine cannot run the program.
-            RuntimeExecutionError: The runtime refuses the program.
-            RuntimeCrashError: The runtime's process died.
+            QcoreError: As :meth:`run`.
         """
         with self._session() as session:
 
@@ -213,9 +209,7 @@ class LoweredProgram:
 
         Raises:
             ValueError: ``runs`` is below 1 or ``warmup`` below 0.
-            RuntimeUnavailableError: This machine cannot run the program.
-            RuntimeExecutionError: The inputs do not fit, or the runtime refuses or takes too long.
-            RuntimeCrashError: The runtime's process died.
+            QcoreError: As :meth:`run`.
         """
         if runs < 1 or warmup < 0:
             raise ValueError(f"runs must be at least 1 and warmup at least 0, got {runs}, {warmup}")

@@ -78,15 +78,9 @@ def describe_specs(specs: Sequence[TensorSpec]) -> str:
 
 
 def spec_of(name: str, value: Any, bound_of: Callable[[Any], tuple[int, int | None]]) -> TensorSpec:
-    """Describe a graph's argument.
+    """Describe a graph's argument by the fake tensor or the constant that the graph records for it.
 
-    Args:
-        name: The argument's name.
-        value: The fake tensor or the constant that the graph records for it.
-        bound_of: Gives the smallest and largest size of a symbolic dimension.
-
-    Returns:
-        Its specification.
+    ``bound_of`` gives the smallest and the largest size of a symbolic dimension.
     """
     import torch
 
