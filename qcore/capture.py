@@ -90,7 +90,8 @@ def capture(
     elif isinstance(model, GraphModule):
         graph = clone(model)
     elif isinstance(model, torch.nn.Module):
-        graph = _exported(model, example, dynamic_shapes, is_qat)
+        with _mode(model, training=is_qat):
+            graph = exported_program(model, example, dynamic_shapes).module(check_guards=False)
     else:
         raise CaptureError(
             f"Cannot capture {type(model).__name__}: pass a torch.nn.Module, an ExportedProgram "
@@ -121,14 +122,6 @@ def _check_weights(graph: GraphModule) -> None:
 def _is_quantized(node: Node) -> bool:
     quantizes = node.op == "call_function" and str(node.target).startswith(_QUANTIZED)
     return quantizes or is_observer(node)
-
-
-def _exported(
-    model: torch.nn.Module, example: Sample, dynamic_shapes: Any, is_qat: bool
-) -> GraphModule:
-    with _mode(model, training=is_qat):
-        program = exported_program(model, example, dynamic_shapes)
-    return program.module(check_guards=False)
 
 
 def exported_program(

@@ -35,7 +35,6 @@ _DROPPED = (
     "nn_module_stack",
     "eager_input_vals",
     "quantization_annotation",
-    "qcore_config",
     "seq_nr",
 )
 
