@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qcore_analysis.recipe import Recipe
+    from qcore_analysis.stages import StageReport, compare_stages
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "StageReport", "compare_stages"]
 
-_HOMES = {"Recipe": "qcore_analysis.recipe"}
+_HOMES = {
+    "Recipe": "qcore_analysis.recipe",
+    "StageReport": "qcore_analysis.stages",
+    "compare_stages": "qcore_analysis.stages",
+}
 
 
 def __getattr__(name: str) -> Any:

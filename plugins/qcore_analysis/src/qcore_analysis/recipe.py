@@ -229,6 +229,7 @@ class Recipe:
             QcoreError: As ``qcore.quantize`` and ``quantizer.lower``.
         """
         import qcore
+        from qcore_analysis.samples import as_example
 
         quantizer = self.quantizer()
         if self.is_source(quantizer):
@@ -236,8 +237,11 @@ class Recipe:
         result = qcore.quantize(
             model, quantizer, samples, algorithms=self.algorithms, progress=progress
         )
-        example = samples[0] if isinstance(samples[0], (tuple, dict)) else (samples[0],)
-        return Made(quantizer.lower(result.model, example, **self.lowering), result.report, result)
+        return Made(
+            quantizer.lower(result.model, as_example(samples[0]), **self.lowering),
+            result.report,
+            result,
+        )
 
     def _make_by_source(self, model: Any, samples: list[Any], quantizer: Any) -> Made:
         import copy
@@ -245,6 +249,7 @@ class Recipe:
         import torch
 
         import qcore
+        from qcore_analysis.samples import as_example
 
         if not isinstance(model, torch.nn.Module):
             raise RecipeError(
@@ -257,8 +262,7 @@ class Recipe:
             r.name: None if r.scheme == IN_FLOAT else r.scheme for r in self.rules
         }
         report = qcore.quantize_(treated, quantizer, scheme, rules=names or None)
-        example = samples[0] if isinstance(samples[0], (tuple, dict)) else (samples[0],)
-        return Made(quantizer.lower(treated, example, **self.lowering), report, None)
+        return Made(quantizer.lower(treated, as_example(samples[0]), **self.lowering), report, None)
 
 
 @attrs.frozen

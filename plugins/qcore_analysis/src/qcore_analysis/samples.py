@@ -16,7 +16,7 @@ from qcore.errors import near_misses
 from qcore_analysis.errors import InputError
 from qcore_analysis.models import imported, tensor_bytes
 
-__all__ = ["Preprocessing", "data_digest", "load_data"]
+__all__ = ["Preprocessing", "as_example", "called", "data_digest", "load_data"]
 
 _FORMS: Final = (
     "Data is a .safetensors, .npz or .pt file, a folder of pictures, or package.module:iterable."
@@ -125,6 +125,18 @@ def load_data(text: str, *, batch: int = 1, pictures: str = "") -> list[Any]:
     if not found:
         raise InputError(f"{text} holds no samples. {_FORMS}")
     return found
+
+
+def called(model: Any, sample: Any) -> Any:
+    """Call a model with a sample."""
+    if isinstance(sample, Mapping):
+        return model(**sample)
+    return model(*sample) if isinstance(sample, (tuple, list)) else model(sample)
+
+
+def as_example(sample: Any) -> Any:
+    """Return a sample as ``quantizer.lower`` takes its example inputs."""
+    return sample if isinstance(sample, (tuple, list, Mapping)) else (sample,)
 
 
 def data_digest(samples: Iterable[Any]) -> str:

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import attrs
 import typer
 
 from qcore_analysis.errors import InputError
 
-__all__ = ["Backend", "Batch", "Data", "Model", "Options", "Pictures", "Shapes", "settings"]
+if TYPE_CHECKING:
+    from qcore_analysis.recipe import Recipe
+
+__all__ = [
+    "Batch",
+    "Calibration",
+    "Data",
+    "FromRecipe",
+    "KeepFloat",
+    "Model",
+    "Options",
+    "Pictures",
+    "Scheme",
+    "Shapes",
+    "SomeBackend",
+    "chosen_recipe",
+    "settings",
+]
 
 Model = Annotated[str, typer.Argument(help="A .pt2 file, or package.module:factory.")]
-Backend = Annotated[str, typer.Option("--backend", "-b", help="An installed backend.")]
 Data = Annotated[
     str,
     typer.Option(
@@ -31,6 +49,18 @@ Options = Annotated[
 ]
 Shapes = Annotated[
     list[str] | None, typer.Option("--input-shape", help="Shape of an input, 1x3x224x224.")
+]
+
+
+Scheme = Annotated[str, typer.Option(help="A scheme's name; by default the backend's first.")]
+KeepFloat = Annotated[
+    list[str] | None,
+    typer.Option(help="A module that stays in float; * within a component, ** across."),
+]
+FromRecipe = Annotated[Path | None, typer.Option(help="Take what is not said here from it.")]
+SomeBackend = Annotated[str, typer.Option("--backend", "-b", help="An installed backend.")]
+Calibration = Annotated[
+    str, typer.Option("--calibration", help="Samples to choose ranges with: DATA, as --data.")
 ]
 
 
@@ -56,3 +86,30 @@ def settings(texts: Iterable[str] | None) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[name] = value
     return found
+
+
+def chosen_recipe(path: Path | None, *, keep_float: Any, **choices: Any) -> Recipe:
+    """Return the recipe of a file with what the command line says in its place.
+
+    Args:
+        path: The file; None begins with nothing.
+        keep_float: Names of modules.
+        **choices: Fields of the recipe; what is empty is not said.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        InputError: Neither says the backend.
+        RecipeError: The file is no recipe.
+    """
+    from qcore_analysis.recipe import IN_FLOAT, Recipe, RecipeRule
+
+    given = {name: value for name, value in choices.items() if value}
+    if path is None and "backend" not in given:
+        raise InputError("No backend: pass --backend NAME; qcore backends lists what is installed.")
+    base = Recipe(given["backend"]) if path is None else Recipe.read(path)
+    if "options" in given:
+        given["options"] = {**base.options, **given["options"]}
+    added = tuple(RecipeRule("module_name", IN_FLOAT, name) for name in keep_float)
+    return attrs.evolve(base, **given, rules=(*base.rules, *added))

@@ -64,13 +64,13 @@ def verify(
     from qcore import LoweredProgram
     from qcore_analysis.measures import distance_of
     from qcore_analysis.models import load_model
-    from qcore_analysis.samples import load_data
+    from qcore_analysis.samples import called, load_data
 
     loaded, model = LoweredProgram.load(program), load_model(against)
     samples = load_data(data, batch=batch, pictures=pictures)
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     with torch.no_grad():
-        expected = [_called(module, sample) for sample in samples]
+        expected = [called(module, sample) for sample in samples]
     found = distance_of(expected, loaded.run_many(samples))
     ok = found.sqnr_db >= min_sqnr
     top1 = "" if found.top1 is None else f", top-1 agreement {found.top1:.3f}"
@@ -110,12 +110,6 @@ def bench(
     given = () if keywords else sample if isinstance(sample, (tuple, list)) else (sample,)
     latency = loaded.benchmark(*given, runs=runs, warmup=warmup, **keywords)
     answer(f"{loaded.backend}: {latency}", attrs.asdict(latency), as_json, quiet)
-
-
-def _called(model: Any, sample: Any) -> Any:
-    if isinstance(sample, dict):
-        return model(**sample)
-    return model(*sample) if isinstance(sample, (tuple, list)) else model(sample)
 
 
 def _ends(tensor: Any) -> str:

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import attrs
 import typer
 
 from qcore.cli.options import AsJson, Quiet, answer
 from qcore_analysis.commands.options import (
     Batch,
+    Calibration,
     Data,
+    FromRecipe,
+    KeepFloat,
     Model,
     Options,
     Pictures,
+    Scheme,
     Shapes,
+    SomeBackend,
+    chosen_recipe,
     settings,
 )
 from qcore_analysis.errors import InputError
 
-if TYPE_CHECKING:
-    from qcore_analysis.recipe import Recipe
-
 __all__ = ["explain", "quantize"]
-
-Scheme = Annotated[str, typer.Option(help="A scheme's name; by default the backend's first.")]
-KeepFloat = Annotated[
-    list[str] | None,
-    typer.Option(help="A module that stays in float; * within a component, ** across."),
-]
-FromRecipe = Annotated[Path | None, typer.Option(help="Take what is not said here from it.")]
-SomeBackend = Annotated[str, typer.Option("--backend", "-b", help="An installed backend.")]
 
 
 def quantize(
@@ -42,13 +36,7 @@ def quantize(
         str, typer.Argument(help="A .pt2 file, or package.module:factory; or the recipe's.")
     ] = "",
     backend: SomeBackend = "",
-    calibration: Annotated[
-        str,
-        typer.Option(
-            help="A .safetensors, .npz or .pt file, a folder of pictures, or "
-            "package.module:iterable."
-        ),
-    ] = "",
+    calibration: Calibration = "",
     scheme: Scheme = "",
     keep_float: KeepFloat = None,
     batch: Batch = 1,
@@ -65,7 +53,7 @@ def quantize(
     from qcore_analysis.progress import stage
     from qcore_analysis.samples import load_data
 
-    chosen = _recipe(
+    chosen = chosen_recipe(
         recipe,
         model=model,
         backend=backend,
@@ -126,7 +114,7 @@ def explain(
     from qcore_analysis.models import example_inputs, load_model
     from qcore_analysis.samples import load_data
 
-    chosen = _recipe(
+    chosen = chosen_recipe(
         recipe,
         backend=backend,
         scheme=scheme,
@@ -146,20 +134,6 @@ def explain(
         example = example_inputs(loaded, tuple(input_shape or ()))
     report = qcore.explain(loaded, quantizer, example)
     answer(report, report.to_dict(), as_json, quiet)
-
-
-def _recipe(path: Path | None, *, keep_float: Any, **choices: Any) -> Recipe:
-    """Return the recipe of a file with what the command line says in its place."""
-    from qcore_analysis.recipe import IN_FLOAT, Recipe, RecipeRule
-
-    given = {name: value for name, value in choices.items() if value}
-    if path is None and "backend" not in given:
-        raise InputError("No backend: pass --backend NAME; qcore backends lists what is installed.")
-    base = Recipe(given["backend"]) if path is None else Recipe.read(path)
-    if "options" in given:
-        given["options"] = {**base.options, **given["options"]}
-    added = tuple(RecipeRule("module_name", IN_FLOAT, name) for name in keep_float)
-    return attrs.evolve(base, **given, rules=(*base.rules, *added))
 
 
 def _check_writable(*paths: Path | None) -> None:
