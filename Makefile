@@ -36,6 +36,8 @@ demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack); or
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)  ## Run the tests, the fast ones first (WORKERS=2)
 	@rm -rf $(FACTS)
+	@if command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }; \
+		then tools/system-deps || true; fi
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --qcore-facts $(FACTS)
 	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md --check
 	@$(BIN)/python tools/support_sections.py --check
