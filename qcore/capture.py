@@ -134,9 +134,11 @@ def exported_program(
                 model, example.args, example.kwargs or None, dynamic_shapes=dynamic_shapes
             )
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first, *others = (str(error).strip() or type(error).__name__).splitlines()
+        # Of a size that does not vary after all, only this line says which and why.
+        said = [first, *(line.strip() for line in others if "specialized it" in line)]
         raise CaptureError(
-            f"torch.export.export cannot capture {type(model).__name__}: {first_line}\n"
+            f"torch.export.export cannot capture {type(model).__name__}: {' '.join(said)}\n"
             "The cause is above. Usual ones: Python control flow on tensor values (use "
             "torch.cond), an input that the model does not take, a size that varies (pass "
             "dynamic_shapes), an output that is no tensor (a model from transformers needs "

@@ -340,7 +340,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         Raises:
             LoweringError: ``model`` is no quantized model, ``example_inputs`` do not fit, or the
                 model cannot be lowered.
-            UnsupportedSchemeError: The backend does not execute a layer that ``quantize_`` left.
+            UnsupportedSchemeError: The backend does not execute a layer that ``quantize_`` left, or
+                a scheme that the model was quantized with for another backend.
             CaptureError: The module cannot be exported.
         """
         if isinstance(model, QuantizedModel):
@@ -351,6 +352,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
                 "normalize with the statistics of each batch. Before convert_pt2e call "
                 "torchao.quantization.pt2e.move_exported_model_to_eval(prepared)."
             )
+        if isinstance(model, GraphModule):
+            self._require_executed(read_decisions(model))
         if isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule):
             exported = self._export_module(model, example_inputs, dynamic_shapes)
             if exported is not None:
@@ -363,6 +366,20 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         report = evolve(program.report, seconds={**seconds, **program.report.seconds})
         call = exported.call_spec.in_spec if program.call is None else program.call
         return evolve(program, report=report, call=call)
+
+    def _require_executed(self, report: AnnotationReport | None) -> None:
+        """Refuse a model with a scheme of another backend that this one does not execute."""
+        if report is None or report.backend == self.name:
+            return
+        for config in (d.config for d in report.quantized if d.config and d.config.weight):
+            scheme = evolve(QuantizationScheme.from_config(config), is_qat=False)
+            if not any(offered.covers(scheme) for offered in self._schemes):
+                raise UnsupportedSchemeError(
+                    f"The model was quantized for {report.backend} with {scheme}, and {self.name} "
+                    f"executes {listed(self._schemes)}. Quantize it with "
+                    f"get_quantizer({self.name!r}), or lower it with the quantizer for "
+                    f"{report.backend}."
+                )
 
     def _export_module(self, model: torch.nn.Module, inputs: Any, dynamic_shapes: Any) -> Any:
         from qcore.source.export import check_layers, export_quantized

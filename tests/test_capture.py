@@ -164,3 +164,9 @@ def test_weights_that_are_not_numbers_are_refused_by_name(toy: Build) -> None:
 def test_capturing_a_recurrent_network_warns_of_nothing() -> None:
     lstm = nn.LSTM(4, 4).eval()
     capture(lstm, Sample((torch.rand(2, 1, 4),), {}))
+
+
+def test_a_size_of_one_that_should_vary_is_named(toy: Build) -> None:
+    shapes = ({0: torch.export.Dim("batch", min=1, max=8)},)
+    with pytest.raises(CaptureError, match=r"specialized it to be a constant \(1\)"):
+        qcore.quantize(nn.Linear(8, 8), toy().set_global("8a8w"), [X[:1]], dynamic_shapes=shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -155,3 +156,19 @@ def test_something_else_is_refused_with_how_to_build_a_configuration() -> None:
         UnsupportedSchemeError, match="got dict.*Build one with qcore.get_symmetric"
     ):
         resolve_config({"bits": 8}, SCHEMES, "toy")  # type: ignore[arg-type]
+
+
+def test_a_model_quantized_for_another_backend_is_refused_by_name(
+    toy: Callable[[], qcore.Quantizer], toy_backend: type
+) -> None:
+    class Dynamic(toy_backend):  # type: ignore[misc]
+        @qcore.hookimpl
+        def supported_schemes(self) -> Any:
+            return [s for s in super().supported_schemes() if s.is_dynamic]
+
+    x = torch.rand(2, 4)
+    result = qcore.quantize(torch.nn.Linear(4, 4), toy().set_global("8a8w"), [x])
+    with pytest.raises(UnsupportedSchemeError, match="quantized for toy with 8a8w.*and other exec"):
+        qcore.Quantizer(Dynamic(), "other").lower(result.model, (x,))
+    with pytest.raises(qcore.QcoreError, match="toy lowers nothing"):
+        qcore.Quantizer(toy_backend(), "other").lower(result.model, (x,))
