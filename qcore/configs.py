@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from qcore.errors import UnsupportedSchemeError
 from qcore.formats import INT8, INT8_WEIGHTS, INT16, SMALLEST_SCALE, UINT8, NumberFormat
 from qcore.training import with_fake_quantization
 
-__all__ = ["build_config", "get_symmetric_quantization_config"]
+__all__ = ["build_config", "get_symmetric_quantization_config", "with_weight_scales"]
 
 _BY_TYPE = {known.dtype: known for known in (INT8, UINT8, INT16)}
 
@@ -80,21 +81,34 @@ def build_config(
     is_per_channel: bool,
     is_qat: bool,
     is_dynamic: bool,
+    is_per_operator: bool = False,
     observer: Callable[..., Any] | None = None,
 ) -> QuantizationConfig:
     """Build a configuration for two formats; ``None`` leaves weights or activations in float.
 
-    ``observer`` is the user's own, for static activations. The same arguments give the same
-    (cached) object.
+    ``observer`` is the user's own, for static activations; ``is_per_operator`` leaves to the
+    backend how finely weights are scaled. The same arguments give the same (cached) object.
     """
     spec = activation and activation.activation_qspec(
         observer or DEFAULT.observer(activation),
         is_dynamic=is_dynamic,
         is_chosen=observer is None,
     )
-    weights = weight and weight.weight_qspec(is_per_channel=is_per_channel)
+    weights = weight and weight.weight_qspec(
+        is_per_channel=is_per_channel, is_per_operator=is_per_operator
+    )
     config = QuantizationConfig(spec, None if is_dynamic else spec, weights, None, False)
     return with_fake_quantization(config, running=True) if is_qat else config
+
+
+@functools.lru_cache
+def with_weight_scales(config: QuantizationConfig, is_per_channel: bool) -> QuantizationConfig:
+    """Settle how finely weights are scaled, where a configuration leaves that to the backend."""
+    weight = NumberFormat.of(config.weight)
+    assert weight is not None
+    spec = weight.weight_qspec(is_per_channel=is_per_channel)
+    settled = dataclasses.replace(config, weight=spec, is_qat=False)
+    return with_fake_quantization(settled, running=True) if config.is_qat else settled
 
 
 def _check_range(which: str, qmin: int, qmax: int, dtype: torch.dtype) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "SMALLEST_SCALE",
     "UINT8",
     "WEIGHTS",
+    "FixedPoint",
     "FormatObserver",
     "NumberFormat",
     "ScaleRule",
@@ -39,7 +40,8 @@ __all__ = [
     "power_of_two",
 ]
 
-#: What a scale becomes: another one that the hardware has, no smaller, of the same shape.
+#: What a scale becomes: another one that the hardware has, no smaller, of the same shape. Its name,
+#: or what ``str`` says of it, stands in reports and messages.
 ScaleRule = Callable[[torch.Tensor], torch.Tensor]
 
 #: What a label may be, as a regular expression: ``8``, ``16``, ``u8``, ``fp8``.
@@ -72,6 +74,24 @@ def power_of_two(scales: torch.Tensor) -> torch.Tensor:
 
 
 @frozen
+class FixedPoint:
+    """A rule for scales: multiples of ``2**-fraction``, which is the smallest.
+
+    Attributes:
+        fraction: Bits behind the point.
+    """
+
+    fraction: int
+
+    def __str__(self) -> str:
+        return f"fixed-point ({self.fraction} bits)"
+
+    def __call__(self, scales: torch.Tensor) -> torch.Tensor:
+        """Round scales up to such multiples."""
+        return torch.ceil(scales * 2**self.fraction) / 2**self.fraction
+
+
+@frozen
 class NumberFormat:
     """How real numbers become levels: real = scale x (level - zero point).
 
@@ -82,7 +102,8 @@ class NumberFormat:
         highest: The largest level.
         symmetric: Whether the zero point is fixed, at 0 for signed types.
         scales: What scales must be; ``None`` where any is allowed.
-        smallest_scale: The smallest scale that observers may return.
+        smallest_scale: The smallest scale that observers may return. Where there is a rule for
+            scales, hardware has no smaller one; otherwise it only computes less precisely.
     """
 
     label: str = field(validator=validators.matches_re(LABEL))
@@ -112,6 +133,15 @@ class NumberFormat:
             return int(_limits(self.dtype).bits)
         return int(self.highest - self.lowest).bit_length()
 
+    @property
+    def words(self) -> str:
+        """What hardware wants of it, in words: ``symmetric int8, power-of-two scales``."""
+        if self.scales is None:
+            return f"{'' if self.symmetric else 'a'}symmetric {self}"
+        rule = getattr(self.scales, "__name__", str(self.scales)).replace("_", "-")
+        kind = f"{'' if self.symmetric else 'a'}symmetric {self}, {rule} scales"
+        return f"{kind} from {self.smallest_scale:.3g}"
+
     def holds(self, other: NumberFormat) -> bool:
         """Say whether a kernel for this format computes with values of another one.
 
@@ -123,6 +153,8 @@ class NumberFormat:
             format allows. Bits are compared, not limits: kernels take the level -128, which
             symmetric int8 leaves out.
         """
+        if self.scales is not None and other.smallest_scale < self.smallest_scale:
+            return False
         return (
             self.dtype == other.dtype
             and other.bits <= self.bits
@@ -190,11 +222,14 @@ class NumberFormat:
             return self._qspec(FormatObserver(PlaceholderObserver, self), is_dynamic=True)
         return self._qspec(FormatObserver(observer, self, is_chosen))
 
-    def weight_qspec(self, *, is_per_channel: bool) -> QuantizationSpec:
+    def weight_qspec(
+        self, *, is_per_channel: bool, is_per_operator: bool = False
+    ) -> QuantizationSpec:
         """Build the qspec of a weight, whose range is that of its values.
 
         Args:
             is_per_channel: One scale for each output channel, axis 0, instead of one.
+            is_per_operator: Whether that is for the backend to say, by operator.
 
         Returns:
             The qspec.
@@ -203,7 +238,8 @@ class NumberFormat:
             UnsupportedSchemeError: Levels are no integers.
         """
         observer = PerChannelMinMaxObserver if is_per_channel else MinMaxObserver
-        return self._qspec(FormatObserver(observer, self), is_per_channel=is_per_channel, ch_axis=0)
+        maker = FormatObserver(observer, self, is_per_operator=is_per_operator)
+        return self._qspec(maker, is_per_channel=is_per_channel, ch_axis=0)
 
     def _qspec(
         self, observer: FormatObserver, *, is_per_channel: bool = False, **details: Any
@@ -231,13 +267,21 @@ class FormatObserver(PartialWrapper):  # type: ignore[misc]
         make: The class of an observer or of fake quantization, or a constructor of torchao's.
         number_format: The format whose scales it returns.
         is_chosen: Whether a calibration method chose it, so that another one may replace it.
+        is_per_operator: Whether the backend says for each operator how finely it scales weights.
     """
 
-    def __init__(self, make: Any, number_format: NumberFormat, is_chosen: bool = False) -> None:
+    def __init__(
+        self,
+        make: Any,
+        number_format: NumberFormat,
+        is_chosen: bool = False,
+        is_per_operator: bool = False,
+    ) -> None:
         inner = make.p if isinstance(make, PartialWrapper) else make
         super().__init__(partial(inner, eps=number_format.smallest_scale))
         self.format = number_format
         self.is_chosen = is_chosen
+        self.is_per_operator = is_per_operator
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         """Build the observer, with scales as the format has them."""

@@ -11,12 +11,12 @@ from qcore.formats import LABEL
 
 __all__ = ["Granularity", "SchemeName"]
 
-Granularity = Literal["per_tensor", "per_channel", "per_group"]
+Granularity = Literal["per_tensor", "per_channel", "per_group", "per_operator"]
 
 _NAME: Final = re.compile(
     rf"(?:(?P<activation>{LABEL}|f)(?P<dynamic>d?)a)?(?P<weight>{LABEL})w"
     r"(?:[ -](?P<kind>static|dynamic|weight-only))?"
-    r"(?:[ -]per[-_](?:(?P<granularity>tensor|channel|axis)"
+    r"(?:[ -]per[-_](?:(?P<granularity>tensor|channel|axis|operator)"
     r"|(?P<group>group)(?:[ -](?P<size>[1-9]\d*))?))?"
 )
 
@@ -87,5 +87,8 @@ class SchemeName:
         return (
             scheme.name == self.short
             and not scheme.is_qat
-            and self.granularity in (None, scheme.granularity)
+            and (
+                self.granularity in (None, scheme.granularity)
+                or scheme.granularity == "per_operator"
+            )
         )

@@ -70,7 +70,8 @@ class QuantizationScheme:
             a :class:`qcore.formats.NumberFormat`, or bits, which mean symmetric integers.
         activation: The format of activations; ``None`` where they stay in float. Given as
             ``activation_bits``: a format, or bits, which mean integers.
-        granularity: Whether a weight has one scale, one per output channel, or one per group.
+        granularity: Whether a weight has one scale, one per output channel, or one per group;
+            ``per_operator``: what the row of the support table says for each operator.
         is_dynamic: Whether activation ranges are measured at run time instead of by calibration.
         is_qat: Whether the configuration trains with fake quantization.
     """
@@ -117,7 +118,7 @@ class QuantizationScheme:
         """Say whether a backend that executes this scheme executes another one, too.
 
         Fewer levels in the same integer type, such as 4-bit weights stored as int8, are values
-        that it can hold.
+        that it can hold. Where granularity is ``per_operator``, annotation checks it by operator.
 
         Args:
             other: The scheme asked for.
@@ -129,7 +130,7 @@ class QuantizationScheme:
             type(self) is type(other)
             and _holds(self.weight, other.weight)
             and _holds(self.activation, other.activation)
-            and self.granularity == other.granularity
+            and self.granularity in (other.granularity, "per_operator")
             and self.is_dynamic == other.is_dynamic
             and self.is_qat == other.is_qat
         )
@@ -145,11 +146,15 @@ class QuantizationScheme:
             The scheme; two configurations that differ only in observers have the same one.
         """
         weight, activation = config.weight, config.input_activation
-        per_channel = weight is not None and weight.qscheme in PER_CHANNEL
+        granularity: Granularity = "per_tensor"
+        if weight is not None and weight.qscheme in PER_CHANNEL:
+            maker = getattr(weight, "observer_or_fake_quant_ctr", None)
+            is_open = getattr(maker, "is_per_operator", False)
+            granularity = "per_operator" if is_open else "per_channel"
         return cls(
             NumberFormat.of(weight),
             NumberFormat.of(activation),
-            "per_channel" if per_channel else "per_tensor",
+            granularity,
             is_dynamic=activation is not None and bool(activation.is_dynamic),
             is_qat=bool(config.is_qat),
         )
@@ -172,7 +177,8 @@ class QuantizationScheme:
         return build_config(
             self.weight,
             self.activation,
-            is_per_channel=self.granularity == "per_channel",
+            is_per_channel=self.granularity != "per_tensor",
+            is_per_operator=self.granularity == "per_operator",
             is_qat=self.is_qat,
             is_dynamic=self.is_dynamic,
         )
@@ -327,7 +333,7 @@ def _named(
     name = parse_name(text, supported, backend)
     found = next((scheme for scheme in supported if name.fits(scheme)), None)
     if found is not None:
-        return found
+        return evolve(found, granularity=name.granularity or found.granularity)
     short = name.short
     if any(s.name == short for s in source) and not any(s.name == short for s in supported):
         raise UnsupportedSchemeError(
@@ -357,15 +363,25 @@ def check_scheme(
     if any(other.covers(scheme) for other in offered):
         return
     weight, activation = scheme.weight, scheme.activation
-    raise UnsupportedSchemeError(
-        _refusal(
-            str(scheme),
-            None if weight is None else weight.label,
-            None if activation is None else activation.label,
-            offered,
-            backend,
-        )
+    refusal = _refusal(
+        str(scheme),
+        None if weight is None else weight.label,
+        None if activation is None else activation.label,
+        offered,
+        backend,
     )
+    namesake = next((other for other in offered if other.name == scheme.name), None)
+    if namesake is not None:
+        refusal += _other_numbers("activations", namesake.activation, activation)
+        refusal += _other_numbers("weights", namesake.weight, weight)
+    raise UnsupportedSchemeError(refusal)
+
+
+def _other_numbers(what: str, wanted: NumberFormat | None, asked: NumberFormat | None) -> str:
+    """Say how numbers of the same name differ; empty where they do not."""
+    if asked is None or wanted is None or wanted.holds(asked):
+        return ""
+    return f"\nIts {what} are {wanted.words}; those of the configuration are {asked.words}."
 
 
 def _refusal(

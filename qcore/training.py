@@ -82,7 +82,7 @@ def _fake(spec: QuantizationSpec, running: bool) -> QuantizationSpec:
     else:
         fake = FakeQuantize.with_args(observer=made)
     if isinstance(made, FormatObserver):
-        fake = FormatObserver(fake, made.format)
+        fake = FormatObserver(fake, made.format, is_per_operator=made.is_per_operator)
     return dataclasses.replace(spec, observer_or_fake_quant_ctr=fake)
 
 

@@ -8,15 +8,32 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from torch import nn
 
 import qcore
 from qcore import registry
+from qcore.annotation import (
+    CLAMPS,
+    GemmRule,
+    OperatorPattern,
+    SupportTable,
+    annotate_graph,
+)
 from qcore.compat.torchao import convert_pt2e, prepare_qat_pt2e
 from qcore.errors import UnsupportedSchemeError
-from qcore.formats import INT8, INT8_WEIGHTS, INT16, UINT8, NumberFormat, power_of_two
+from qcore.formats import (
+    INT8,
+    INT8_WEIGHTS,
+    INT16,
+    UINT8,
+    FixedPoint,
+    NumberFormat,
+    power_of_two,
+)
 from qcore.schemes import QuantizationScheme
 
+aten = torch.ops.aten
 INT4 = NumberFormat("4", torch.int8, -8, 7)
 SHIFT = NumberFormat("po8", torch.int8, -128, 127, scales=power_of_two)
 SHIFT_WEIGHTS = NumberFormat("po8", torch.int8, -127, 127, symmetric=True, scales=power_of_two)
@@ -149,3 +166,103 @@ def test_levels_that_the_type_lacks_are_refused() -> None:
 def test_bits_that_no_format_has_are_refused_with_what_to_pass() -> None:
     with pytest.raises(UnsupportedSchemeError, match="32 bits stand for no format: pass 2 to 16"):
         QuantizationScheme(8, 32)
+
+
+SHIFT8 = NumberFormat("8", torch.int8, -127, 127, symmetric=True, scales=power_of_two)
+NPU = QuantizationScheme(SHIFT8, SHIFT8, "per_operator")
+
+
+@pytest.fixture
+def npu(toy_backend: type) -> Iterator[Callable[[], qcore.Quantizer]]:
+    """A backend that scales weights of conv2d per tensor and those of linear per channel."""
+    table = SupportTable(
+        (
+            OperatorPattern(
+                "conv2d", (aten.conv2d.default,), GemmRule(integer_bias=True), CLAMPS,
+                granularity="per_tensor",
+            ),
+            OperatorPattern(
+                "linear", (aten.linear.default,), GemmRule(), granularity="per_channel"
+            ),
+        )
+    )  # fmt: skip
+    methods = {
+        "supported_schemes": lambda self: [NPU, evolve(NPU, is_qat=True)],
+        "annotate": lambda self, model, plan: annotate_graph(model, plan, table, "npu"),
+    }
+    hooks = {name: qcore.hookimpl(method) for name, method in methods.items()}
+    qcore.register_backend("npu", type("Npu", (toy_backend,), hooks))
+    yield lambda: qcore.get_quantizer("npu")
+    registry.unregister_backend("npu")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
+
+
+PICTURES = [torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+
+
+def is_power_of_two(scales: torch.Tensor) -> bool:
+    return torch.equal(scales.log2(), scales.log2().round())
+
+
+@pytest.mark.parametrize("is_qat", [False, True])
+def test_weights_are_scaled_as_the_row_of_their_operator_says(
+    npu: Callable[[], qcore.Quantizer], is_qat: bool
+) -> None:
+    result = qcore.quantize(network(), npu().set_global("8a8w"), PICTURES, is_qat=is_qat)
+    qat = " QAT" if is_qat else ""
+    assert result.report["conv2d"].scheme == f"8a8w static per-tensor{qat}"
+    assert result.report["linear"].scheme == f"8a8w static per-channel{qat}"
+    reads = [
+        str(n.target).split(".")[1] for n in result.model.graph.nodes if "dequantize" in n.name
+    ]
+    assert reads.count("dequantize_per_channel") == 1  # the weight of the linear layer
+    calls = [n.args for n in result.model.graph.nodes if ".dequantize_per_tensor" in str(n.target)]
+    assert all(is_power_of_two(torch.tensor(args[1])) and args[2] == 0 for args in calls)
+    # The int32 bias still has the scale of the accumulator.
+    root = next(n for n in result.model.graph.nodes if n.target is aten.conv2d.default)
+    x, weight, bias = (argument.args[1] for argument in root.args[:3])
+    assert bias == x * weight
+
+
+def test_a_configuration_of_other_numbers_is_refused_with_what_the_hardware_wants(
+    npu: Callable[[], qcore.Quantizer],
+) -> None:
+    with pytest.raises(UnsupportedSchemeError) as caught:
+        npu().set_global(qcore.get_symmetric_quantization_config(is_per_channel=True))
+    message = str(caught.value)
+    assert "npu does not execute 8a8w static per-channel." in message
+    assert "It executes: 8a8w static per-operator." in message
+    assert (
+        "Its activations are symmetric int8, power-of-two scales from 0.000244; "
+        "those of the configuration are asymmetric int8."
+    ) in message
+
+
+def test_a_scale_smaller_than_hardware_has_is_refused(npu: Callable[[], qcore.Quantizer]) -> None:
+    small = evolve(SHIFT8, smallest_scale=2**-20)
+    with pytest.raises(UnsupportedSchemeError, match="scales from 9.54e-07"):
+        npu().set_global(QuantizationScheme(small, small, "per_tensor").to_config())
+
+
+def test_a_users_granularity_is_never_replaced(npu: Callable[[], qcore.Quantizer]) -> None:
+    config = evolve(NPU, granularity="per_channel").to_config()
+    report = qcore.quantize(network(), npu().set_global(config), PICTURES).report
+    assert report["linear"].scheme == "8a8w static per-channel"
+    conv2d = report["conv2d"]
+    assert conv2d.reason == (
+        "npu scales weights of conv2d per-tensor, and its configuration per-channel"
+    )
+    assert conv2d.advice == 'Give it one that scales them per-tensor, such as "8a8w per-tensor".'
+    mended = npu().set_global(config).set_operator_type(aten.conv2d.default, "8a8w per-tensor")
+    assert qcore.quantize(network(), mended, PICTURES).report["conv2d"].is_quantized
+
+
+def test_fixed_point_is_a_rule_for_scales() -> None:
+    rule = FixedPoint(4)
+    assert rule(torch.tensor([0.01, 0.0625, 0.07])).tolist() == [0.0625, 0.0625, 0.125]
+    kind = NumberFormat("8", torch.int8, -127, 127, True, rule, smallest_scale=2**-4)
+    assert kind.words == "symmetric int8, fixed-point (4 bits) scales from 0.0625"

@@ -12,6 +12,7 @@ from qcore.annotation.patterns import (
     INTEGERS_ONLY,
     REPLACE_OR_MOVE,
     OperatorMatch,
+    OperatorPattern,
     Rejection,
     SupportTable,
 )
@@ -22,6 +23,7 @@ from qcore.annotation.rules import (
     write_annotation,
 )
 from qcore.compat.torchao import Q_ANNOTATION_KEY
+from qcore.configs import with_weight_scales
 from qcore.graph import (
     computes_floats,
     float_operands,
@@ -141,13 +143,22 @@ def _decide(
     match = table.match(node, selection.config, plan)
     if match is None:
         return {node: _float(node, _not_in_table(node, table, backend))}
-    rejection = _reject(match, selection.config, model, backend)
+    config = _settled(match.pattern, selection.config)
+    rejection = _reject(match, config, model, backend)
     if rejection is None:
         assert match.pattern.rule is not None, f"the pattern {match.pattern.name} has no rule"
-        rejection = match.pattern.rule(match, selection.config)
+        rejection = match.pattern.rule(match, config)
     if rejection is not None:
         return {node: _float(node, rejection)}
-    return {member: _quantized(member, selection.config, match.label) for member in match.nodes}
+    return {member: _quantized(member, config, match.label) for member in match.nodes}
+
+
+def _settled(pattern: OperatorPattern, config: QuantizationConfig) -> QuantizationConfig:
+    """Scale weights as a row says, where the configuration leaves that to the backend."""
+    is_open = QuantizationScheme.from_config(config).granularity == "per_operator"
+    if not is_open or not hasattr(pattern.rule, "weight"):
+        return config
+    return with_weight_scales(config, pattern.granularity != "per_tensor")
 
 
 def _follow_input(
@@ -199,7 +210,16 @@ def _reject(
             "it has no weight, and a weight-only configuration quantizes nothing else",
             "Give it a configuration with input_activation set, or leave it in float.",
         )
-    is_dynamic = QuantizationScheme.from_config(config).is_dynamic
+    scheme = QuantizationScheme.from_config(config)
+    if pattern.granularity not in (None, scheme.granularity):
+        wanted, asked = (
+            str(g).replace("_", "-") for g in (pattern.granularity, scheme.granularity)
+        )
+        return Rejection(
+            f"{backend} scales weights of {pattern.name} {wanted}, and its configuration {asked}",
+            f'Give it one that scales them {wanted}, such as "{scheme.name} {wanted}".',
+        )
+    is_dynamic = scheme.is_dynamic
     if is_dynamic and not pattern.dynamic:
         return Rejection(
             f"{backend} runs {pattern.name} with static activations only",

@@ -10,6 +10,7 @@ from attrs import field, frozen
 from torch.fx import GraphModule, Node
 
 from qcore.annotation.in_place import WRITES_INTO, functional_twin
+from qcore.grammar import Granularity
 from qcore.graph import is_float_tensor, operator_name, tensor_value
 from qcore.plan import QuantizationPlan
 from qcore.schemes import QuantizationConfig
@@ -104,6 +105,10 @@ class OperatorPattern:
         follows_input: Whether it is quantized with its input where no rule selects it.
         shares_range: Whether it is annotated last, with one range for everything that such
             operators connect; ``rule`` is then not used. See :mod:`qcore.annotation.clusters`.
+        granularity: How finely the backend scales its weights: ``"per_tensor"`` or
+            ``"per_channel"``; ``None`` where it takes both. A configuration of another one is
+            rejected; one that leaves it open, of a ``per_operator`` scheme, gets this one, and
+            per channel for ``None``.
         checks: Each says why a match cannot be quantized, or ``None``; the first reason counts.
     """
 
@@ -117,6 +122,7 @@ class OperatorPattern:
     static: bool = True
     follows_input: bool = False
     shares_range: bool = False
+    granularity: Granularity | None = None
     checks: tuple[Check, ...] = ()
 
 
