@@ -211,7 +211,7 @@ class TestCoreAlone:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_passes_its_tests(example: Path, environment: Make) -> None:
     made = environment(f"{example.name.replace('_', '-')}[test]")
-    assert made.code(LIST) == example.name.removeprefix("qcore_")
+    assert example.name.removeprefix("qcore_") in made.code(LIST).split()
     shutil.copytree(example / "tests", made.folder / "tests")
     assert re.search(r"\b\d{3} passed(, \d+ skipped)? in", made.conformance("tests"))
 

@@ -45,17 +45,27 @@ def whole_plane(
     return Rejection("it gives more than one value for a plane", "Pool to a size of 1.")
 
 
+def zeros_around(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject padding with anything but zeros, which every range has."""
+    del config, model
+    if match.root.args[2:3] == ("constant",) and not any(match.root.args[3:]):
+        return None
+    return Rejection("it pads with something else than zeros", "Pad with zeros.")
+
+
 SCHEMES = tuple(QuantizationScheme(8, 8, kind) for kind in ("per_channel", "per_tensor"))
-RELU = (aten.relu.default,)
+CLAMPS = (aten.relu.default, aten.relu6.default, aten.hardtanh.default)
 LAYER = (float_inputs, static_weight)
 TWO = (float_inputs, no_alpha, constants_fit_histogram)
 
 TABLE = SupportTable(
     (
-        OperatorPattern("linear", (aten.linear.default,), GemmRule(), RELU, checks=LAYER),
-        OperatorPattern("conv2d", (aten.conv2d.default,), GemmRule(), RELU, checks=LAYER),
-        OperatorPattern("add", (aten.add.Tensor,), ElementwiseRule(), RELU, checks=TWO),
-        OperatorPattern("mul", (aten.mul.Tensor,), ElementwiseRule(), RELU, checks=TWO),
+        OperatorPattern("linear", (aten.linear.default,), GemmRule(), CLAMPS, checks=LAYER),
+        OperatorPattern("conv2d", (aten.conv2d.default,), GemmRule(), CLAMPS, checks=LAYER),
+        OperatorPattern("add", (aten.add.Tensor,), ElementwiseRule(), CLAMPS, checks=TWO),
+        OperatorPattern("mul", (aten.mul.Tensor,), ElementwiseRule(), CLAMPS, checks=TWO),
         OperatorPattern(
             "average",
             (aten.adaptive_avg_pool2d.default,),
@@ -63,9 +73,17 @@ TABLE = SupportTable(
             checks=(float_inputs, whole_plane),
         ),
         OperatorPattern(
+            "pad",
+            (aten.pad.default,),
+            PassThroughRule(),
+            follows_input=True,
+            checks=(zeros_around,),
+        ),
+        OperatorPattern(
             "move",
             (
-                *RELU,
+                *CLAMPS,
+                aten.dropout.default,
                 aten.view.default,
                 aten.reshape.default,
                 aten.permute.default,

@@ -1,7 +1,7 @@
 """The interpreter: numpy kernels that compute integers and floats alike; runs as a child process.
 
-Integers are exact: sums have 64 bits, and a result is scaled by an integer factor and a shift,
-rounded half up.
+Integers are exact: layers sum them as doubles, which hold more than 50 bits, other operators in 64
+bits; a result is scaled by an integer factor and a shift, rounded half up.
 """
 
 from __future__ import annotations
@@ -39,16 +39,22 @@ def _conv2d(
     spans = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
     windows = _windows(x, spans, (2, 3))
     windows = windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
-    n, c, h, w = windows.shape[:4]
-    windows = windows.reshape(n, groups, c // groups, h, w, *weight.shape[2:])
-    weight = weight.reshape(groups, -1, *weight.shape[1:])
-    y = np.einsum("ngchwij,gocij->ngohw", windows, weight).reshape(n, -1, h, w)
+    n, _, h, w = windows.shape[:4]
+    columns = windows.transpose(0, 1, 4, 5, 2, 3).reshape(n, groups, -1, h * w)
+    rows = weight.reshape(groups, weight.shape[0] // groups, -1)
+    y = (rows @ columns).reshape(n, -1, h, w)
     return y + (0 if bias is None else bias[:, None, None])
 
 
 def _average(x: Any, size: Any) -> Any:
     total, count = x.sum((-2, -1), keepdims=True), x.shape[-2] * x.shape[-1]
     return total // count if x.dtype.kind == "i" else total / count
+
+
+def _pad(x: Any, sizes: Any, mode: Any, value: Any = 0) -> Any:
+    pairs = list(zip(sizes[::2], sizes[1::2], strict=True))[::-1]
+    widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs
+    return np.pad(x, widths, mode, constant_values=value or 0)
 
 
 def _flatten(x: Any, start: int = 0, end: int = -1) -> Any:
@@ -82,6 +88,11 @@ KERNELS: Final[Mapping[str, Callable[..., Any]]] = {
     "aten.mul.Tensor": lambda x, y: x * y,
     "aten.matmul.default": lambda x, y: x @ y,
     "aten.relu.default": lambda x: np.maximum(x, 0),
+    "aten.relu6.default": lambda x: np.clip(x, 0, 6),
+    "aten.hardtanh.default": lambda x, low=-1, high=1: np.clip(x, low, high),
+    "aten.alias.default": lambda x: x,
+    "aten.dropout.default": lambda x, share, training: x,
+    "aten.pad.default": _pad,
     "aten.softmax.int": _softmax,
     "aten.view.default": lambda x, shape: x.reshape(shape),
     "aten.reshape.default": lambda x, shape: x.reshape(shape),
@@ -100,9 +111,10 @@ def _in_integers(kernel: Callable[..., Any], args: list[Any], how: Mapping[str, 
     zeros, factors = iter(how["zeros"]), iter(how["factors"])
     for index, arg in enumerate(args):
         if isinstance(arg, np.ndarray) and arg.dtype == np.int8:
-            centred = arg.astype(np.int64) - next(zeros)
+            centred = arg.astype(float if how["after"] else np.int64) - next(zeros)
             args[index] = centred if how["after"] else centred * next(factors)
-    y = kernel(*args) * (next(factors) if how["after"] else 1)
+    y = kernel(*args)
+    y = y.astype(np.int64) * next(factors) if how["after"] else y
     y = ((y + (1 << how["shift"] - 1)) >> how["shift"]) + how["zero"]
     return np.clip(y, how["low"], how["high"]).astype(np.int8)
 

@@ -25,6 +25,12 @@ DEQUANTIZE_CHANNELS = decomposed.dequantize_per_channel.default
 DEQUANTIZE = (decomposed.dequantize_per_tensor.default, DEQUANTIZE_CHANNELS)
 LAYERS = (aten.linear.default, aten.conv2d.default)
 PRODUCTS = (*LAYERS, aten.mul.Tensor)
+CLAMPS = {  # Operator -> the limits that it has without arguments.
+    aten.relu.default: (0, math.inf),
+    aten.relu6.default: (0, 6),
+    aten.hardtanh.default: (-1, 1),
+}
+IN_FLOAT = (aten.softmax.int, aten.matmul.default)  # between integers, too
 
 
 def lower_to_integers(program: ExportedProgram, backend: str) -> LoweredProgram:
@@ -63,7 +69,9 @@ def lower_to_integers(program: ExportedProgram, backend: str) -> LoweredProgram:
         if node in whole:
             root = whole[node][0]
             args, integer = _in_integers(root, node, tensors)
-        step = {"op": str(root.target), "args": args, "integer": integer, "out": node.name}
+        # A clamp by itself is what rounding ends with.
+        op = aten.alias.default if integer and root.target in CLAMPS else root.target
+        step = {"op": str(op), "args": args, "integer": integer, "out": node.name}
         steps[node] = encoded(step)
     description = {
         "inputs": list(program.graph_signature.user_inputs),
@@ -94,16 +102,16 @@ def _tensors(program: ExportedProgram) -> dict[str, Any]:
 
 
 def _quantized_on_all_sides(node: Node) -> tuple[Node, ...]:
-    """Return the operator whose int8 result a node quantizes, with the relu that is part of it."""
+    """Return the operator whose int8 result a node quantizes, with the clamp that is part of it."""
     if node.target is not QUANTIZE or node.args[5] is not torch.int8:
         return ()
     root: Any = node.args[0]
     parts = [root]
-    if root.target is aten.relu.default and root.args[0].target not in DEQUANTIZE:
+    if root.target in CLAMPS and root.args[0].target not in DEQUANTIZE:
         root = root.args[0]
         parts.insert(0, root)
     tensors = root.all_input_nodes[: 2 if root.target in LAYERS else None]  # not the bias
-    known = str(root.target) in KERNELS and not root.kwargs
+    known = str(root.target) in KERNELS and root.target not in IN_FLOAT and not root.kwargs
     quantized = all(n.target in DEQUANTIZE for n in tensors)
     alone = all(len(part.users) == 1 for part in parts)
     return tuple(parts) if known and tensors and quantized and alone else ()
@@ -111,7 +119,10 @@ def _quantized_on_all_sides(node: Node) -> tuple[Node, ...]:
 
 def _in_integers(root: Node, quantize: Node, tensors: dict[str, Any]) -> tuple[list[Any], Any]:
     """Return an operator's arguments without their dequantizing, and how integers are scaled."""
-    _, scale, zero, low, high = quantize.args[:5]
+    clamp, scale, zero, low, high = quantize.args[:5]
+    if clamp.target in CLAMPS:
+        limits = (*clamp.args[1:3], *CLAMPS[clamp.target][len(clamp.args) - 1 :])
+        low, high = np.clip([np.rint(at / scale) + zero for at in limits], low, high).tolist()
     args, scales, zeros = list(root.args), [], []
     for position, arg in enumerate(args):
         if isinstance(arg, Node) and arg.target in DEQUANTIZE:
@@ -125,6 +136,8 @@ def _in_integers(root: Node, quantize: Node, tensors: dict[str, Any]) -> tuple[l
         args[2] = np.rint(tensors[args[2].name] / factors[0]).astype(np.int64)
     if root.target is aten.conv2d.default and factors[0].ndim:
         factors = [factors[0][:, None, None]]
+    if root.target in CLAMPS:
+        args = args[:1]
     # Factors become integers of up to 30 bits, shifted to the left.
     largest = max(float(np.max(factor)) for factor in factors) / scale
     shift = min(max(30 - math.frexp(largest)[1], 1), 62)
@@ -134,7 +147,7 @@ def _in_integers(root: Node, quantize: Node, tensors: dict[str, Any]) -> tuple[l
         "after": product,
         "shift": shift,
         "zero": zero,
-        "low": low if quantize.args[0] is root else max(low, zero),
+        "low": low,
         "high": high,
     }
 
