@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qcore_analysis.backends import BackendReport, compare_backends
     from qcore_analysis.recipe import Recipe
     from qcore_analysis.stages import StageReport, compare_stages
 
-__all__ = ["Recipe", "StageReport", "compare_stages"]
+__all__ = ["BackendReport", "Recipe", "StageReport", "compare_backends", "compare_stages"]
 
 _HOMES = {
+    "BackendReport": "qcore_analysis.backends",
+    "compare_backends": "qcore_analysis.backends",
     "Recipe": "qcore_analysis.recipe",
     "StageReport": "qcore_analysis.stages",
     "compare_stages": "qcore_analysis.stages",

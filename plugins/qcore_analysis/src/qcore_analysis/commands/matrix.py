@@ -1,0 +1,55 @@
+"""``qcore matrix``: one model on several backends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from qcore.cli.options import AsJson, Quiet, answer
+from qcore_analysis.commands.options import Batch, Calibration, Data, Model, Pictures, settings
+from qcore_analysis.errors import InputError
+
+__all__ = ["matrix"]
+
+
+def matrix(
+    model: Model,
+    backends: Annotated[str, typer.Option(help="Names of backends, with commas between.")],
+    calibration: Calibration = "",
+    data: Data = "",
+    scheme: Annotated[list[str] | None, typer.Option(help="A scheme to try on each.")] = None,
+    batch: Batch = 1,
+    pictures: Pictures = "",
+    option: Annotated[
+        list[str] | None, typer.Option(help="As ethosu.target=ethos-u85-256, for one backend.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare backends: a row for each, a failure is a row with its reason."""
+    from qcore_analysis.backends import compare_backends
+    from qcore_analysis.models import load_model
+    from qcore_analysis.samples import load_data
+
+    if not calibration or not data:
+        raise InputError(
+            "Two sets of samples are needed: pass --calibration DATA, and --data DATA with others "
+            "to compare on."
+        )
+    options: dict[str, dict[str, Any]] = {}
+    for name, value in settings(option).items():
+        backend, dot, key = name.partition(".")
+        if not dot:
+            raise InputError(f"Whose option is {name!r}? Write BACKEND.{name}={value}.")
+        options.setdefault(backend, {})[key] = value
+    report = compare_backends(
+        load_model(model),
+        [name.strip() for name in backends.split(",") if name.strip()],
+        load_data(calibration, batch=batch, pictures=pictures),
+        load_data(data, batch=batch, pictures=pictures),
+        schemes=tuple(scheme or ()),
+        options=options,
+    )
+    answer(report, report.to_dict(), as_json, quiet)
+    raise typer.Exit(int(all(row.failure for row in report.rows)))

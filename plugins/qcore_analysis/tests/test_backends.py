@@ -1,0 +1,79 @@
+"""One model on several backends: a row for each, failures with their reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from qcore_analysis import BackendReport, compare_backends
+
+DATA = ("--calibration", "rows.npz", "--data", "shop:samples")
+
+
+@pytest.mark.slow
+def test_a_backend_that_fails_is_a_row_and_spoils_no_other(in_json: Callable[..., Any]) -> None:
+    found = in_json("matrix", "shop:planted", "--backends", "xnnpack,ethosu,nowhere", *DATA)
+    good, without_target, unknown = found["rows"]
+    assert (good["failure"], good["backend"]) == ("", "xnnpack")
+    assert "pass target='ethos-u85-256'" in without_target["failure"]
+    assert "No backend 'nowhere'" in unknown["failure"]
+    assert (good["quantized"], good["delegates"], good["undelegated"]) == (
+        good["compute_nodes"],
+        1,
+        0,
+    )
+    assert good["executed_db"] > 20
+    assert good["latency_ms"] > 0
+    assert good["loss"].startswith("2: ")
+    assert good["executed_by"] == "its runtime, on this machine"
+    assert BackendReport.from_dict(found).to_dict() == found
+
+
+def test_where_all_fail_the_exit_status_says_so(qcore: Callable[..., Result]) -> None:
+    done = qcore("matrix", "shop:net", "--backends", "nowhere", *DATA)
+    assert done.exit_code == 1
+    assert "failed" in done.stdout
+    assert "nowhere: No backend 'nowhere'" in done.stdout
+
+
+def test_a_backend_for_weights_alone_is_a_row_that_says_what_to_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from qcore_analysis.models import imported
+
+    monkeypatch.setattr("qcore.quantizer.Quantizer.supported_schemes", ())
+    samples = imported("shop:samples", "data")
+    report = compare_backends(imported("shop:net", "model"), ["xnnpack"], samples, samples)
+    assert "xnnpack has schemes of qcore.quantize_ alone" in report.rows[0].failure
+
+
+def test_an_option_without_its_backend_is_refused(qcore: Callable[..., Result]) -> None:
+    done = qcore("matrix", "shop:net", "--backends", "ethosu", "--option", "target=x", *DATA)
+    assert done.exit_code == 1
+    assert "Write BACKEND.target=x" in done.stderr
+
+
+@pytest.mark.slow
+def test_on_an_npu_the_compiler_says_cycles_and_the_reference_model_executes() -> None:
+    from qcore_analysis.models import imported
+
+    model, samples = imported("shop:net", "model").eval(), imported("shop:samples", "data")
+    report = compare_backends(
+        model,
+        ["ethosu"],
+        samples[:4],
+        samples[4:],
+        options={"ethosu": {"target": "ethos-u85-256"}},
+        metric=len,
+    )
+    (row,) = report.rows
+    assert row.failure == ""
+    assert row.cycles is not None
+    assert row.cycles > 0
+    assert row.latency_ms is None
+    assert "reference model" in row.executed_by
+    assert row.metric == 4
+    assert "cycles" in str(report)
