@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from qcore.errors import (
 )
 from qcore.schemes import LayerScheme
 from qcore.source import drop_in
+from qcore.source.export import export_quantized
 
 
 def linear(bits: int, granularity: str, act: int | None = 8, multiple: int = 1, **options: Any):
@@ -398,6 +400,69 @@ class TestFallback:
             "8da4w per-axis",
         ]
         assert "not divisible by 48" in report["1"].reason
+
+    def test_none_at_the_end_leaves_them_in_float_and_says_why(self, backend):
+        model = nn.Sequential(nn.Linear(48, 32), nn.Linear(32, 41), nn.Linear(41, 8))
+        report = qcore.quantize_(model, backend(LINEARS[0]), "8da4w", fallback=(16, None))
+        assert [layer.scheme for layer in report.layers] == [
+            "8da4w per-group 16",
+            "8da4w per-group 32",
+            None,
+        ]
+        assert report["2"].reason.startswith("fallback, because 41 weights a row")
+
+    def test_none_before_the_end_is_no_group_size(self, backend):
+        with pytest.raises(UnsupportedSchemeError, match="no group size"):
+            qcore.quantize_(Model(), backend(), "8da4w", fallback=(None, 16))
+
+
+class TestPadding:
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_outputs_that_the_backend_does_not_take_are_padded_exactly(self, backend, bias):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(32, 2, bias=bias)), torch.randn(3, 32)
+        plain = copy.deepcopy(model)
+        qcore.quantize_(plain, backend(LINEARS[0]), "8da4w")
+        report = qcore.quantize_(
+            model, backend(linear(4, "per_group", output_multiple=4)), "8da4w", group_size=32
+        )
+        assert model[0].weight.shape == (4, 32)
+        assert torch.allclose(model(x), plain(x), atol=1e-6)
+        assert report["0"].reason == (
+            "padded, because 2 output channels, and sourced1 takes multiples of 4"
+        )
+
+
+class TestFloatTypes:
+    def test_a_weight_in_double_precision_stays_and_says_why(self, backend):
+        model = nn.Sequential(nn.Linear(32, 8), nn.Linear(32, 8).double())
+        report = qcore.quantize_(model, backend(), "8da8w")
+        assert report["1"].reason == "its weight is torch.float64"
+
+    def test_rows_of_one_weight_stay_and_say_why(self, backend):
+        model = nn.Sequential(nn.Linear(32, 1), nn.Linear(1, 8))
+        report = qcore.quantize_(model, backend(), "8da8w")
+        assert [layer.scheme for layer in report.layers] == ["8da8w per-axis", None]
+        assert "one weight each" in report["1"].reason
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_layers_in_half_precision_are_exported_in_single(self, backend, dtype):
+        model, x = nn.Sequential(nn.Linear(32, 8)).to(dtype), torch.randn(3, 32, dtype=dtype)
+        qcore.quantize_(model, backend(), "8da8w")
+        program = export_quantized(model, (x,))
+        (node,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
+        assert node.meta["val"].dtype == torch.float32
+        exported = program.module()(x)
+        assert exported.dtype == dtype
+        assert torch.allclose(exported.float(), model(x).float(), atol=0.02)
+
+    def test_an_input_of_one_dimension_is_exported_as_a_row(self, backend):
+        model, x = nn.Sequential(nn.Linear(32, 8)), torch.randn(32)
+        qcore.quantize_(model, backend(), "8da8w")
+        program = export_quantized(model, (x,))
+        (node,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
+        assert node.meta["val"].shape == (1, 8)
+        assert torch.allclose(program.module()(x), model(x), atol=1e-5)
 
 
 class TestTiedWeights:

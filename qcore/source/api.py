@@ -45,12 +45,14 @@ def quantize_(
     group_size: GroupSize | None = None,
     rules: Rules | None = None,
     filter_fn: FilterFunction | None = None,
-    fallback: GroupSize | Sequence[GroupSize] | None = None,
+    fallback: GroupSize | Sequence[GroupSize | None] | None = None,
 ) -> SourceReport:
     """Quantize the weights of linear layers and embeddings in place, as a backend executes them.
 
     Nothing changes if anything asked for is impossible: all checks come first. The most specific
-    rule wins: module name (the deepest match), module type (the innermost), ``scheme``.
+    rule wins: module name (the deepest match), module type (the innermost), ``scheme``. A linear
+    layer with a number of outputs that the backend does not take gets outputs of zeros, which are
+    cut off after it; the report names it.
 
     Args:
         model: The float model; changed in place. Weights are quantized one layer after the other,
@@ -68,7 +70,8 @@ def quantize_(
             A name selects everything in the module. Weight-only schemes also fit embeddings.
         filter_fn: From a layer and its name to whether it may be quantized, as torchao has it.
         fallback: The group size, or several in the order to try, for layers whose rows the group
-            size asked for does not divide; ``"axis"`` for one scale a row. ``None``: an error.
+            size asked for does not divide; ``"axis"`` for one scale a row, and ``None`` last in it,
+            as in ``(16, None)``, leaves them in float. Without a fallback they are an error.
 
     Returns:
         What became of every layer, and the sizes before and after.
@@ -123,10 +126,13 @@ def _backend(backend: Any) -> tuple[str, tuple[LayerScheme, ...]]:
     )
 
 
-def _fallback(given: GroupSize | Sequence[GroupSize] | None) -> tuple[GroupSize, ...]:
+def _fallback(
+    given: GroupSize | Sequence[GroupSize | None] | None,
+) -> tuple[GroupSize | None, ...]:
     sizes = () if given is None else (given,) if isinstance(given, (int, str)) else tuple(given)
-    for size in sizes:
-        check_group_size(size, "fallback")
+    for index, size in enumerate(sizes):
+        if size is not None or index < len(sizes) - 1:
+            check_group_size(size, "fallback")
     return sizes
 
 

@@ -12,11 +12,11 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from qcore.capture import Sample, exported_program
-from qcore.compat.torchao import unwrap_tensor_subclass
+from qcore.compat.torchao import IntxUnpackedToInt8Tensor, unwrap_tensor_subclass
 from qcore.errors import UnsupportedSchemeError
 from qcore.quiet import quiet
 from qcore.schemes import LayerScheme, listed
-from qcore.source.modules import quantized_layers
+from qcore.source.modules import is_quantized, quantized_layers, stored_weight
 
 __all__ = ["check_layers", "export_quantized"]
 
@@ -77,8 +77,32 @@ def export_quantized(
     # Unwrapping replaces parameters: it gets modules of its own, and the same tensors.
     with quiet():
         own = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
+        for layer in filter(is_quantized, own.modules()):
+            _compute_in_float32(layer)
         unwrap_tensor_subclass(own)
     # Without gradients there are no torch.no_grad() bodies, which the operators of older torchao
     # modules would otherwise be wrapped in.
     with quiet(), torch.no_grad():
         return exported_program(own, sample, dynamic_shapes)
+
+
+def _compute_in_float32(layer: nn.Module) -> None:
+    """Let a layer take rows of float32 alone, which is what compilers know as a quantized layer.
+
+    Inputs of one dimension are a row; other types are cast, and the result is cast back.
+    """
+    weight: Any = stored_weight(layer)
+    dtype = weight.dtype if isinstance(weight, IntxUnpackedToInt8Tensor) else torch.float32
+    if dtype != torch.float32:
+        layer.weight = nn.Parameter(weight.to(torch.float32), requires_grad=False)
+        bias = getattr(layer, "bias", None)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.float(), requires_grad=False)
+    compute = layer.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        rows = x if dtype == torch.float32 or not x.is_floating_point() else x.float()
+        y = compute(rows.view(1, -1)).squeeze(0) if x.dim() == 1 else compute(rows)
+        return y if dtype == torch.float32 else y.to(dtype)
+
+    layer.forward = forward

@@ -34,8 +34,9 @@ class LayerPlan:
         layer: The layer.
         scheme: Its scheme with its group size; ``None`` where it stays as it is.
         rule: The rule that selected it.
-        reason: Why it stays as it is, or why its group size is not what was asked for.
+        reason: Why it stays as it is, or why it is not quantized quite as asked for.
         scale_dtype: The type that the backend keeps the scales in.
+        padding: How many output channels of zeros the backend needs beside the layer's own.
     """
 
     layer: ModelLayer
@@ -43,6 +44,7 @@ class LayerPlan:
     rule: SourceRule | None = None
     reason: str = ""
     scale_dtype: torch.dtype = torch.float32
+    padding: int = 0
 
 
 @frozen
@@ -54,14 +56,15 @@ class Planner:
         supported: Its schemes of source quantization, the preferred ones first.
         rules: What the user asked for.
         filter_fn: Leaves a layer as it is where it returns false.
-        fallback: Group sizes to try, in this order, where the one asked for does not fit.
+        fallback: Group sizes to try, in this order, where the one asked for does not fit; ``None``
+            leaves the layer in float.
     """
 
     backend: str
     supported: Sequence[LayerScheme]
     rules: RuleSet
     filter_fn: FilterFunction | None = None
-    fallback: Sequence[GroupSize] = ()
+    fallback: Sequence[GroupSize | None] = ()
 
     def plan(self, layers: Layers) -> list[LayerPlan]:
         """Decide about the layers of a model.
@@ -167,6 +170,8 @@ class Planner:
         tried: list[str] = []
         for size in (asked.group_size, *self.fallback):
             reason = f"fallback, because {tried[0]}" if tried else ""
+            if size is None:
+                return LayerPlan(layer, None, rule, reason), ""
             fitted = self._fitted(layer, asked.with_group_size(size), rule, reason)
             if isinstance(fitted, LayerPlan):
                 return fitted, ""
@@ -185,8 +190,15 @@ class Planner:
         if declared is None:
             return f"{self.backend} has no {scheme}"
         group = None if scheme.group_size == "axis" else scheme.group_size
-        misfit = declared.misfit(weight.shape[0], weight.shape[1], group, self.backend)
-        return misfit or LayerPlan(layer, scheme, rule, reason, declared.scale_dtype)
+        outputs, inputs = weight.shape
+        padding = -outputs % declared.output_multiple if layer.kind == "linear" else 0
+        misfit = declared.misfit(outputs + padding, inputs, group, self.backend)
+        if misfit:
+            return misfit
+        if padding:
+            note = f"padded, because {declared.misfit(outputs, inputs, group, self.backend)}"
+            reason = f"{reason}; {note}" if reason else note
+        return LayerPlan(layer, scheme, rule, reason, declared.scale_dtype, padding)
 
     def _unfit(self, unfit: Sequence[tuple[LayerPlan, str]]) -> str:
         """Say what fits none, and what the backend would take for these layers."""

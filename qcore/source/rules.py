@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+import torch
 from attrs import frozen
 from torch import nn
 
@@ -124,8 +125,10 @@ def _kind(module: nn.Module) -> tuple[Layer | None, str]:
     weight = stored_weight(module)
     if weight is None:
         return None, "its weight is computed from other parameters"
-    if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
+    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return None, f"its weight is {weight.dtype}"
+    if weight.shape[-1] == 1:
+        return None, "its rows have one weight each, which is smaller than a scale"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return None, "max_norm rewrites the weight at every call"
     return kind, ""

@@ -61,6 +61,8 @@ def quantize_layers(group: Sequence[LayerPlan]) -> dict[str, str]:
             None,
         )
         if first is None:
+            if plan.padding:
+                weight = nn.functional.pad(weight, (0, 0, 0, plan.padding))
             quantized = _quantized(weight, config, plan.scale_dtype)
         else:
             quantized = _with_activation(first[1], plan.scheme)
@@ -70,7 +72,22 @@ def quantize_layers(group: Sequence[LayerPlan]) -> dict[str, str]:
         # The class may keep a weight as a buffer, under the same name.
         plan.layer.module._buffers.pop("weight", None)
         plan.layer.module.weight = nn.Parameter(quantized, requires_grad=False)
+        if plan.padding:
+            _cut_outputs(plan.layer.module, plan.padding)
     return shared
+
+
+def _cut_outputs(layer: nn.Module, padding: int) -> None:
+    """Give a linear layer whose weight is padded a bias to match, and its own outputs."""
+    if layer.bias is not None:
+        padded = nn.functional.pad(layer.bias, (0, padding))
+        layer.bias = nn.Parameter(padded, requires_grad=False)
+    layer.register_forward_hook(_own_outputs)
+
+
+def _own_outputs(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    del inputs
+    return output[..., : layer.out_features]
 
 
 def _format(plan: LayerPlan) -> tuple[Any, ...]:
@@ -81,7 +98,7 @@ def _format(plan: LayerPlan) -> tuple[Any, ...]:
         for key, value in vars(config).items()
         if key != "act_mapping_type"
     }
-    return plan.scale_dtype, *sorted(details.items())
+    return plan.scale_dtype, plan.padding, *sorted(details.items())
 
 
 def _with_activation(weight: Any, scheme: SourceScheme) -> Any:

@@ -106,9 +106,46 @@ class TestSchemes:
                     rules={nn.Embedding: scheme},
                 )
 
-    def test_outputs_that_fill_no_texels_are_refused(self):
-        with pytest.raises(GroupSizeError, match="30 output channels, and vulkan takes multiples"):
-            qcore.quantize_(nn.Sequential(nn.Linear(32, 30)), "vulkan", "4w")
+    def test_outputs_that_fill_no_texels_are_padded(self):
+        found, report = verified(nn.Sequential(nn.Linear(64, 2)), X)
+        assert report["0"].reason.startswith("padded, because 2 output channels")
+        assert found.ok
+
+    def test_groups_that_fill_no_texels_are_refused(self):
+        with pytest.raises(GroupSizeError, match="group size 6, and vulkan takes multiples of 4"):
+            qcore.quantize_(nn.Sequential(nn.Linear(36, 32)), "vulkan", "4w", group_size=6)
+
+
+def verified(model: nn.Module, x: torch.Tensor):
+    report = qcore.quantize_(model.eval(), "vulkan", "8da4w", group_size=32)
+    return qcore.get_quantizer("vulkan").lower(model, (x,)).verify(x), report
+
+
+class Twice(nn.Module):
+    """Calls one layer twice, and returns None among its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
+        y = self.layer(x)
+        return y, None, self.layer(torch.relu(y))
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Twice(), X),
+        (nn.Sequential(nn.Linear(64, 32)), X[0, 0]),
+        (nn.Sequential(nn.Linear(64, 32), nn.ReLU()).half(), X.half()),
+        (nn.Sequential(nn.Linear(64, 32), nn.ReLU()).bfloat16(), X.bfloat16()),
+    ],
+    ids=["a layer called twice", "one dimension", "float16", "bfloat16"],
+)
+def test_ordinary_models_lower_and_are_verified(model, x):
+    found, _ = verified(model, x)
+    assert found.ok, found
 
 
 def test_a_sequential_lowers_though_its_layers_have_numbers_for_names():

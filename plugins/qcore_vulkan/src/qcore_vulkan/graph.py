@@ -33,6 +33,8 @@ _TYPES: Final = {
     "FLOAT64": torch.float64,
 }
 
+_HALF_OR_SINGLE: Final = (torch.float16, torch.float32)
+
 
 @frozen(eq=False)
 class DelegateGraph:
@@ -108,8 +110,9 @@ class DelegateGraph:
         if type(value).__name__ != "VkTensor" or not isinstance(output, torch.Tensor):
             return output
         declared = _TYPES[value.datatype.name]
-        # The width of integers and floats is a matter of storage: 64 bits are kept in 32.
-        return output if _kind(declared) == _kind(output.dtype) else output.to(declared)
+        # 64 bits are kept in 32, which is a matter of storage; half precision is one of values.
+        kept = _kind(declared) == _kind(output.dtype) and declared not in _HALF_OR_SINGLE
+        return output if kept else output.to(declared)
 
 
 def decode(buffer: bytes) -> list[DelegateGraph]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+import torch
+from torch.export.graph_signature import InputKind
 
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, NoRunner, check_options, private_copy
-from qcore_executorch import ExecuTorchLowering
+from qcore_executorch import ExecuTorchLowering, import_executorch
 from qcore_vulkan.graph import check_outputs, decode
 from qcore_vulkan.partition import edge_passes, vulkan_partitioner
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
     from qcore_vulkan.report import VulkanVerification
 
 __all__ = ["NO_RUNTIME", "VulkanLowering", "VulkanProgram", "lower_to_vulkan"]
+
+aten = torch.ops.aten
 
 #: ExecuTorch's Python package has no runtime for these programs.
 NO_RUNTIME: Final = NoRunner(
@@ -72,8 +78,9 @@ class VulkanLowering(ExecuTorchLowering):
     _partitioned: Any = attrs.field(default=None, init=False)
 
     def rewritten(self, program: ExportedProgram) -> ExportedProgram:
-        """Give parameters names that ExecuTorch finds again."""
+        """Give parameters names that ExecuTorch finds again, and each use of a weight its own."""
         _name_parameters(program)
+        _separate_weights(program)
         # Packing the weights of a delegate replaces them in the program that is lowered.
         self._quantized = private_copy(program)
         return program
@@ -129,3 +136,41 @@ def _name_parameters(program: ExportedProgram) -> None:
             if spec.target in tensors:
                 tensors[name] = tensors.pop(spec.target)
         spec.target = name
+
+
+def _separate_weights(program: ExportedProgram) -> None:
+    """Give each use of a quantized weight tensors of its own, as where a layer is called twice.
+
+    ExecuTorch packs a weight in place for the first use, and takes the packed one for unpacked at
+    the next. Equal tensors are stored once in the ``.pte``.
+
+    Args:
+        program: The program, a copy of the caller's; changed in place.
+    """
+    utils = import_executorch("executorch.backends.transforms.utils")
+    names = {
+        spec.arg.name: spec.target
+        for spec in program.graph_signature.input_specs
+        if spec.kind is not InputKind.USER_INPUT
+    }
+    tensors = {**program.constants, **program.state_dict}
+    uses: Counter[str] = Counter()
+
+    def own(node: Node) -> Node:
+        if node.name not in names:
+            return node
+        name = f"{node.name}_use{uses[stored]}"
+        with program.graph.inserting_before(node):
+            return utils.create_constant_placeholder(
+                program, program.graph, name, InputKind.PARAMETER, tensors[names[node.name]]
+            )
+
+    for linear in program.graph.find_nodes(op="call_function", target=aten.linear.default):
+        weight = linear.args[1]
+        if "dequantize" not in str(weight.target) or weight.args[0].name not in names:
+            continue
+        stored = names[weight.args[0].name]
+        uses[stored] += 1
+        if uses[stored] > 1:
+            with program.graph.inserting_before(linear):
+                linear.replace_input_with(weight, program.graph.node_copy(weight, own))
