@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from enum import StrEnum
@@ -149,7 +150,7 @@ def _lowered(seed: int, quantizer: Any, model: Any, samples: Any, dynamic_shapes
 def _far(model: Any, sample: Any, output: Any) -> str:
     """Say how far an output is from the model's, beyond what another rounding does to it."""
     expected = torch.utils._pytree.tree_leaves(_called(model, sample))
-    moved = torch.utils._pytree.tree_leaves(_called(model, _moved(sample)))
+    moved = torch.utils._pytree.tree_leaves(_called(*_moved(model, sample)))
     actual = torch.utils._pytree.tree_leaves(output)
     if len(expected) != len(actual):
         return f"{len(actual)} outputs for {len(expected)}"
@@ -164,11 +165,19 @@ def _far(model: Any, sample: Any, output: Any) -> str:
     return ""
 
 
-def _moved(sample: Any) -> Any:
+def _moved(model: Any, sample: Any) -> tuple[Any, Any]:
+    """Return the model and a sample after a small change: to the weights if not to the sample."""
+
     def move(value: Any) -> Any:
         return value * 1.002 if value.is_floating_point() else value
 
-    return torch.utils._pytree.tree_map(move, sample)
+    leaves = torch.utils._pytree.tree_leaves(sample)
+    if not any(leaf.is_floating_point() for leaf in leaves):
+        model = copy.deepcopy(model)
+        with torch.no_grad():
+            for value in filter(torch.is_floating_point, model.state_dict().values()):
+                value.mul_(1.002)
+    return model, torch.utils._pytree.tree_map(move, sample)
 
 
 def _called(model: Any, sample: Any) -> Any:

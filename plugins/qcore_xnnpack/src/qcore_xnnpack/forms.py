@@ -16,19 +16,26 @@ from torch.fx import GraphModule, Node
 from qcore.annotation.forms import FORMS, Form, Written
 from qcore.graph import argument_of, is_float_tensor, tensor_value
 
-__all__ = ["XNNPACK_FORMS"]
+__all__ = ["XNNPACK_FORMS", "static_shape"]
 
 aten = torch.ops.aten
 
 
-def _static_shape(sizes: Sequence[int | torch.SymInt]) -> list[int] | None:
-    """Return sizes for ``reshape``, in which one dimension may be dynamic."""
+def static_shape(sizes: Sequence[int | torch.SymInt]) -> list[int] | None:
+    """Return sizes for ``reshape``.
+
+    Args:
+        sizes: The sizes of a tensor.
+
+    Returns:
+        The sizes with -1 for a dynamic one; None where more than one is.
+    """
     shape = [size if isinstance(size, int) else -1 for size in sizes]
     return shape if shape.count(-1) <= 1 else None
 
 
 def _view(model: GraphModule, node: Node) -> Written | None:
-    shape = _static_shape(node.meta["val"].shape)
+    shape = static_shape(node.meta["val"].shape)
     if shape is None or not is_float_tensor(node):
         return None
     return Written(aten.reshape.default, (node.args[0], shape))
@@ -39,7 +46,7 @@ def _kept_mean(model: GraphModule, node: Node) -> Written | None:
     dims, keep = argument_of(node, "dim", None), argument_of(node, "keepdim", False)
     if keep or node.kwargs or dims is None or not is_float_tensor(node) or source is None:
         return None
-    shape = _static_shape(node.meta["val"].shape)
+    shape = static_shape(node.meta["val"].shape)
     if source.dim() != 4 or sorted(dim % 4 for dim in dims) != [2, 3] or shape is None:
         return None
     return Written(lambda x, *_: aten.reshape.default(torch.mean(x, [2, 3], True), shape))

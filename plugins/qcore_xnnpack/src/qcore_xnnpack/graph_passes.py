@@ -8,17 +8,15 @@ from typing import Any, Final
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
 from qcore.annotation import layer_of
-from qcore.lowering import user_input_names
 from qcore_executorch.graphs import explicit_pool_strides
 from qcore_executorch.kernels import portable_forms
 from qcore_executorch.rewriting import Tensors, rewritten
+from qcore_xnnpack.float_forms import in_delegable_forms
 
 __all__ = [
     "dynamic_weights_per_channel",
-    "fold_computed_weights",
     "fuse_padding",
     "no_scalar_activations",
     "prepare_for_partitioner",
@@ -39,7 +37,7 @@ def prepare_for_partitioner(program: ExportedProgram) -> ExportedProgram:
     Returns:
         The program to lower: the same one, or a new one where weights had to be replaced.
     """
-    program = portable_forms(fold_computed_weights(program))
+    program = in_delegable_forms(portable_forms(program))
     program = dynamic_weights_per_channel(program)
     graph = program.graph_module
     changed = [apply(graph) for apply in _PASSES]
@@ -47,50 +45,6 @@ def prepare_for_partitioner(program: ExportedProgram) -> ExportedProgram:
         graph.graph.eliminate_dead_code()
         graph.recompile()
     return program
-
-
-def fold_computed_weights(program: ExportedProgram) -> ExportedProgram:
-    """Quantize the weights that the model computes from its parameters.
-
-    Nothing changes in them between two runs, and ExecuTorch's kernel that quantizes per channel
-    ends the process where scales are not in double precision.
-
-    Args:
-        program: The exported converted model.
-
-    Returns:
-        The same program where there are none, else a new one.
-    """
-    inputs = user_input_names(program)
-    return rewritten(program, lambda node: _is_computed_weight(node, inputs), _fold)
-
-
-def _is_computed_weight(node: Node, inputs: set[str]) -> bool:
-    if node.target is not torch.ops.quantized_decomposed.quantize_per_channel.default:
-        return False
-    pending, seen = [node], {node}
-    while pending:
-        current = pending.pop()
-        if current.op == "placeholder" and current.name in inputs:
-            return False
-        pending.extend(n for n in current.all_input_nodes if n not in seen)
-        seen.update(current.all_input_nodes)
-    return True
-
-
-def _fold(model: GraphModule, node: Node, tensors: Tensors) -> None:
-    def value(node: Node) -> Any:
-        if node.op == "placeholder":
-            return tensors[node.name]
-        target: Any = node.target
-        return target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
-
-    with torch.no_grad():
-        model.register_buffer(f"_folded_{node.name}", value(node).detach())
-    with model.graph.inserting_before(node):
-        folded = model.graph.get_attr(f"_folded_{node.name}")
-    folded.meta = dict(node.meta)
-    node.replace_all_uses_with(folded)
 
 
 def dynamic_weights_per_channel(program: ExportedProgram) -> ExportedProgram:

@@ -1,0 +1,103 @@
+"""What stays in float is written as operators that the delegate executes, and computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from qcore.graph import is_compute_node, operator_name
+from qcore.lowering import export_for_lowering
+from qcore_xnnpack.float_forms import in_delegable_forms
+
+Model = Callable[..., torch.Tensor]
+attention = F.scaled_dot_product_attention
+X = torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+KEYS = X[:, ::2]
+# A row that may look at nothing among rows that may.
+MASK = torch.tensor([[1, 0, 1, 1, 0, 1], [0] * 6, *[[1] * 6] * 4]).bool()
+NORM = nn.LayerNorm(8)
+nn.init.normal_(NORM.weight)
+nn.init.normal_(NORM.bias)
+
+CASES: dict[str, tuple[Model, tuple[torch.Tensor, ...]]] = {
+    "layer norm": (NORM.forward, (X,)),
+    "layer norm without weights": (lambda x: F.layer_norm(x, (8,), eps=1e-3), (X,)),
+    "mean of the last dimension": (lambda x: x.mean(-1, keepdim=True), (X,)),
+    "sum of the last dimension": (lambda x: x.sum(-1), (X,)),
+    "softmax of an image": (lambda x: x.softmax(-1), (X,)),
+    "softmax over channels": (lambda x: x.softmax(1), (X,)),
+    "attention": (lambda x: attention(x, x, x.exp()), (X,)),
+    "attention with a scale": (lambda x: attention(x, x, x, scale=0.3), (X,)),
+    "attention to what was before": (lambda x: attention(x, x, x, is_causal=True), (X,)),
+    "attention with shared keys": (
+        lambda x, k: attention(x, k, k, is_causal=True, enable_gqa=True),
+        (X, KEYS),
+    ),
+    "attention with a constant mask": (lambda x: attention(x, x, x, attn_mask=MASK), (X,)),
+    "attention with a mask": (lambda x, m: attention(x, x, x, attn_mask=m), (X, MASK)),
+    "attention with a mask for each sample": (
+        lambda x, m: attention(x, x, x, attn_mask=m),
+        (X, torch.stack([MASK, ~MASK])[:, None]),
+    ),
+    "attention with numbers as a mask": (
+        lambda x, m: attention(x, x, x, attn_mask=m),
+        (X, torch.where(MASK, 0.5, torch.finfo(torch.float32).min)),
+    ),
+    "products": (lambda x: x @ x.transpose(-1, -2), (X,)),
+    "a repeated dimension": (lambda x: x[:, :1].expand(2, 3, 6, 8) + 0.0, (X,)),
+    "a selected row": (lambda x: x[:, -1] * 2.0, (X,)),
+    "powers": (lambda x: x.pow(3.0) + x.abs().pow(0.5), (X,)),
+    "values of no input": (lambda x: x + torch.arange(8).float().sin(), (X,)),
+}
+
+TAKEN = {"abs", "add", "bmm", "cat", "exp", "linear", "mul", "permute", "reshape", "rsqrt", "slice"}
+TAKEN |= {"softmax", "sqrt", "sub", "transpose", "unsqueeze", "view"}
+# Of a mask that is an input.
+OUTSIDE = {"any", "clamp", "to"}
+
+
+class Called(nn.Module):
+    def __init__(self, function: Model) -> None:
+        super().__init__()
+        self.norm, self.function, self.mask = NORM, function, nn.Buffer(MASK)
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        return self.function(*args)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_computed_by_what_the_delegate_takes(case: str) -> None:
+    function, inputs = CASES[case]
+    program = torch.export.export(Called(function).eval(), inputs)
+    expected = program.module()(*inputs)
+    written = in_delegable_forms(export_for_lowering(program, inputs))
+    called = {operator_name(n).split(".")[1] for n in written.graph.nodes if is_compute_node(n)}
+    assert called - TAKEN <= (OUTSIDE if "mask" in case and len(inputs) > 1 else set())
+    torch.testing.assert_close(written.module()(*inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_is_prepared_once_for_all_layers() -> None:
+    def twice(x: torch.Tensor, mask: torch.Tensor) -> Any:
+        return attention(attention(x, x, x, attn_mask=mask), x, x, attn_mask=mask)
+
+    program = export_for_lowering(torch.export.export(Called(twice), (X, MASK)), (X, MASK))
+    names = [operator_name(node) for node in in_delegable_forms(program).graph.nodes]
+    assert sum(name.startswith("aten.any") for name in names) == 1
+
+
+def test_weights_that_are_quantized_stay_quantized() -> None:
+    scale, zero = torch.full((8,), 0.1), torch.zeros(8, dtype=torch.int64)
+    integers = torch.ones(8, 8, dtype=torch.int8)
+
+    def restored(x: torch.Tensor) -> torch.Tensor:
+        operators = torch.ops.quantized_decomposed
+        args = (integers, scale, zero, 0, -127, 127, torch.int8)
+        return F.linear(x, operators.dequantize_per_channel(*args))
+
+    program = export_for_lowering(torch.export.export(Called(restored), (X,)), (X,))
+    assert in_delegable_forms(program) is program
