@@ -10,6 +10,7 @@ from torch import nn
 
 import qcore
 from qcore.errors import (
+    CaptureError,
     PartialQuantizationError,
     QcoreError,
     UnsupportedSchemeError,
@@ -175,3 +176,41 @@ def test_pictures_may_come_in_as_uint8(cnn: nn.Module, picture: torch.Tensor) ->
     assert program.report.cpu_operators == 0
     step = float(result.model(picture).abs().max()) / 50
     torch.testing.assert_close(program.run(picture), result.model(picture), rtol=0, atol=step)
+
+
+class Looked(nn.Module):
+    """A token's embedding, through a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 8)
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.table(tokens))
+
+
+def test_inputs_of_64_bits_are_refused_before_calibration() -> None:
+    tokens = torch.tensor([[1, 5, 3]])
+    q = get().set_global("8a8w")
+    with pytest.raises(PartialQuantizationError, match=r"tokens.*torch\.int32.*allow_cpu=True"):
+        qcore.quantize(Looked(), q, [tokens])
+    qcore.quantize(Looked(), q, [tokens.to(torch.int32)])
+
+
+def test_embeddings_stay_on_the_cpu_where_the_user_says_so() -> None:
+    tokens = torch.tensor([[1, 5, 3]])
+    q = get(allow_cpu=True).set_global("8a8w").set_module_type(nn.Embedding, None)
+    result = qcore.quantize(Looked().eval(), q, [tokens])
+    program = q.lower(result.model, (tokens,))
+    assert any("embedding" in node.operator for node in program.report.undelegated)
+    assert program.report.delegated
+    assert torch.equal(program.run(tokens), result.model(tokens))
+
+
+def test_sizes_that_vary_are_refused_before_calibration() -> None:
+    shapes = ({0: torch.export.Dim("batch", min=1, max=8)},)
+    with pytest.raises(CaptureError, match="dimension 0 of 'input_1' is dynamic"):
+        qcore.quantize(
+            nn.Linear(8, 8), get().set_global("8a8w"), [X.repeat(2, 1)], dynamic_shapes=shapes
+        )

@@ -109,6 +109,10 @@ OF_TABLES: dict[str, Callable[..., Any]] = {
     "argmin": lambda x: x.argmin(1),
     "argmax of all": lambda x: (x * 2).argmax(),
     "batch norm of a table": norm(nn.BatchNorm1d),
+    "addmm of a weight": lambda x: torch.addmm(torch.ones(8) / 3, x, torch.eye(8) * 2),
+    "addmm of a product": lambda x: torch.addmm(x[0], x, x.T @ x, beta=2, alpha=0.5),
+    "hypot": lambda x: torch.hypot(x, x * 2),
+    "rrelu": lambda x: functional.rrelu(x),
     "conv_transpose1d": nn.ConvTranspose1d(4, 2, 4, 2, 1),
 }
 

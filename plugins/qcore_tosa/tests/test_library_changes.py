@@ -112,3 +112,15 @@ def test_the_reasons_of_the_partitioner_are_a_table_without_nodes() -> None:
         reporter.report_reject(node, "why")
     assert found == {node: "why"}
     assert not [value for value in vars(type(reporter)).values() if isinstance(value, property)]
+
+
+def test_integers_behind_a_view_are_taken_for_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lower() -> Any:
+        layers, x = nn.Sequential(nn.LogSoftmax(-1), nn.Linear(6, 5)), torch.rand(2, 3, 6)
+        quantizer = TosaQuantizer("TOSA-1.0+FP+INT").set_global("8a8w")
+        return quantizer.lower(qcore.quantize(layers.eval(), quantizer, [x]).model, (x,))
+
+    assert not lower().report.undelegated
+    _without(monkeypatch, "_CASTING")
+    with pytest.raises(qcore.QcoreError, match="int8"):
+        lower()

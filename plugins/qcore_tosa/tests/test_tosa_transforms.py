@@ -222,3 +222,24 @@ def test_what_is_added_is_on_the_device_of_the_model() -> None:
         model, x = nn.Conv2d(3, 4, 3, bias=False), torch.empty(1, 3, 8, 8)
     graph = quantizer().transform_for_annotation(captured(model, x))
     assert {parameter.device.type for parameter in graph.parameters()} == {"meta"}
+
+
+class Distances(nn.Module):
+    """What models of text add to their scores: a value for each distance between two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(4)
+        distances = (places[:, None] - places).abs().clamp(max=3)
+        return x.transpose(1, 2) @ self.table(distances).sum(-1)
+
+
+def test_what_depends_on_no_input_is_computed_once() -> None:
+    model = Distances()
+    graph = quantizer().transform_for_annotation(captured(model, X))
+    torch.testing.assert_close(graph(X), model(X))
+    targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert not {aten.arange.default, aten.embedding.default, aten.sum.dim_IntList} & set(targets)

@@ -45,10 +45,11 @@ class EthosUBackend(TosaBackend):
         memory_mode: A memory mode of that file; by default ExecuTorch's choice for the target.
         extra_flags: More options for Vela.
         config_ini: Vela's configuration file; by default its own.
+        allow_cpu: Whether what the NPU lacks, and what rules leave in float, may stay in the
+            program, for ExecuTorch's kernels on the CPU.
     """
 
     name: ClassVar[str] = "ethosu"
-    partial_quantization: ClassVar[bool] = False
     conformance: ClassVar[Mapping[str, Any]] = {
         "options": {"target": "ethos-u85-256"},
         "partial": False,
@@ -62,6 +63,7 @@ class EthosUBackend(TosaBackend):
     memory_mode: str | None = field(default=None, kw_only=True)
     extra_flags: Sequence[str] = field(default=(), kw_only=True)
     config_ini: str | None = field(default=None, kw_only=True)
+    allow_cpu: bool = field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         specs = import_executorch("executorch.backends.arm.ethosu")
@@ -85,11 +87,18 @@ class EthosUBackend(TosaBackend):
             )
             self.target = self.compile_spec.target
 
+    @property
+    def partial_quantization(self) -> bool:
+        """Whether rules may leave parts in float."""
+        return self.allow_cpu
+
     @qcore.hookimpl
     def validate_partial(
         self, model: GraphModule, plan: QuantizationPlan, report: AnnotationReport
     ) -> Sequence[Diagnostic]:
-        """Refuse whatever would stay in float, and what the NPU lacks."""
+        """Refuse what would stay in float and what the NPU lacks, unless the CPU may take it."""
+        if self.allow_cpu:
+            return ()
         return unsupported_nodes(model, report, str(self.target))
 
     @qcore.hookimpl
@@ -97,7 +106,9 @@ class EthosUBackend(TosaBackend):
         """Compile the model with Vela."""
         from qcore_ethosu.lowering import lower_to_ethosu
 
-        return lower_to_ethosu(program, self.compile_spec, **options)
+        return lower_to_ethosu(
+            program, self.compile_spec, **{"allow_cpu": self.allow_cpu, **options}
+        )
 
     @staticmethod
     def loaded(program: LoweredProgram, saved: Saved) -> LoweredProgram:

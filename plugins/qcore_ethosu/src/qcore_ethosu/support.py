@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcore.annotation import REPLACE_OR_MOVE, annotation_of
-from qcore.graph import computes_floats, module_path, operator_name, overload_packet
+from qcore.graph import computes_floats, module_path, operator_name, overload_packet, tensor_value
 from qcore.report import AnnotationReport, Decision, Diagnostic
 
 __all__ = ["U55_LACKS", "U55_LACKS_IN_16_BITS", "unsupported_nodes"]
@@ -88,7 +88,24 @@ def unsupported_nodes(
     if not target.startswith("ethos-u85"):
         known = {diagnostic.node for diagnostic in found}
         found += [d for d in _lacking(model, target) if d.node not in known]
-    return found
+    return found + list(map(_wide_input, filter(_is_wide_input, model.graph.nodes)))
+
+
+def _is_wide_input(node: Node) -> bool:
+    value = tensor_value(node)
+    is_read = any(user.op != "output" for user in node.users)
+    return node.op == "placeholder" and is_read and value is not None and value.dtype is torch.int64
+
+
+def _wide_input(node: Node) -> Diagnostic:
+    return Diagnostic(
+        node.name,
+        "input",
+        "",
+        "the NPU has no 64-bit integers, so a cast of this input would stay on the CPU",
+        "Give the model int32, as in tokens.to(torch.int32), or build the quantizer with "
+        "allow_cpu=True.",
+    )
 
 
 def _handles_floats(node: Node) -> bool:

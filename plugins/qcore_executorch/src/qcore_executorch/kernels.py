@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
-__all__ = ["missing_kernels", "portable_forms"]
+__all__ = ["PORTABLE_FORMS", "missing_kernels", "portable_forms"]
 
 aten = torch.ops.aten
 
@@ -57,12 +57,12 @@ def portable_forms(program: ExportedProgram) -> ExportedProgram:
 
 
 def _has_form(node: Node) -> bool:
-    return node.target in _FORMS and not positions_are_used(node)
+    return node.target in PORTABLE_FORMS and not positions_are_used(node)
 
 
 def _write(model: GraphModule, node: Node, tensors: Tensors) -> None:
     with model.graph.inserting_before(node):
-        new = model.graph.call_function(_FORMS[node.target], node.args, node.kwargs)
+        new = model.graph.call_function(PORTABLE_FORMS[node.target], node.args, node.kwargs)
     new.meta = {k: v for k, v in node.meta.items() if k != "val"}
     node.replace_all_uses_with(new)
 
@@ -106,7 +106,8 @@ def _adaptive_max_pool(x: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Ten
     return x, None
 
 
-_FORMS: Final[dict[Any, Callable[..., Any]]] = {
+#: Operator -> what computes the same by others.
+PORTABLE_FORMS: Final[dict[Any, Callable[..., Any]]] = {
     aten.hypot.default: _hypot,
     aten.cumprod.default: _cumprod,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool,

@@ -10,10 +10,11 @@ from torch.fx import GraphModule
 
 import qcore
 from qcore.annotation import annotate_graph, annotation_of
-from qcore.errors import UnsupportedSchemeError
+from qcore.errors import CaptureError, UnsupportedSchemeError
 from qcore_executorch import ExecuTorchReport
 from qcore_tosa.compile_spec import as_compile_spec
 from qcore_tosa.control_flow import annotate_control_flow
+from qcore_tosa.limits import dynamic_size
 from qcore_tosa.marks import is_argmax, mark_quantized
 from qcore_tosa.reference import NO_GRAPHS
 from qcore_tosa.schemes import DYNAMIC, INT8, INT16
@@ -67,6 +68,8 @@ class TosaBackend:
     @qcore.hookimpl
     def transform_for_annotation(self, model: GraphModule, plan: QuantizationPlan) -> GraphModule:
         """Decompose what will be quantized; make its scalars tensors."""
+        if varies := dynamic_size(model.graph, self.name):
+            raise CaptureError(varies)
         return decompose(model, plan, self.compile_spec)
 
     @qcore.hookimpl

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from qcore.annotation.forms import FORMS, Form, Written, always
 from qcore.graph import argument_of, each_dimension, tensor_attribute, tensor_value
+from qcore_executorch.kernels import PORTABLE_FORMS
 from qcore_tosa.limits import is_whole
 
 __all__ = ["TOSA_FORMS"]
@@ -90,9 +91,29 @@ def _transposed(model: GraphModule, node: Node) -> Written | None:
     return Written(convolved, (source, wide, *rest))
 
 
-#: Operator -> its form: those of every backend, and TOSA's own.
+def _addmm(model: GraphModule, node: Node) -> Written:
+    """Write it as a linear layer where its weight is constant, and as a product and a sum else."""
+    bias, x, weight = node.args[:3]
+    beta, alpha = argument_of(node, "beta", 1), argument_of(node, "alpha", 1)
+    offset = tensor_value(bias)
+    fits = offset is not None and offset.dim() == 1 and beta == alpha == 1
+    if fits and isinstance(weight, Node) and weight.op == "get_attr":
+        turned = tensor_attribute(model, weight).detach().t().contiguous()
+        return Written(lambda bias, x, w: functional.linear(x, w, bias), (bias, x, turned))
+
+    def added(bias: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        product = torch.mm(x, w)
+        product = product if alpha == 1 else product * alpha
+        return product + (bias if beta == 1 else bias * beta)
+
+    return Written(added, (bias, x, weight))
+
+
+#: Operator -> its form: those of every backend, of ExecuTorch, and TOSA's own.
 TOSA_FORMS: Final[dict[Any, Form]] = {
+    **{target: always(function) for target, function in PORTABLE_FORMS.items()},
     **FORMS,
+    aten.addmm.default: _addmm,
     aten.argmax.default: _argmax,
     aten.argmin.default: always(lambda x, *args, **kw: torch.argmax(-x, *args, **kw)),
     aten.index.Tensor: _index,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from qcore.errors import CaptureError
 from qcore.graph import module_path, operator_name, positions_are_used, tensor_value
 
-__all__ = ["is_whole", "miscomputed", "refuse_written_buffers"]
+__all__ = ["dynamic_size", "is_whole", "miscomputed", "refuse_written_buffers"]
 
 
 def refuse_written_buffers(model: GraphModule) -> None:
@@ -32,6 +32,26 @@ def refuse_written_buffers(model: GraphModule) -> None:
             f"buffer {source.target!r}, and a program for this backend keeps no state. Take the "
             "value as an input of the model, and return the new one."
         )
+
+
+def dynamic_size(graph: Graph, backend: str) -> str:
+    """Say which size of an input varies, which no compiler here takes.
+
+    Args:
+        graph: The graph of a captured model or of an exported program.
+        backend: Name of the backend, for the message.
+
+    Returns:
+        The message; empty where all sizes are fixed.
+    """
+    for node in graph.find_nodes(op="placeholder"):
+        for index, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
+            if not isinstance(size, int):
+                return (
+                    f"{backend} compiles for fixed shapes: dimension {index} of {node.name!r} is "
+                    "dynamic. Capture the model without dynamic_shapes, once for each size."
+                )
+    return ""
 
 
 def miscomputed(node: Node) -> str | None:

@@ -19,12 +19,13 @@ from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, check_options, private_copy
 from qcore_executorch import ExecuTorchLowering, import_executorch
 from qcore_executorch.compat.executorch import at_level
+from qcore_executorch.kernels import portable_forms
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
 from qcore_tosa.compat.executorch import PARTITIONER, mended_passes, noted_rejections
 from qcore_tosa.compile_spec import check_compile_spec
 from qcore_tosa.dynamic import decompose_dynamic
-from qcore_tosa.limits import miscomputed
+from qcore_tosa.limits import dynamic_size, miscomputed
 from qcore_tosa.program import TosaProgram
 
 if TYPE_CHECKING:
@@ -98,9 +99,10 @@ class TosaLowering(ExecuTorchLowering):
 
     def rewritten(self, program: ExportedProgram) -> ExportedProgram:
         """Write dynamic layers as integer products between float operators."""
-        _require_fixed_shapes(program, self.backend)
+        if varies := dynamic_size(program.graph, self.backend):
+            raise LoweringError(varies)
         self.compile_spec = _with_unsigned_io(program, self.compile_spec)
-        return decompose_dynamic(program)
+        return decompose_dynamic(portable_forms(program))
 
     def partitioned(self, program: ExportedProgram) -> Any:
         """Delegate what the compiler takes, and lower bodies apart where it does not take them."""
@@ -176,18 +178,6 @@ def _without_control_flow(compile_spec: Any) -> Any:
     extensions = [part for part in str(compile_spec.tosa_spec).split("+") if part != "cf"]
     changed.tosa_spec = type(compile_spec.tosa_spec).create_from_string("+".join(extensions))
     return changed
-
-
-def _require_fixed_shapes(program: ExportedProgram, backend: str) -> None:
-    for node in program.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        for index, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
-            if not isinstance(size, int):
-                raise LoweringError(
-                    f"{backend} compiles for fixed shapes: dimension {index} of {node.name!r} is "
-                    "dynamic. Capture the model without dynamic_shapes, once for each size."
-                )
 
 
 def _with_unsigned_io(program: ExportedProgram, compile_spec: Any) -> Any:

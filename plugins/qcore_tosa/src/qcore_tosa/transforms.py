@@ -26,6 +26,7 @@ from qcore_executorch import import_executorch
 from qcore_executorch.clamps import clamps_to_hardtanh
 from qcore_executorch.graphs import explicit_pool_strides
 from qcore_tosa.compat.executorch import ANNOTATION, LIMITS
+from qcore_tosa.constants import fold_constants
 from qcore_tosa.forms import TOSA_FORMS
 from qcore_tosa.limits import refuse_written_buffers
 from qcore_tosa.marks import KEEP
@@ -69,6 +70,7 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
         The model, with the same outputs in float.
     """
     refuse_written_buffers(model)
+    fold_constants(model, plan)
     in_quantizable_forms(model, plan, TABLE, TOSA_FORMS, composites=True)
     _pool_in_two_dimensions(model, plan)
     explicit_pool_strides(model)

@@ -83,8 +83,27 @@ _ARGMAX: Final = Change(
     "that it does not give, and quantized argmax is refused.",
 )
 
+_CASTING: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}.decorate_fp32_to_int32_casting_pass:DecorateFp32toInt32CastingPass",
+    ["call_operator"],
+    why="it takes integers for floats where a view stands between them and what gave them, and "
+    "rounds them with operators that take floats alone.",
+)
+
 # The parameters of ELU and its relatives, and the ranges of results, once the passes are at it.
 _IN_METADATA: Final = ("float_alpha", "float_scale", "float_input_scale", "output_qparams")
+
+
+def _is_integer(node: Any) -> bool:
+    """Say whether a value is one of integers, whatever type it has before the last passes."""
+    while not node.meta.get("output_qparams"):
+        if "view_copy" not in str(node.target) and "permute_copy" not in str(node.target):
+            return False
+        (node,) = node.all_input_nodes
+    return True
 
 
 @contextmanager
@@ -114,7 +133,15 @@ def mended_passes() -> Iterator[None]:
         integer = quantized and self.tosa_spec.support_integer()
         return bool(integer or dtype(self, node, given))
 
+    (decorated,) = _CASTING.originals()
+
+    def cast(self: Any, op: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+        if op in self.target_ops and _is_integer(args[0].node):
+            return super(type(self), self).call_operator(op, args, kwargs, meta)
+        return decorated(self, op, args, kwargs, meta)
+
     with (
+        _CASTING.applied(cast),
         _CONVOLUTIONS.applied(lambda self, node: False),
         _DUPLICATES.applied(complete),
         _ARGMAX.applied(inputs_fit, dtype_fits),
