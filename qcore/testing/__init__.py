@@ -17,17 +17,31 @@ if TYPE_CHECKING:
     from qcore.testing.conformance import BackendConformance
     from qcore.testing.models import ZOO, Fn, ZooModel
     from qcore.testing.requirements import Requirements
+    from qcore.testing.rounding import Rounding, run_disturbed, step_of
     from qcore.testing.subject import Subject
 
-__all__ = ["ZOO", "BackendConformance", "Fn", "Requirements", "Subject", "ZooModel"]
+__all__ = [
+    "ZOO",
+    "BackendConformance",
+    "Fn",
+    "Requirements",
+    "Rounding",
+    "Subject",
+    "ZooModel",
+    "run_disturbed",
+    "step_of",
+]
 
 _HOMES = {
     "BackendConformance": "qcore.testing.conformance",
     "Fn": "qcore.testing.models",
     "Requirements": "qcore.testing.requirements",
+    "Rounding": "qcore.testing.rounding",
     "Subject": "qcore.testing.subject",
     "ZOO": "qcore.testing.models",
     "ZooModel": "qcore.testing.models",
+    "run_disturbed": "qcore.testing.rounding",
+    "step_of": "qcore.testing.rounding",
 }
 # Their assertions explain themselves; plugin and models have none.
 _WITH_ASSERTIONS = (

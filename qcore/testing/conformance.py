@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import pytest
 
 import qcore
-from qcore.testing.plugin import FACTS, OPTION
+from qcore.testing.plugin import FINDINGS, OPTION, QUICK
 from qcore.testing.requirements import Requirements
 from qcore.testing.subject import Subject
 from qcore.testing.suite.annotation import AnnotationChecks
@@ -17,10 +17,35 @@ from qcore.testing.suite.discovery import DiscoveryChecks
 from qcore.testing.suite.flow import FlowChecks
 from qcore.testing.suite.lowering import LoweringChecks
 from qcore.testing.suite.operators import OperatorChecks
+from qcore.testing.suite.programs import ProgramChecks
 from qcore.testing.suite.robustness import RobustnessChecks
 from qcore.testing.suite.schemes import SchemeChecks
 
 __all__ = ["BackendConformance"]
+
+#: The models of checks and programs with ``--qcore-quick``.
+QUICK_MODELS: Final = (
+    "linear",
+    "conv_relu6",
+    "residual_add",
+    "integer_tensors",
+    "conv2d, grouped, stride 2 by 1",
+    "conv2d, relu",
+    "outputs in a dict",
+)
+_LEFT_OUT_WHEN_QUICK: Final = (
+    "listing_imports_nothing_heavy",
+    "cost_is_linear_in_the_number_of_nodes",
+    "declared_source_scheme_is_executed",
+    "lower_gives_the_same_program_every_time",
+    "lower_keeps_the_model",
+    "sizes_that_vary",
+    "a_model_partly_in_float_lowers",
+    "configurations_can_be_pickled",
+    "selection_is_honoured",
+    "lower_refuses_unknown_options",
+    "the_result_is_the_same_every_time",
+)
 
 _PARAMETERS = {"scheme": "supported_schemes", "source_scheme": "source_schemes"}
 
@@ -35,6 +60,7 @@ def _none_declared(attribute: str) -> Any:
 class BackendConformance(
     RobustnessChecks,
     LoweringChecks,
+    ProgramChecks,
     OperatorChecks,
     FlowChecks,
     AnnotationChecks,
@@ -87,8 +113,25 @@ class BackendConformance(
             )
         subject = Subject(name, cls.requirements or Requirements.declared_by(name))
         if config is not None:
-            subject.record = config.stash[FACTS].recorder(name)
+            subject.record = config.stash[FINDINGS].recorder(name)
+            if config.getoption(QUICK):
+                subject.models = QUICK_MODELS
         return subject
+
+    @pytest.fixture(autouse=True)
+    def _quick(self, request: pytest.FixtureRequest) -> None:
+        if not request.config.getoption(QUICK):
+            return
+        name = request.node.originalname.removeprefix("test_")
+        given = getattr(getattr(request.node, "callspec", None), "params", {})
+        model = given.get("model", given.get("operator", QUICK_MODELS[0]))
+        schemes = self._declared(request.config, "supported_schemes") if "scheme" in given else []
+        if (
+            name in _LEFT_OUT_WHEN_QUICK
+            or model not in QUICK_MODELS
+            or given.get("scheme") not in [None, *schemes[:1]]
+        ):
+            pytest.skip(f"left out by {QUICK}")
 
     @pytest.fixture(autouse=True)
     def _expected_failure(self, request: pytest.FixtureRequest) -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import field, fields, frozen
 
 from qcore import registry
 from qcore.errors import BackendLoadError, QcoreError
+from qcore.formats import NumberFormat
 
 __all__ = ["Requirements"]
 
 
 def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
+
+
+def _formats(value: Any) -> dict[str, Sequence[NumberFormat]]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise BackendLoadError(
+        f"changes_ranges is {value!r}: it says what changes, as a mapping from an operator to the "
+        'formats of its values, such as {"aten.tanh.default": (qcore.formats.INT16,)}.'
+    )
 
 
 @frozen(kw_only=True)
@@ -38,12 +48,20 @@ class Requirements:
         verifies: Whether programs have ``verify(*inputs)``, which returns a report with ``ok``.
         dynamic_shapes: Whether sizes of inputs may vary. If not, some step raises a
             ``QcoreError`` that says so.
-        changes_ranges: Whether the backend quantizes some values in other types than the
-            configuration says, such as tables of 16 bits.
-        lowers_operators: Whether all quantized operators are lowered together, and executed. A
+        changes_ranges: The formats that values have beside those of the configuration, by the
+            operator whose input or output they are, such as ``{"aten.tanh.default": (INT16,)}``
+            for a table of 16 bits. All other values are compared with the configuration.
+        lowers_operators: Whether all models that a scheme quantizes are lowered, and executed. A
             backend whose compiler takes minutes for that leaves it to tests of its own.
-        program_sqnr_db: How close a program must come to the converted model, in dB. Integer
-            kernels round differently from the float arithmetic of the converted model.
+        runs_saved: Whether a program that was saved and loaded runs, too. If not, running it raises
+            ``RuntimeUnavailableError``.
+        wide_ranges: Whether a fused clamp is computed where the range of its output goes beyond
+            it, as an observer of the user's may choose. If not, programs are made with ranges that
+            fit, which hide a clamp that was dropped.
+        leaves_out: Models that the suite does not lower, each with the reason, which certificates
+            show. Its own checks of them are the backend's affair.
+        program_sqnr_db: How close a program of ``qcore.quantize_`` must come to the quantized
+            model, in dB. Kernels round differently from the float arithmetic of the model.
     """
 
     options: Mapping[str, Any] = field(factory=dict, converter=_copied)
@@ -54,8 +72,11 @@ class Requirements:
     runs: bool = True
     verifies: bool = False
     dynamic_shapes: bool = True
-    changes_ranges: bool = False
+    changes_ranges: Mapping[str, Sequence[NumberFormat]] = field(factory=dict, converter=_formats)
     lowers_operators: bool = True
+    runs_saved: bool = True
+    wide_ranges: bool = True
+    leaves_out: Mapping[str, str] = field(factory=dict, converter=_copied)
     program_sqnr_db: float = 30.0
 
     @classmethod

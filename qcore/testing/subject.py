@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -24,7 +24,9 @@ from qcore.report import AnnotationReport
 from qcore.schemes import LayerScheme, QuantizationScheme, SchemeLike
 from qcore.testing.models import ZOO, ZooModel
 from qcore.testing.operators import OPERATORS
+from qcore.testing.packs import Pack, with_wide_ranges
 from qcore.testing.requirements import Requirements
+from qcore.testing.variants import VARIANTS
 
 __all__ = [
     "PROBES",
@@ -42,7 +44,7 @@ class ConformanceFailure(AssertionError):
     """A check that failed because a step that it needs raised something."""
 
 
-_KNOWN = {model.name: model for model in (*ZOO.values(), *OPERATORS.values())}
+_KNOWN = {model.name: model for model in (*ZOO.values(), *OPERATORS.values(), *VARIANTS.values())}
 
 
 @functools.cache
@@ -106,12 +108,18 @@ class Subject:
         requirements: What it says about itself.
         record: Called with a kind of fact, its key and its value as checks pass; what support
             pages are made of.
+        models: The names of the models that are executed; ``None`` for all.
     """
 
     name: str
     requirements: Requirements = field(factory=Requirements)
     record: Callable[[str, str, str], None] = lambda kind, key, value: None
+    models: Collection[str] | None = None
     _cache: dict[Any, Any] = field(factory=dict, init=False, repr=False)
+
+    def includes(self, model: str) -> bool:
+        """Say whether a model is among those that are executed."""
+        return self.models is None or model in self.models
 
     def cached(self, key: Any, build: Callable[[], Any]) -> Any:
         """Return what ``build`` gives, building it once."""
@@ -311,6 +319,39 @@ class Subject:
                 converted, model.samples[0], **self.requirements.lower_options
             )
 
+    def lower_pack(
+        self, pack: Pack, scheme: QuantizationScheme
+    ) -> tuple[GraphModule, LoweredProgram]:
+        """Quantize and lower models side by side; the result is shared.
+
+        Args:
+            pack: The models.
+            scheme: What they are quantized with; ranges are twice as wide as needed, where the
+                backend has that.
+
+        Returns:
+            The converted model and its program.
+        """
+        key = ("pack", tuple(pack.models), scheme)
+        if key not in self._cache:
+            self._cache[key] = self._lower_pack(pack, scheme)
+        found: tuple[GraphModule, LoweredProgram] = self._cache[key]
+        return found
+
+    def _lower_pack(
+        self, pack: Pack, scheme: QuantizationScheme
+    ) -> tuple[GraphModule, LoweredProgram]:
+        what = f"{len(pack.models)} models with {scheme}"
+        with self.step(f"qcore.quantize of {what}"):
+            wide = self.requirements.wide_ranges
+            quantizer = self.selected(with_wide_ranges(scheme) if wide else scheme)
+            model = qcore.quantize(
+                pack.module(), quantizer, [pack.inputs], bias_correction=False
+            ).model
+        with self.step(f"lower of {what}"):
+            options = self.requirements.lower_options
+            return model, self.quantizer().lower(model, pack.inputs, **options)
+
     def run(self, program: LoweredProgram, inputs: tuple[Any, ...], what: str) -> Any:
         """Execute a program where the backend can, else have it verified.
 
@@ -323,13 +364,23 @@ class Subject:
             What the program returns, or ``None`` where nothing on this machine executes it.
         """
         if self.requirements.verifies:
-            with self.step(f"verify of {what}"):
-                verdict = program.verify(*inputs)  # type: ignore[attr-defined]
-            assert verdict.ok, f"{self.name}: program.verify of {what} says:\n{verdict}"
+            self.verify(program, inputs, what)
         if not self.requirements.runs:
             return None
         with self.step(f"program.run of {what}"):
             return program.run(*inputs)
+
+    def verify(self, program: LoweredProgram, inputs: tuple[Any, ...], what: str) -> None:
+        """Have a program say itself whether it computes what it should.
+
+        Args:
+            program: The program.
+            inputs: The model's positional arguments.
+            what: The model's name, for messages.
+        """
+        with self.step(f"verify of {what}"):
+            verdict = program.verify(*inputs)  # type: ignore[attr-defined]
+        assert verdict.ok, f"{self.name}: program.verify of {what} says:\n{verdict}"
 
     def expect_refusal(
         self,

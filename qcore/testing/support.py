@@ -51,7 +51,7 @@ model would stay in float, which this backend does not allow, and the error name
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Read what ``pytest --qcore-facts`` wrote.
+    """Read the facts of the certificates that ``pytest --qcore-facts`` wrote.
 
     Args:
         folder: The folder with a JSON file for each backend.
@@ -60,7 +60,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         By backend, by kind, by key.
     """
     return {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        path.stem: json.loads(path.read_text(encoding="utf-8"))["facts"]
         for path in sorted(folder.glob("*.json"))
     }
 

@@ -13,7 +13,7 @@ from qcore.errors import BackendLoadError, LoweringError, RuntimeUnavailableErro
 from qcore.graph import is_float_tensor, tensor_value
 from qcore.report import Diagnostic
 from qcore.testing import BackendConformance, Requirements, Subject
-from qcore_portable import PortableBackend
+from qcore_portable import SCHEMES, PortableBackend
 
 
 class NoHost:
@@ -77,7 +77,7 @@ FACTS = (
     ("selection_is_honoured", ("module name to None",)),
     ("sizes_that_vary", ()),
     ("a_program_that_does_not_run_here_says_so", ()),
-    ("quantized_operators_are_executed", ()),
+    ("program_of_a_declared_scheme", (SCHEMES[0],)),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from qcore import registry
+from qcore.testing import ZOO
+from qcore.testing.subject import fresh_graph
 
 pytest_plugins = ["pytester"]
 
@@ -42,6 +45,8 @@ qcore.register_backend("broken", Lying)
 
 @pytest.fixture
 def run(pytester: pytest.Pytester) -> Iterator[Any]:
+    # torch loads parts of itself then, and pytester unloads what is loaded inside of it.
+    fresh_graph(ZOO["cond"])
     source = Path(__file__).parents[2] / "examples" / "qcore_portable" / "src"
     pytester.syspathinsert(source)
     pytester.makeconftest(CONFTEST)
@@ -129,3 +134,60 @@ def test_without_a_name_it_says_how_to_give_one(pytester: pytest.Pytester) -> No
     done = pytester.runpytest_inprocess("--pyargs", "qcore.testing", "-k", "it_loads")
     assert done.ret != 0
     done.stdout.fnmatch_lines("*names no backend. Write backend = 'yours'*--qcore-backend yours*")
+
+
+def test_a_certificate_says_what_was_shown(run, tmp_path: Path) -> None:
+    path = tmp_path / "certificates" / "portable.json"
+    done = run(
+        "-k",
+        "declared_scheme_is_executed or it_loads or says_what_is_missing",
+        "--qcore-certificate",
+        str(path),
+    )
+    found = json.loads(path.read_text())["portable"]
+    assert found["conforms"] is False  # Not everything was asked.
+    assert found["failed"] == []
+    assert found["facts"]["scheme"]["8a8w static per-channel"] == "converts"
+    assert found["skipped"] == {
+        "not asked of portable: it states lowers=True": ["lower_says_what_is_missing"]
+    }
+    done.stdout.fnmatch_lines(
+        [
+            "portable is not shown to conform to hook API 2",
+            "*passed, 1 skipped",
+            "*8a8w static per-channel: converts",
+            "*1 skipped: not asked of portable: it states lowers=True",
+        ]
+    )
+
+
+def test_what_fails_is_on_the_certificate(run, tmp_path: Path) -> None:
+    path = tmp_path / "broken.json"
+    expected = '{"pt2e_flow": "no library"}'
+    run(
+        *(
+            "-k",
+            "(every_compute_node or pt2e_flow) and depthwise",
+            "--qcore-certificate",
+            str(path),
+        ),
+        backend="broken",
+        expected=expected,
+    )
+    found = json.loads(path.read_text())["broken"]
+    assert found["failed"] == ["every_compute_node_has_a_decision[depthwise]"]
+    assert found["checks"] == {"failed": 1, "failed as expected": 1}
+
+
+def test_what_is_left_out_to_be_quick_is_skipped_with_that_reason(run) -> None:
+    done = run("-k", "every_compute_node", "--qcore-quick")
+    outcomes = done.parseoutcomes()
+    assert outcomes["passed"] == 4
+    assert outcomes["skipped"] == 13
+    done.stdout.fnmatch_lines("*13 skipped: left out by --qcore-quick")
+
+
+def test_a_flag_that_turned_checks_off_says_what_to_write_instead(run) -> None:
+    done = run("-k", "it_loads", flags="changes_ranges=True")
+    assert done.ret != 0
+    done.stdout.fnmatch_lines("*changes_ranges is True: it says what changes*aten.tanh.default*")

@@ -35,7 +35,7 @@ def test_a_page_that_is_not_current_is_an_error_that_shows_the_difference(
     facts, target = tmp_path / "facts", tmp_path / "support.md"
     facts.mkdir()
     for backend, found in FACTS.items():
-        (facts / f"{backend}.json").write_text(json.dumps(found))
+        (facts / f"{backend}.json").write_text(json.dumps({"facts": found}))
     assert support.main([str(facts), str(target)]) == 0
     assert support.main([str(facts), str(target), "--check"]) == 0
     target.write_text(target.read_text().replace("verified |", "runs |"))

@@ -19,7 +19,7 @@ from qcore.quantizer import Quantizer
 from qcore.schemes import QuantizationScheme
 from qcore.testing.models import ZOO, ZooModel
 from qcore.testing.subject import Annotated, Subject, fresh_graph
-from qcore.testing.suite.qspecs import annotation_snapshot, check_bits, says_something
+from qcore.testing.suite.qspecs import annotation_snapshot, check_qspecs, says_something
 
 __all__ = ["AnnotationChecks", "check_every_node", "check_reasons", "check_truth"]
 
@@ -75,9 +75,8 @@ class AnnotationChecks:
 
     @every_model
     def test_qspecs_are_those_of_the_configuration(self, subject: Subject, model: str) -> None:
-        subject.needs("changes_ranges", False)
-        for scheme in subject.executed_schemes:
-            check_bits(subject, subject.annotated(ZOO[model], scheme), scheme)
+        for scheme in subject.schemes:
+            check_qspecs(subject, subject.annotated(ZOO[model], scheme), scheme)
 
     @every_model
     def test_a_value_with_two_users_is_not_fused_over(self, subject: Subject, model: str) -> None:

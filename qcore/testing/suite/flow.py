@@ -18,7 +18,9 @@ from qcore.report import AnnotationReport, Decision
 from qcore.schemes import QuantizationScheme
 from qcore.testing.comparison import compared_outputs, expected_sqnr_db, sqnr_db
 from qcore.testing.models import ZOO, ZooModel
+from qcore.testing.packs import Pack
 from qcore.testing.subject import Subject, fresh_graph
+from qcore.testing.suite.qspecs import check_converted
 
 __all__ = ["FlowChecks"]
 
@@ -37,9 +39,11 @@ class FlowChecks:
     @every_model
     def test_transform_keeps_the_outputs(self, subject: Subject, model: str) -> None:
         zoo = ZOO[model]
-        expected = [zoo.module()(*sample) for sample in zoo.samples]
+        pack = Pack({model: zoo})
+        inputs = [*zoo.samples, *pack.inputs_by_kind().values()]
+        expected = [zoo.module()(*sample) for sample in inputs]
         found = subject.annotated(zoo)
-        for sample, before in zip(zoo.samples, expected, strict=True):
+        for sample, before in zip(inputs, expected, strict=True):
             with subject.step(
                 f"running {model} as transform_for_annotation left it",
                 "Check the types of what you put in: integers stay integers.",
@@ -86,6 +90,7 @@ class FlowChecks:
             )
             subject.record("model", model, "refused")
             return
+        check_converted(subject, converted, scheme)
         inputs = [*zoo.samples, *([zoo.other_sizes] if zoo.other_sizes else [])]
         for sample in inputs:
             expected = zoo.module()(*sample)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 import qcore
+from qcore.annotation.layers import layer_of
 from qcore.errors import RuntimeUnavailableError
 from qcore.lowering import LoweredProgram, artifact_of
 from qcore.report import NodeRecord, StrayNode
@@ -17,6 +19,9 @@ from qcore.testing.models import ZOO, ZooModel
 from qcore.testing.subject import Subject, fresh_graph
 
 __all__ = ["LoweringChecks"]
+
+# What a layer may be called in a lowered graph.
+_LAYER = re.compile(r"linear|addmm|\bmm\b|convolution|conv\dd", re.IGNORECASE)
 
 
 class LoweringChecks:
@@ -56,7 +61,7 @@ class LoweringChecks:
         )
 
     def test_a_saved_program_is_read_back(self, subject: Subject) -> None:
-        _, program = self._lowered(subject)
+        model, program = self._lowered(subject)
         with (
             tempfile.TemporaryDirectory() as folder,
             subject.step(
@@ -70,6 +75,21 @@ class LoweringChecks:
             f"{subject.name}: programs have the suffix {program.suffix!r}, and their format says "
             f"{read.suffix!r}"
         )
+        if not subject.requirements.runs:
+            return
+        inputs = model.samples[0]
+        if not subject.requirements.runs_saved:
+            subject.expect_refusal(
+                "running a program that was saved and loaded",
+                lambda: read.run(*inputs),
+                error=RuntimeUnavailableError,
+            )
+            return
+        with subject.step("running a program that was saved and loaded"):
+            pairs = compared_outputs(program.run(*inputs), read.run(*inputs))
+        assert all(torch.equal(before, after) for before, after in pairs), (
+            f"{subject.name}: a program that was saved and loaded computes other values"
+        )
 
     def test_the_report_names_what_is_not_delegated(self, subject: Subject) -> None:
         model, program = self._lowered(subject)
@@ -80,6 +100,24 @@ class LoweringChecks:
                 f"outside any delegate, and the report names {told.get(operator, 0)} of them. List "
                 "quantize and dequantize nodes under stray, others under undelegated."
             )
+
+    def test_every_node_is_reported_once(self, subject: Subject) -> None:
+        model, program = self._lowered(subject)
+        report = program.report
+        nodes = (*report.delegated, *report.undelegated)
+        named = Counter([*(node.name for node in nodes), *(node.name for node in report.stray)])
+        twice = [name for name, count in named.items() if count > 1]
+        assert not twice, f"{subject.name}: the report names {', '.join(twice)} more than once"
+        computed = [
+            n for n in (*report.delegated, *report.undelegated) if _LAYER.search(n.operator)
+        ]
+        converted = subject.quantize(model, subject.main_scheme).model
+        layers = sum(layer_of(node) is not None for node in converted.graph.nodes)
+        assert len(computed) == layers, (
+            f"{subject.name}: {model.name} has {layers} layers, and the report names "
+            f"{len(computed)}: {', '.join(map(str, computed)) or 'none'}. List each compute node "
+            "of the program once, under delegated or undelegated."
+        )
 
     def test_quantized_operators_are_delegated(self, subject: Subject) -> None:
         model, program = self._lowered(subject)
@@ -114,9 +152,11 @@ class LoweringChecks:
         assert again.report == program.report, (
             f"{subject.name}: lowering {model.name} a second time gives another report"
         )
-        assert len(again.buffer) == len(program.buffer), (
-            f"{subject.name}: lowering {model.name} a second time gives {len(again.buffer)} bytes, "
-            f"the first time {len(program.buffer)}"
+        pairs = zip(again.buffer, program.buffer, strict=False)
+        first = next((place for place, (a, b) in enumerate(pairs) if a != b), len(program.buffer))
+        assert again.buffer == program.buffer, (
+            f"{subject.name}: lowering {model.name} a second time gives another program, from byte "
+            f"{first} on. Write no time, address or random name into it, and no order of a set."
         )
 
     def test_lower_keeps_the_model(self, subject: Subject) -> None:

@@ -17,8 +17,8 @@ from qcore.schemes import LayerScheme, QuantizationScheme
 from qcore.source import SourceScheme
 from qcore.testing.comparison import compared_outputs, expected_sqnr_db, sqnr_db
 from qcore.testing.models import ZOO, Fn
-from qcore.testing.subject import PROBES, Subject, without_qat
-from qcore.testing.suite.qspecs import check_bits, integer_weights
+from qcore.testing.subject import PROBES, Subject
+from qcore.testing.suite.qspecs import check_converted, check_qspecs, integer_weights
 
 __all__ = ["SchemeChecks"]
 
@@ -66,8 +66,9 @@ class SchemeChecks:
             f"{subject.annotated(ZOO[PROBES[0]], scheme).report}\n"
             "Take the scheme out of supported_schemes, or annotate an operator with it."
         )
-        check_bits(subject, subject.annotated(model, scheme), scheme)
+        check_qspecs(subject, subject.annotated(model, scheme), scheme)
         result = subject.quantize(model, scheme)
+        check_converted(subject, result.model, scheme)
         weights = list(integer_weights(result.model))
         assert weights, (
             f"{subject.name} declares {scheme}, and {model.name} has no integer weight after "
@@ -88,29 +89,6 @@ class SchemeChecks:
                 "point or an axis is wrong."
             )
         subject.record("scheme", str(scheme), "converts")
-
-    def test_program_of_a_declared_scheme(
-        self, subject: Subject, scheme: QuantizationScheme
-    ) -> None:
-        subject.needs("lowers")
-        if scheme.is_qat and without_qat(scheme) in subject.schemes:
-            subject.not_asked("how a model was trained changes no program")
-        model = subject.probe(scheme)
-        assert model is not None, f"{subject.name} declares {scheme} and quantizes nothing with it"
-        program = subject.lower(model, scheme)
-        output = subject.run(program, model.samples[0], f"{model.name} with {scheme}")
-        if output is None:
-            subject.record("program of a scheme", str(scheme), subject.evidence)
-            return
-        converted = subject.quantize(model, scheme).model(*model.samples[0])
-        for before, after in compared_outputs(converted, output):
-            noise = sqnr_db(before, after)
-            assert noise >= subject.requirements.program_sqnr_db, (
-                f"{subject.name}: the program of {model.name} with {scheme} is {noise:.1f} dB from "
-                f"the converted model, expected at least "
-                f"{subject.requirements.program_sqnr_db:.0f} dB. lower changes what is computed."
-            )
-        subject.record("program of a scheme", str(scheme), subject.evidence)
 
     def test_undeclared_schemes_are_refused(self, subject: Subject) -> None:
         for scheme in _possible():

@@ -42,6 +42,8 @@ def lower_to_integers(program: ExportedProgram, backend: str) -> LoweredProgram:
 
     def encoded(value: Any) -> Any:
         if isinstance(value, Node):
+            while value.target is aten.dropout.default:  # What was captured does not train.
+                value = value.args[0]
             if value.name not in tensors:
                 read.add(value.name)
                 return {"value": value.name}

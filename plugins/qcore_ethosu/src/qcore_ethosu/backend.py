@@ -55,6 +55,8 @@ class EthosUBackend(TosaBackend):
         "partial": False,
         "dynamic_shapes": False,
         "lowers_operators": False,
+        "wide_ranges": False,
+        "runs_saved": False,
     }
 
     compile_spec: Any = None

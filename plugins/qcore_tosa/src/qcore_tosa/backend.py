@@ -46,6 +46,8 @@ class TosaBackend:
     conformance: ClassVar[Mapping[str, Any]] = {
         "dynamic_shapes": False,
         "lowers_operators": False,
+        "wide_ranges": False,
+        "runs_saved": False,
     }
 
     compile_spec: Any = "TOSA-1.0+FP+INT"

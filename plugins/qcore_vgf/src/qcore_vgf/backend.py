@@ -34,6 +34,7 @@ class VgfBackend(TosaBackend):
     conformance: ClassVar[Mapping[str, Any]] = {
         "dynamic_shapes": False,
         "lowers_operators": False,
+        "wide_ranges": False,
     }
 
     compile_spec: Any = None

@@ -82,8 +82,9 @@ def _numbers(output: Any) -> torch.Tensor:
 
 
 def _sqnr(reference: torch.Tensor, output: torch.Tensor) -> float:
-    noise = (reference - output).pow(2).sum().clamp(min=1e-30)
-    return float(10 * torch.log10(reference.pow(2).sum().clamp(min=1e-30) / noise))
+    signal = reference.pow(2).sum().clamp(min=1e-30)
+    noise = (reference - output).pow(2).sum().clamp(min=1e-30 * float(signal))
+    return float(10 * torch.log10(signal / noise))
 
 
 def _model_weights(program: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:

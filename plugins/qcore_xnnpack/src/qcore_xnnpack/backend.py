@@ -32,6 +32,12 @@ class XnnpackBackend:
 
     name: ClassVar[str] = "xnnpack"
     api_version: ClassVar[int] = 2
+    conformance: ClassVar[Mapping[str, Any]] = {
+        "leaves_out": {
+            "shared_weights": "XNNPACK scales the bias of a shared layer for one of its calls; the "
+            "check of programs leaves the others to portable kernels, a lowering for each guess"
+        }
+    }
 
     @qcore.hookimpl
     def supported_schemes(self) -> Sequence[QuantizationScheme]:
