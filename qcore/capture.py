@@ -18,13 +18,7 @@ from qcore.errors import CaptureError
 from qcore.graph import clone, is_observer
 from qcore.quiet import quiet
 
-__all__ = [
-    "Sample",
-    "capture",
-    "exported_program",
-    "inline_grad_modes",
-    "remove_guards",
-]
+__all__ = ["Sample", "capture", "exported_program", "in_mode", "inline_grad_modes", "remove_guards"]
 
 _QUANTIZED: Final = ("quantized_decomposed.", "torchao.quantize", "torchao.dequantize")
 _GRAD_MODE: Final = "wrap_with_set_grad_enabled"
@@ -61,7 +55,7 @@ def _contiguous(value: Any) -> Any:
 
 
 @contextmanager
-def _mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
+def in_mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
     """Put a model into train or eval mode, and every module back into its own afterwards."""
     before = {module: module.training for module in model.modules()}
     try:
@@ -90,7 +84,7 @@ def capture(
     elif isinstance(model, GraphModule):
         graph = clone(model)
     elif isinstance(model, torch.nn.Module):
-        with _mode(model, training=is_qat):
+        with in_mode(model, training=is_qat):
             graph = exported_program(model, example, dynamic_shapes).module(check_guards=False)
     else:
         raise CaptureError(

@@ -1,4 +1,4 @@
-"""Algorithms that change weights before observing, or biases and weights from statistics."""
+"""Algorithms that change weights and biases, and those that choose the weights of ``quantize_``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,22 @@ from collections.abc import Iterable
 from typing import Final
 
 from qcore.algorithms.bias_correction import BiasCorrection
+from qcore.algorithms.gptq import Gptq
+from qcore.algorithms.mse import SquaredError
 from qcore.algorithms.protocol import Algorithm
+from qcore.algorithms.weights import WeightAlgorithm, WeightGrid
 from qcore.names import look_up
 
-__all__ = ["ALGORITHMS", "Algorithm", "BiasCorrection", "chosen_algorithms"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "BiasCorrection",
+    "Gptq",
+    "SquaredError",
+    "WeightAlgorithm",
+    "WeightGrid",
+    "chosen_algorithms",
+]
 
 #: The algorithms that have a name.
 ALGORITHMS: Final[dict[str, Algorithm]] = {BiasCorrection.name: BiasCorrection()}

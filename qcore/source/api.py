@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,15 +11,25 @@ from torch import nn
 from torch.fx import GraphModule
 
 from qcore import registry
+from qcore.algorithms import Gptq, SquaredError, WeightAlgorithm
 from qcore.backend import BackendHooks
-from qcore.errors import SelectionError
+from qcore.calibration import CalibrationData
+from qcore.capture import in_mode
+from qcore.errors import CalibrationError, SelectionError, UnsupportedSchemeError
+from qcore.names import look_up
 from qcore.report import LayerRecord, SourceReport
 from qcore.schemes import LayerScheme
 from qcore.source.modules import model_bytes, stored_bytes, stored_weight
 from qcore.source.planning import LayerPlan, Planner
 from qcore.source.rules import FilterFunction, Layers, Rules, RuleSet
 from qcore.source.scheme import GroupSize, SourceSchemeLike, check_group_size, read_scheme
-from qcore.source.weights import quantize_layers, tied_layers
+from qcore.source.stages import staged
+from qcore.source.weights import (
+    WEIGHT_ALGORITHMS,
+    TorchaoAlgorithm,
+    quantize_layers,
+    tied_layers,
+)
 
 __all__ = ["SourceTarget", "quantize_"]
 
@@ -46,6 +56,8 @@ def quantize_(
     rules: Rules | None = None,
     filter_fn: FilterFunction | None = None,
     fallback: GroupSize | Sequence[GroupSize | None] | None = None,
+    algorithm: str | WeightAlgorithm = "round",
+    calibration_data: Iterable[Any] | None = None,
 ) -> SourceReport:
     """Quantize the weights of linear layers and embeddings in place, as a backend executes them.
 
@@ -72,6 +84,10 @@ def quantize_(
         fallback: The group size, or several in the order to try, for layers whose rows the group
             size asked for does not divide; ``"axis"`` for one scale a row, and ``None`` last in it,
             as in ``(16, None)``, leaves them in float. Without a fallback they are an error.
+        algorithm: How the weights are chosen: ``"round"``, to nearest; ``"mse"``, with scales by
+            squared error; ``"gptq"``, from the layers' inputs on ``calibration_data``, block by
+            block; ``"hqq"``, torchao's; or a :class:`qcore.algorithms.WeightAlgorithm`.
+        calibration_data: Samples of the model's inputs, for algorithms that use them.
 
     Returns:
         What became of every layer, and the sizes before and after.
@@ -82,8 +98,10 @@ def quantize_(
         UnsupportedSchemeError: The backend does not execute the scheme for such a layer.
         GroupSizeError: A group size does not fit a layer, and no fallback does.
         UnknownBackendError: No backend has that name.
+        CalibrationError: The algorithm uses samples and there are none, or the other way round.
     """
     _check_model(model)
+    chosen, data = _algorithm(algorithm, calibration_data)
     name, supported = _backend(backend)
     default = read_scheme(scheme, supported, name)
     if default is not None and group_size is not None:
@@ -101,8 +119,9 @@ def quantize_(
         filter_fn,
         _fallback(fallback),
     )
-    layers = Layers(model)
-    return _apply(model, name, planner.plan(layers))
+    plans = planner.plan(Layers(model))
+    _check_symmetric(plans, chosen)
+    return _apply(model, name, plans, chosen, data)
 
 
 def _check_model(model: object) -> None:
@@ -136,17 +155,54 @@ def _fallback(
     return sizes
 
 
-def _apply(model: nn.Module, backend: str, plans: Sequence[LayerPlan]) -> SourceReport:
+def _algorithm(
+    wanted: str | WeightAlgorithm, samples: Iterable[Any] | None
+) -> tuple[WeightAlgorithm, CalibrationData | None]:
+    own = "One of your own is an object of a subclass of qcore.algorithms.WeightAlgorithm."
+    chosen = look_up(wanted, WEIGHT_ALGORITHMS, WeightAlgorithm, "algorithm of quantize_", own)
+    if samples is not None and not chosen.uses_samples:
+        raise CalibrationError(
+            f"{chosen.name!r} uses no samples. Leave calibration_data out, or pass one that does: "
+            f"algorithm='{Gptq.name}'."
+        )
+    if samples is None and chosen.uses_samples:
+        raise CalibrationError(
+            f"{chosen.name!r} measures the inputs of the layers, and there are no samples. Pass "
+            "calibration_data=[...], typical inputs of the model; without any, "
+            f"algorithm='{SquaredError.name}' is the best there is."
+        )
+    return chosen, None if samples is None else CalibrationData.of(samples)
+
+
+def _check_symmetric(plans: Sequence[LayerPlan], algorithm: WeightAlgorithm) -> None:
+    if isinstance(algorithm, TorchaoAlgorithm) and algorithm.choice is None:
+        return
+    for plan in plans:
+        if plan.scheme is not None and not plan.scheme.is_symmetric:
+            raise UnsupportedSchemeError(
+                f"{algorithm.name!r} chooses weights without zero points, and {plan.rule} asks "
+                f"for some in {plan.layer.name}. Leave weight_mapping_type at its default, or "
+                "pass algorithm='round'."
+            )
+
+
+def _apply(
+    model: nn.Module,
+    backend: str,
+    plans: Sequence[LayerPlan],
+    algorithm: WeightAlgorithm,
+    data: CalibrationData | None,
+) -> SourceReport:
     before = model_bytes(model)
     sizes = {plan.layer.name: _weight_bytes(plan) for plan in plans}
     untied: list[str] = []
     shared: dict[str, str] = {}
-    for group in tied_layers(plans):
-        if not any(plan.scheme for plan in group):
-            continue
-        owners = _other_owners(model, group)
-        shared.update(quantize_layers(group))
-        untied.extend(_untied(group, shared, owners))
+    groups = [group for group in tied_layers(plans) if any(plan.scheme for plan in group)]
+    with in_mode(model, training=False):
+        for group, moment in staged(model, groups, data):
+            owners = _other_owners(model, group)
+            shared.update(quantize_layers(group, algorithm, moment))
+            untied.extend(_untied(group, shared, owners))
     records = [
         LayerRecord(
             name=plan.layer.name,

@@ -80,6 +80,11 @@ class SourceScheme:
         """Whether activations are quantized at run time."""
         return "d" in self.name
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether weights have no zero points."""
+        return _mapping(self.config) is not MappingType.ASYMMETRIC
+
     def with_group_size(self, group_size: GroupSize | None) -> SourceScheme:
         """Return the scheme with another group size."""
         return evolve(self, group_size=group_size)
@@ -98,7 +103,7 @@ class SourceScheme:
             self.weight_bits,
             "per_channel" if self.group_size == "axis" else "per_group",
             is_dynamic=self.is_dynamic,
-            symmetric=_mapping(self.config) is not MappingType.ASYMMETRIC,
+            symmetric=self.is_symmetric,
         )
 
     def preferred_on(self, layer: Layer, supported: Sequence[LayerScheme]) -> SourceScheme:

@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
 
+from qcore.algorithms import Gptq, SquaredError, WeightAlgorithm, WeightGrid
 from qcore.compat.torchao import IntxUnpackedToInt8Tensor
 from qcore.compat.torchao import quantize_ as torchao_quantize_
 from qcore.source.modules import stored_weight
 from qcore.source.planning import LayerPlan
 from qcore.source.scheme import SourceScheme
 
-__all__ = ["quantize_layers", "tied_layers"]
+__all__ = ["WEIGHT_ALGORITHMS", "TorchaoAlgorithm", "quantize_layers", "tied_layers"]
 
 # Weights quantized at once. torchao holds dozens of copies of what it quantizes, and large ones
 # leave holes in the heap: with 2**20 the peak is 1.3 to 1.6 times the float model plus the result,
 # with 2**16 below 1, and it is faster.
 _AT_ONCE: Final = 2**16
+
+
+class TorchaoAlgorithm(WeightAlgorithm):
+    """One of torchao's own, which quantizes by a configuration.
+
+    Attributes:
+        choice: torchao's name for how scales are chosen; ``None`` for what the configuration says.
+    """
+
+    choice: ClassVar[str | None] = None
+
+    def configured(self, config: Any) -> Any:
+        """Return a torchao configuration that quantizes in this way."""
+        if self.choice is None:
+            return config
+        return dataclasses.replace(config, intx_choose_qparams_algorithm=self.choice)
+
+
+class _Rounding(TorchaoAlgorithm):
+    name = "round"
+
+
+class _ScaleOnlyHqq(TorchaoAlgorithm):
+    name, choice = "hqq", "hqq_scale_only"
+
+
+#: How the weights of ``quantize_`` may be chosen, by name.
+WEIGHT_ALGORITHMS: Final[dict[str, WeightAlgorithm]] = {
+    algorithm.name: algorithm
+    for algorithm in (
+        _Rounding(),
+        SquaredError(),
+        Gptq(),
+        _ScaleOnlyHqq(),
+    )
+}
 
 
 def tied_layers(plans: Sequence[LayerPlan]) -> list[list[LayerPlan]]:
@@ -39,11 +77,15 @@ def tied_layers(plans: Sequence[LayerPlan]) -> list[list[LayerPlan]]:
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def quantize_layers(group: Sequence[LayerPlan]) -> dict[str, str]:
+def quantize_layers(
+    group: Sequence[LayerPlan], algorithm: WeightAlgorithm, moment: torch.Tensor | None
+) -> dict[str, str]:
     """Quantize the layers that share one weight, and let those of one format share the result.
 
     Args:
         group: The layers' plans; the float weight is freed when all of them are quantized.
+        algorithm: Chooses the integers and the scales.
+        moment: What it may know about the inputs of the layers.
 
     Returns:
         Layer -> the layer whose quantized weight it shares.
@@ -55,7 +97,6 @@ def quantize_layers(group: Sequence[LayerPlan]) -> dict[str, str]:
             continue
         weight = stored_weight(plan.layer.module)
         assert weight is not None
-        config = plan.scheme.torchao_config()
         first = next(
             ((p, t) for p, t in results if _format(p) == _format(plan)),
             None,
@@ -63,7 +104,7 @@ def quantize_layers(group: Sequence[LayerPlan]) -> dict[str, str]:
         if first is None:
             if plan.padding:
                 weight = nn.functional.pad(weight, (0, 0, 0, plan.padding))
-            quantized = _quantized(weight, config, plan.scale_dtype)
+            quantized = _quantized(weight, plan, algorithm, moment)
         else:
             quantized = _with_activation(first[1], plan.scheme)
             shared[plan.layer.name] = first[0].layer.name
@@ -113,7 +154,32 @@ def _with_activation(weight: Any, scheme: SourceScheme) -> Any:
     )
 
 
-def _quantized(weight: torch.Tensor, config: Any, scale_dtype: torch.dtype) -> Any:
+def _quantized(
+    weight: torch.Tensor,
+    plan: LayerPlan,
+    algorithm: WeightAlgorithm,
+    moment: torch.Tensor | None,
+) -> Any:
+    assert plan.scheme is not None
+    if isinstance(algorithm, TorchaoAlgorithm):
+        config = algorithm.configured(plan.scheme.torchao_config())
+        return _sliced(weight, config, plan.scale_dtype)
+    size, bits = plan.scheme.group_size, plan.scheme.weight_bits
+    group = size if isinstance(size, int) else weight.shape[1]
+    grid = WeightGrid(-(1 << bits - 1), (1 << bits - 1) - 1, group, plan.scale_dtype)
+    values, scales = algorithm.choose(weight.detach(), grid, moment)
+    return IntxUnpackedToInt8Tensor(
+        values,
+        scales.to(weight.dtype),
+        torch.zeros(scales.shape, dtype=torch.int8),
+        getattr(torch, f"int{bits}"),
+        (1, group),
+        weight.dtype,
+        "int8_asym_per_token" if plan.scheme.is_dynamic else None,
+    )
+
+
+def _sliced(weight: torch.Tensor, config: Any, scale_dtype: torch.dtype) -> Any:
     rows, columns = weight.shape
     step = max(1, _AT_ONCE // columns)
     if step >= rows or not _rows_are_independent(config):

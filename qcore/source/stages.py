@@ -1,0 +1,193 @@
+"""The order in which layers are quantized, and what the samples say about each one's inputs.
+
+A model whose layers lie in a row of alike blocks, as language models and encoders do, goes block by
+block: each sees the samples as the quantized blocks before it leave them. So at no time is more
+held than the statistics of one block, and each sample's values between two blocks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from qcore.calibration import CalibrationData
+from qcore.capture import Sample
+from qcore.source.planning import LayerPlan
+
+__all__ = ["staged"]
+
+#: Layers that share one weight, and the second moment of their inputs.
+Stage: TypeAlias = tuple[Sequence[LayerPlan], torch.Tensor | None]
+
+
+def staged(
+    model: nn.Module, groups: Sequence[Sequence[LayerPlan]], data: CalibrationData | None
+) -> Iterator[Stage]:
+    """Yield what to quantize next; it is quantized when the next is asked for.
+
+    Args:
+        model: The model.
+        groups: The layers to quantize, those of one weight together.
+        data: Samples of its inputs; ``None`` where nobody asks for the inputs of the layers.
+
+    Yields:
+        Each group, with the sum of x x^T over its inputs x. That is ``None`` without samples, for
+        embeddings and what shares their weight, and for layers that no sample reaches.
+    """
+    observed = [group for group in groups if data is not None and _takes_rows(group)]
+    for group in groups:
+        if group not in observed:
+            yield group, None
+    if data is None:
+        return
+    samples = list(data)
+    blocks = _row(model, observed)
+    chain = _inputs(model, blocks, samples) if blocks else None
+    if chain is not None:
+        values, others = chain
+        for index, block in enumerate(tqdm(blocks, "quantize", unit="block", disable=None)):
+            pairs = zip(values, others[index], strict=True)
+            calls = [Sample((value, *args), kwargs) for value, (args, kwargs) in pairs]
+            inside = {id(module) for module in block.modules()}
+            chosen = [g for g in observed if any(id(p.layer.module) in inside for p in g)]
+            yield from _with_moments(block, chosen, calls)
+            values = [_first(_run(block, call)) for call in calls]
+            observed = [group for group in observed if group not in chosen]
+    yield from _with_moments(model, observed, samples)
+
+
+def _takes_rows(group: Sequence[LayerPlan]) -> bool:
+    return all(plan.layer.kind == "linear" for plan in group if plan.scheme is not None)
+
+
+def _row(model: nn.Module, groups: Sequence[Sequence[LayerPlan]]) -> list[nn.Module]:
+    """Return the blocks that most of the layers lie in; none for layers that lie in no such row."""
+    layers = {id(plan.layer.module) for group in groups for plan in group}
+
+    def holds(module: nn.Module) -> int:
+        return sum(id(inner) in layers for inner in module.modules())
+
+    rows = [
+        m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m) > 1
+    ]
+    best = max(rows, key=holds, default=None)
+    return [] if best is None or 2 * holds(best) < len(layers) else list(best)
+
+
+def _inputs(
+    model: nn.Module, blocks: Sequence[nn.Module], samples: Sequence[Sample]
+) -> tuple[list[Any], list[list[tuple[Any, Any]]]] | None:
+    """Return the first block's input for each sample, and each block's other arguments.
+
+    ``None`` where the blocks are no chain, each fed with what the one before returns, or where an
+    argument may remember the calls.
+    """
+    first: list[Any] = []
+    others: list[list[tuple[Any, Any]]] = [[] for _ in blocks]
+    last: Any = None
+    is_chain = True
+
+    def enter(index: int, args: Any, kwargs: Any) -> None:
+        nonlocal is_chain
+        if not args or not _is_plain((args, kwargs)):
+            is_chain = False
+        elif index == 0:
+            first.append(args[0])
+        elif args[0] is not last:
+            is_chain = False
+        others[index].append((args[1:], kwargs))
+
+    def leave(output: Any) -> None:
+        nonlocal last
+        last = _first(output)
+
+    handles = []
+    for index, block in enumerate(blocks):
+        handles.append(
+            block.register_forward_pre_hook(
+                lambda _, args, kwargs, index=index: enter(index, args, kwargs), with_kwargs=True
+            )
+        )
+        handles.append(block.register_forward_hook(lambda _, args, output: leave(output)))
+    try:
+        for sample in samples:
+            _run(model, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    once = all(len(seen) == len(samples) for seen in others)
+    return (first, others) if is_chain and once else None
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, (torch.Tensor, bool, int, float, str))
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _run(module: nn.Module, sample: Sample) -> Any:
+    return module(*sample.args, **sample.kwargs)
+
+
+def _with_moments(
+    module: nn.Module, groups: Sequence[Sequence[LayerPlan]], samples: Sequence[Sample]
+) -> Iterator[Stage]:
+    if not groups:
+        return
+    layers = {plan.layer.module for group in groups for plan in group if plan.scheme is not None}
+    moment = _moments(module, layers, samples)
+    for group in groups:
+        found = [moment(plan.layer.module) for plan in group if plan.scheme is not None]
+        seen = [one for one in found if one is not None]
+        yield group, sum(seen[1:], seen[0]) if seen else None
+
+
+def _moments(
+    module: nn.Module, layers: set[nn.Module], samples: Sequence[Sample]
+) -> Callable[[nn.Module], torch.Tensor | None]:
+    """Run the samples; layers that share their inputs share one sum."""
+    sums: dict[tuple[nn.Module, ...], torch.Tensor] = {}
+    for sample in samples:
+        calls = _layer_inputs(module, layers, sample)
+        alike: dict[tuple[int, ...], list[nn.Module]] = defaultdict(list)
+        for layer, inputs in calls.items():
+            alike[tuple(map(id, inputs))].append(layer)
+        for together in alike.values():
+            inputs = calls[together[0]]
+            rows = torch.cat([x.detach().reshape(-1, x.shape[-1]) for x in inputs]).float()
+            key = tuple(together)
+            sums[key] = sums[key].addmm_(rows.T, rows) if key in sums else rows.T @ rows
+
+    def of(layer: nn.Module) -> torch.Tensor | None:
+        found = [total for key, total in sums.items() if layer in key]
+        return sum(found[1:], found[0]) if found else None
+
+    return of
+
+
+def _layer_inputs(
+    module: nn.Module, layers: set[nn.Module], sample: Sample
+) -> dict[nn.Module, list[torch.Tensor]]:
+    calls: dict[nn.Module, list[torch.Tensor]] = defaultdict(list)
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, args: calls[layer].append(args[0]))
+        for layer in layers
+    ]
+    try:
+        _run(module, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls

@@ -1,0 +1,208 @@
+"""How the weights of ``quantize_`` are chosen: by rounding, squared error, or the inputs."""
+
+import pytest
+import torch
+from torch import nn
+
+import qcore
+from qcore.algorithms import Gptq, SquaredError, WeightAlgorithm, WeightGrid
+from qcore.algorithms.mse import best_scales
+
+GRID = WeightGrid(-8, 7, 32)
+
+
+def dequantized(chosen: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    values, scales = chosen
+    return values.float() * scales.repeat_interleave(values.shape[1] // scales.shape[1], 1)
+
+
+def rounded(weight: torch.Tensor, grid: WeightGrid = GRID) -> torch.Tensor:
+    groups = weight.unflatten(1, (-1, grid.group))
+    scale = grid.stored(groups.abs().amax(-1, keepdim=True) / 7.5)
+    return (grid.integers(groups, scale) * scale).flatten(1)
+
+
+def correlated(rows: int, columns: int) -> torch.Tensor:
+    """Inputs as layers have them: few directions carry most of what there is."""
+    torch.manual_seed(1)
+    return torch.randn(rows, columns // 4) @ torch.randn(columns // 4, columns) + 0.1 * torch.randn(
+        rows, columns
+    )
+
+
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group", [32, 128])
+def test_no_group_is_further_from_its_weights_by_squared_error_than_rounded(group, scale_dtype):
+    torch.manual_seed(0)
+    weight, grid = torch.randn(64, 128).pow(3), WeightGrid(-8, 7, group, scale_dtype)
+    chosen = dequantized(SquaredError().choose(weight, grid, None))
+    errors = [
+        (w - weight).square().unflatten(1, (-1, group)).sum(-1)
+        for w in (chosen, rounded(weight, grid))
+    ]
+    assert (errors[0] <= 1.0001 * errors[1]).all()
+    assert errors[0].sum() < 0.95 * errors[1].sum()
+
+
+def test_scales_are_in_the_type_that_the_backend_keeps():
+    grid = WeightGrid(-8, 7, 32, torch.bfloat16)
+    scales = best_scales(torch.randn(4, 64), grid)
+    assert torch.equal(scales, scales.bfloat16().float())
+
+
+def test_a_group_of_zeros_stays_zero():
+    weight = torch.randn(4, 64)
+    weight[:, :32] = 0
+    for algorithm in (SquaredError(), Gptq()):
+        values, scales = algorithm.choose(weight, GRID, torch.eye(64))
+        assert not values[:, :32].any()
+        assert (scales > 0).all()
+
+
+def output_error(weight: torch.Tensor, exact: torch.Tensor, inputs: torch.Tensor) -> float:
+    return float((inputs @ (weight - exact).T).square().mean())
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+def test_gptq_moves_the_outputs_less_than_rounding_and_squared_error_do(reorder):
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(48, 256), correlated(512, 256)
+    moment = inputs.T @ inputs
+    chosen = dequantized(Gptq(reorder=reorder).choose(weight, GRID, moment))
+    squared = dequantized(SquaredError().choose(weight, GRID, None))
+    error = output_error(chosen, weight, inputs)
+    assert error < 0.5 * output_error(rounded(weight), weight, inputs)
+    assert error < 0.5 * output_error(squared, weight, inputs)
+
+
+def test_gptq_on_inputs_that_have_nothing_to_do_with_each_other_rounds_to_nearest():
+    torch.manual_seed(0)
+    weight = torch.randn(8, 64)
+    chosen = Gptq().choose(weight, GRID, torch.eye(64))
+    assert all(map(torch.equal, chosen, SquaredError().choose(weight, GRID, None)))
+
+
+def test_gptq_takes_columns_that_no_sample_reaches():
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(16, 64), correlated(256, 64)
+    inputs[:, 5:9] = 0
+    chosen = dequantized(Gptq().choose(weight, GRID, inputs.T @ inputs))
+    assert output_error(chosen, weight, inputs) < output_error(rounded(weight), weight, inputs)
+    nearest = dequantized(SquaredError().choose(weight, GRID, None))
+    assert (chosen[:, 5:9] - weight[:, 5:9]).abs().max() < 2 * (nearest - weight).abs().max()
+
+
+@pytest.mark.parametrize("samples", [0, 1, 3])
+def test_gptq_takes_fewer_samples_than_columns(samples):
+    weight, inputs = torch.randn(16, 64), correlated(256, 64)[:samples]
+    values, scales = Gptq(damping=0.0).choose(weight, GRID, inputs.T @ inputs)
+    assert values.min() >= -8
+    assert values.max() <= 7
+    assert scales.isfinite().all()
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x, shift=0.0):
+        return (x + self.out(torch.tanh(self.a(x)) * self.b(x)) + shift,)
+
+
+class Chain(nn.Module):
+    def __init__(self, skips: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 64)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(64, 50, bias=False)
+        self.skips = skips
+
+    def forward(self, tokens):
+        start = x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x, shift=0.5)[0]
+            x = x + start if self.skips else x
+        return self.head(x)
+
+
+def quantized(algorithm, skips=False, **options):
+    torch.manual_seed(0)
+    model = Chain(skips).eval()
+    samples = torch.randint(0, 50, (8, 1, 24))
+    data = list(samples[:6]) if algorithm == "gptq" else None
+    with torch.no_grad():
+        exact = [model(sample) for sample in samples]
+        report = qcore.quantize_(
+            model, "xnnpack", "8da4w", group_size=32, algorithm=algorithm, calibration_data=data
+        )
+        errors = [(model(s) - e).square().mean() for s, e in zip(samples, exact, strict=True)]
+    return float(sum(errors[6:])), report, model
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_model_quantized_by_gptq_is_closer_to_float_on_other_samples(skips):
+    error, report, _ = quantized("gptq", skips)
+    assert error < 0.7 * quantized("round", skips)[0]
+    assert report.by_scheme == {"8da4w per-group 32": 10}
+
+
+@pytest.mark.parametrize("algorithm", ["mse", "gptq", "hqq"])
+def test_every_algorithm_keeps_the_format_that_rounding_has(algorithm):
+    _, report, model = quantized(algorithm)
+    _, plain, other = quantized("round")
+    assert report.bytes_after == plain.bytes_after
+    weight, same = model.blocks[1].a.weight, other.blocks[1].a.weight
+    assert weight.qdata.dtype == same.qdata.dtype
+    assert weight.scale.shape == same.scale.shape
+    assert weight.block_size == same.block_size
+    assert not torch.equal(weight.qdata, same.qdata)
+
+
+def test_an_embedding_and_a_tied_head_share_what_squared_error_chose():
+    model = Chain().eval()
+    model.head.weight = model.embed.weight
+    report = qcore.quantize_(
+        model,
+        "xnnpack",
+        rules={nn.Embedding: "8w", "head": "8da8w"},
+        algorithm="gptq",
+        calibration_data=[torch.arange(20)[None]],
+    )
+    assert report["head"].tied_with == "embed"
+    assert model.head.weight.qdata.data_ptr() == model.embed.weight.qdata.data_ptr()
+
+
+def test_an_algorithm_of_ones_own_sees_grids_and_inputs():
+    seen = []
+
+    class Own(WeightAlgorithm):
+        name = "own"
+        uses_samples = True
+
+        def choose(self, weight, grid, moment):
+            seen.append((grid.group, moment.shape))
+            return SquaredError().choose(weight, grid, moment)
+
+    model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 32))
+    data = [torch.randn(4, 64)]
+    qcore.quantize_(model, "xnnpack", "8da4w", algorithm=Own(), calibration_data=data)
+    assert seen == [(32, (64, 64)), (32, (32, 32))]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "data", "words"),
+    [
+        ("gptq", None, "there are no samples"),
+        ("gptq", [], "has no samples"),
+        ("mse", [torch.zeros(1, 64)], "uses no samples"),
+        ("gtpq", None, "Did you mean 'gptq'"),
+    ],
+)
+def test_an_algorithm_without_what_it_needs_is_refused_before_a_weight_changes(
+    algorithm, data, words
+):
+    model = nn.Sequential(nn.Linear(64, 32))
+    with pytest.raises(qcore.QcoreError, match=words):
+        qcore.quantize_(model, "xnnpack", "8da4w", algorithm=algorithm, calibration_data=data)
+    assert type(model[0].weight) is nn.Parameter
