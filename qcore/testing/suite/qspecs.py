@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import FakeQuantizeBase
 from torchao.quantization.pt2e.quantizer import (
@@ -118,7 +118,12 @@ def check_qspecs(subject: Subject, found: Annotated, scheme: QuantizationScheme)
         scheme: The scheme.
     """
     for stated in _stated(found):
-        fault = _fault(stated, scheme, subject)
+        settled = scheme
+        if scheme.granularity == "per_operator":
+            # What the table says of this operator is in its decision.
+            config = found.report[stated.node.name].config
+            settled = evolve(scheme, granularity=QuantizationScheme.from_config(config).granularity)
+        fault = _fault(stated, settled, subject)
         assert not fault, (
             f"{subject.name}: {scheme} was selected, and {stated.node.name} {fault} on "
             f"{stated.where}: {_AS_THEY_ARE}"

@@ -20,7 +20,7 @@ __all__ = ["PORTABLE_FORMS", "missing_kernels", "portable_forms"]
 
 aten = torch.ops.aten
 
-_RUNTIME: Final = "executorch.extension.pybindings._portable_lib"
+_RUNTIME: Final = "executorch.extension.pybindings.portable_lib"
 
 
 def missing_kernels(buffer: bytes, modules: Sequence[str] = ()) -> tuple[str, ...]:
