@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final
 import pytest
 
 import qcore
+from qcore.testing.models import ZOO
 from qcore.testing.plugin import FINDINGS, OPTION, QUICK
 from qcore.testing.requirements import Requirements
 from qcore.testing.subject import Subject
@@ -132,6 +133,14 @@ class BackendConformance(
             or given.get("scheme") not in [None, *schemes[:1]]
         ):
             pytest.skip(f"left out by {QUICK}")
+
+    @pytest.fixture(autouse=True)
+    def _fixed_sizes(self, request: pytest.FixtureRequest) -> None:
+        given = getattr(getattr(request.node, "callspec", None), "params", {})
+        model = ZOO.get(given.get("model", ""))
+        if model is not None and model.dynamic_shapes:
+            # Another check expects a refusal.
+            request.getfixturevalue("subject").needs("dynamic_shapes")
 
     @pytest.fixture(autouse=True)
     def _expected_failure(self, request: pytest.FixtureRequest) -> None:

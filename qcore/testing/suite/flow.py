@@ -79,8 +79,6 @@ class FlowChecks:
     @every_model
     def test_pt2e_flow(self, subject: Subject, model: str) -> None:
         zoo, scheme = ZOO[model], subject.main_scheme
-        if zoo.dynamic_shapes:
-            subject.needs("dynamic_shapes")  # Another check expects a refusal.
         samples = [tuple(map(torch.clone, sample)) for sample in zoo.samples]
         try:
             converted, report = _converted(subject, zoo, scheme)
