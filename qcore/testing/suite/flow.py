@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch.fx import GraphModule
@@ -14,12 +12,12 @@ from qcore.annotation.in_place import functional_twin
 from qcore.errors import PartialQuantizationError
 from qcore.graph import control_flow_bodies, is_compute_node, is_float_tensor
 from qcore.quantizer import Quantizer
-from qcore.report import AnnotationReport, Decision
+from qcore.report import AnnotationReport
 from qcore.schemes import QuantizationScheme
 from qcore.testing.comparison import compared_outputs, expected_sqnr_db, sqnr_db
 from qcore.testing.models import ZOO, ZooModel
 from qcore.testing.packs import Pack
-from qcore.testing.subject import Subject, fresh_graph
+from qcore.testing.subject import Annotated, Subject, fresh_graph
 from qcore.testing.suite.qspecs import check_converted
 
 __all__ = ["FlowChecks"]
@@ -83,9 +81,7 @@ class FlowChecks:
         try:
             converted, report = _converted(subject, zoo, scheme)
         except PartialQuantizationError as error:
-            _check_refusal_of_partial(
-                subject, subject.annotated(zoo).report.in_float, zoo, str(error)
-            )
+            _check_refusal_of_partial(subject, subject.annotated(zoo), zoo, str(error))
             subject.record("model", model, "refused")
             return
         check_converted(subject, converted, scheme)
@@ -127,7 +123,7 @@ class FlowChecks:
             )
             _check_refusal_of_partial(
                 subject,
-                subject.annotate(fresh_graph(three), quantizer, three.name).report.in_float,
+                subject.annotate(fresh_graph(three), quantizer, three.name),
                 three,
                 message,
             )
@@ -210,8 +206,9 @@ def _report(quantizer: Quantizer) -> AnnotationReport:
 
 
 def _check_refusal_of_partial(
-    subject: Subject, in_float: Sequence[Decision], zoo: ZooModel, message: str
+    subject: Subject, found: Annotated, zoo: ZooModel, message: str
 ) -> None:
+    in_float = found.report.in_float
     assert not subject.requirements.partial, (
         f"{subject.name}: {zoo.name} is refused because part of it stays in float, and the "
         f"requirements say partial=True:\n{message}"
@@ -222,7 +219,8 @@ def _check_refusal_of_partial(
     )
     # Integers, for one, may stay as they are.
     told = [decision for decision in in_float if decision.node in message]
-    assert told, (
+    inputs = found.graph.graph.find_nodes(op="placeholder")
+    assert told or any(node.name in message for node in inputs), (
         f"{subject.name}: the refusal of {zoo.name} names none of the nodes that stay in float, "
         f"{', '.join(d.node for d in in_float)}. Return a Diagnostic for each that must not:\n"
         f"{message}"

@@ -204,7 +204,12 @@ for name, models, operator, change in (
     ("DropsReluOfLinearLayers", ["linear, relu"], LINEAR, integer(low=-128)),
     ("DropsReluOfAdditions", ["add, relu"], "aten.add.Tensor", integer(low=-128)),
     ("CutsOffTheUpperHalf", ["conv2d"], CONV, integer(high=0)),
-    ("AddsWithOneScale", ["add"], "aten.add.Tensor", integer(factors=lambda f: [f[0]] * len(f))),
+    (
+        "AddsWithOneScale",
+        ["residual_add"],
+        "aten.add.Tensor",
+        integer(factors=lambda f: [f[0]] * len(f)),
+    ),
     (
         "IgnoresZeroPointsOfProducts",
         ["mul"],
@@ -412,6 +417,7 @@ class CrashesOnDropout(IntactBackend):
 class RefusesSizesThatVary(IntactBackend):
     @qcore.hookimpl
     def lower(self, program: Any, options: Any) -> LoweredProgram:
-        if any("sym_size" in str(node.target) for node in program.graph.nodes):
+        inputs = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder")]
+        if not all(isinstance(size, int) for value in inputs for size in value.shape):
             raise qcore.errors.LoweringError("sizes are fixed")
         return self.spoiled(IntegerBackend.lower(self, program, options))
