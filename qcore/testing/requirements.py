@@ -58,8 +58,9 @@ class Requirements:
         wide_ranges: Whether a fused clamp is computed where the range of its output goes beyond
             it, as an observer of the user's may choose. If not, programs are made with ranges that
             fit, which hide a clamp that was dropped.
-        leaves_out: Models that the suite does not lower, each with the reason, which certificates
-            show. Its own checks of them are the backend's affair.
+        leaves_out: Models that the suite does not lower, and names of schemes that it lowers no
+            models side by side for, each with the reason, which certificates show. Its own checks
+            of them are the backend's affair.
         program_sqnr_db: How close a program of ``qcore.quantize_`` must come to the quantized
             model, in dB. Kernels round differently from the float arithmetic of the model.
     """

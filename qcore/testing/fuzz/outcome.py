@@ -175,8 +175,9 @@ def _moved(model: Any, sample: Any) -> tuple[Any, Any]:
     if not any(leaf.is_floating_point() for leaf in leaves):
         model = copy.deepcopy(model)
         with torch.no_grad():
-            for value in filter(torch.is_floating_point, model.state_dict().values()):
-                value.mul_(1.002)
+            for value in model.state_dict().values():
+                if type(value) is torch.Tensor and value.is_floating_point():
+                    value.mul_(1.002)  # Quantized ones have levels and scales instead.
     return model, torch.utils._pytree.tree_map(move, sample)
 
 

@@ -122,6 +122,8 @@ def _small(subject: Subject) -> tuple[Pack, QuantizationScheme]:
 
 def _needs_programs(subject: Subject, scheme: QuantizationScheme) -> None:
     subject.needs("lowers")
+    if reason := subject.requirements.leaves_out.get(scheme.name):
+        subject.not_asked(reason)
     if scheme.is_qat and without_qat(scheme) in subject.schemes:
         subject.not_asked("how a model was trained changes no program")
 
