@@ -19,6 +19,7 @@ __all__ = [
     "no_alpha",
     "static_weight",
     "weight_shape",
+    "whole_plane",
 ]
 
 
@@ -90,6 +91,16 @@ def no_alpha(
     if alpha != 1:
         return Rejection(f"alpha={alpha} is not supported", "Multiply the operand instead.")
     return None
+
+
+def whole_plane(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject adaptive pooling to more than one value for a plane."""
+    del config, model
+    if all(size == 1 for size in match.root.args[1]):
+        return None
+    return Rejection("it gives more than one value for a plane", "Pool to a size of 1.")
 
 
 def weight_shape(match: OperatorMatch) -> torch.Size | None:

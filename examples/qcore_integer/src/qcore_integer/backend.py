@@ -23,7 +23,13 @@ from qcore.annotation import (
     annotate_graph,
     scalars_to_attributes,
 )
-from qcore.annotation.checks import constants_fit_histogram, float_inputs, no_alpha, static_weight
+from qcore.annotation.checks import (
+    constants_fit_histogram,
+    float_inputs,
+    no_alpha,
+    static_weight,
+    whole_plane,
+)
 from qcore.lowering import LoweredProgram, check_options
 from qcore.plan import QuantizationPlan
 from qcore.report import AnnotationReport
@@ -33,16 +39,6 @@ from qcore_integer.lowering import lower_to_integers
 __all__ = ["IntegerBackend"]
 
 aten = torch.ops.aten
-
-
-def whole_plane(
-    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
-) -> Rejection | None:
-    """Reject averages over less than a whole plane."""
-    del config, model
-    if all(size == 1 for size in match.root.args[1]):
-        return None
-    return Rejection("it gives more than one value for a plane", "Pool to a size of 1.")
 
 
 def zeros_around(

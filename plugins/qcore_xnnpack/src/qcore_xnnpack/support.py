@@ -30,6 +30,7 @@ from qcore.annotation.checks import (
     no_alpha,
     static_weight,
     weight_shape,
+    whole_plane,
 )
 from qcore.schemes import LayerScheme, QuantizationConfig, QuantizationScheme
 
@@ -171,23 +172,13 @@ _ELEMENTWISE: Final = (
 )
 
 
-def _whole_plane(
-    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
-) -> Rejection | None:
-    """Reject averages over less than a plane, which no partitioner takes."""
-    del config, model
-    if all(size == 1 for size in match.root.args[1]):
-        return None
-    return Rejection("it gives more than one value for a plane", "Pool to a size of 1.")
-
-
 _JOINING: Final = (
     OperatorPattern("cat", (aten.cat.default,), ConcatRule(), checks=(float_inputs,)),
     OperatorPattern(
         "adaptive_avg_pool2d",
         (aten.adaptive_avg_pool2d.default,),
         SameRangeRule(),
-        checks=(float_inputs, _whole_plane),
+        checks=(float_inputs, whole_plane),
     ),
 )
 
