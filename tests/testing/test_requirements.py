@@ -82,7 +82,6 @@ FACTS = (
 
 
 NOT_ASKED = (
-    ("pt2e_flow", ("dynamic_batch",), "it states dynamic_shapes=False"),
     ("lower_says_what_is_missing", (), "it states lowers=True"),
     ("a_program_refuses_inputs_that_do_not_fit", (), "it states runs=False"),
     ("a_model_partly_in_float_lowers", (), "it states partial=False"),

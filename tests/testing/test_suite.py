@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,10 +44,15 @@ qcore.register_backend("broken", Lying)
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _torch_is_loaded() -> None:
+    """Load what can be loaded only once: a pytester unloads what came while it lived."""
+    fresh_graph(ZOO["cond"])
+    importlib.import_module("executorch.exir.passes.executorch_prim_ops_registry")
+
+
 @pytest.fixture
 def run(pytester: pytest.Pytester) -> Iterator[Any]:
-    # torch loads parts of itself then, and pytester unloads what is loaded inside of it.
-    fresh_graph(ZOO["cond"])
     source = Path(__file__).parents[2] / "examples" / "qcore_portable" / "src"
     pytester.syspathinsert(source)
     pytester.makeconftest(CONFTEST)
@@ -95,6 +101,13 @@ def test_no_check_of_programs_passes_for_a_backend_that_lowers_nothing(run) -> N
     assert outcomes["failed"] == 1
     assert outcomes["skipped"] > 10
     done.stdout.fnmatch_lines("*not asked of portable: it states lowers=False*")
+
+
+def test_models_of_varying_sizes_are_not_asked_of_a_backend_of_fixed_sizes(run) -> None:
+    flags = "delegates=False, dynamic_shapes=False"
+    result = run("-rs", "-k", "test_pt2e_flow and dynamic_batch", flags=flags)
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*not asked of portable: it states dynamic_shapes=False*"])
 
 
 def test_without_schemes_of_a_kind_their_checks_say_so(run) -> None:

@@ -7,7 +7,4 @@ INT32 = "ExecuTorch's Arm passes turn int64 into int32, what a model returns inc
 
 class TestConformance(BackendConformance):
     backend = "ethosu"
-    expected_failures = {
-        "transform_keeps_the_outputs[integer_tensors]": INT32,
-        "pt2e_flow[integer_tensors]": INT32,
-    }
+    expected_failures = {"transform_keeps_the_outputs[integer_tensors]": INT32}
