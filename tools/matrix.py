@@ -55,8 +55,8 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        """Where it is made."""
-        return FOLDER / f"python{self.python}-executorch{self.executorch}"
+        """Where it is made: torch exports otherwise what is called from a path with its name."""
+        return FOLDER / f"python{self.python}-et{self.executorch}"
 
 
 @frozen
@@ -122,13 +122,14 @@ def make(environment: Environment) -> Path:
 
 
 def _link_packages(environment: Environment) -> None:
-    """Share the packages of ``.venv``, but ExecuTorch's: another version is installed."""
+    """Share the packages and tools of ``.venv``, but ExecuTorch: another version is installed."""
     inside = Path("lib") / f"python{environment.python}" / "site-packages"
     target = environment.folder / inside
     for package in (Path(sys.prefix) / inside).iterdir():
         link = target / package.name
         if not link.exists() and not package.name.lower().startswith("executorch"):
             link.symlink_to(package)
+    (environment.folder / "bin" / "ruff").symlink_to(Path(sys.prefix) / "bin" / "ruff")
 
 
 def _pip(python: Path, *arguments: str) -> None:

@@ -233,16 +233,29 @@ def _run_passes(model: GraphModule, spec: ArmCompileSpec) -> GraphModule:
     import_executorch("executorch.backends.arm._passes")
     blind = LIMITS.checked().ReplaceInfAndLimitValuesPass
 
+    class Limits(blind):  # type: ignore[misc, valid-type]
+        """Leaves alone what stays in float."""
+
+        def call(self, graph_module: GraphModule) -> Any:
+            kept = [(node, node.args) for node in graph_module.graph.nodes if KEEP in node.meta]
+            result = super().call(graph_module)
+            for node, args in kept:
+                node.args = args
+            result.graph_module.recompile()
+            return result
+
     class Passes(ANNOTATION.checked()):  # type: ignore[misc]
         """Generates the code of the graph once, not before and after each of fifty passes."""
 
+        def add_pass(self, pipeline_pass: Any) -> None:
+            if type(pipeline_pass) is blind:
+                bounds = pipeline_pass.neg_inf, pipeline_pass.pos_inf
+                pipeline_pass = Limits(*bounds, tfa_pass=True)
+            super().add_pass(pipeline_pass)
+
         def _transform_graph_module(self, graph_module: GraphModule) -> GraphModule:
             for one in self.passes:
-                nodes = graph_module.graph.nodes if isinstance(one, blind) else ()
-                kept = [(node, node.args) for node in nodes if KEEP in node.meta]
                 graph_module = one(graph_module).graph_module
-                for node, args in kept:
-                    node.args = args
             graph_module.recompile()
             return graph_module
 

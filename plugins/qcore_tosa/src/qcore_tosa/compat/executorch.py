@@ -24,7 +24,7 @@ ANNOTATION: Final = Requirement(
     "executorch",
     _VERSIONS,
     f"{_PASSES}:ArmPassManager",
-    ["_transform_graph_module", "transform_for_annotation_pipeline"],
+    ["_transform_graph_module", "add_pass", "transform_for_annotation_pipeline"],
     why="between the passes it generates the code of a graph again, and is overridden.",
 )
 #: The one of them that rewrites nodes that are to be kept, too.
