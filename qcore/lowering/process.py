@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -24,11 +25,19 @@ __all__ = ["ChildProcess"]
 _TAIL_LINES = 8
 
 
+def _file_of(module: str) -> str:
+    """Return the file of a module of a package that is imported here, or can be."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, module
+    assert spec.origin is not None, module
+    return spec.origin
+
+
 class ChildProcess:
     """One process that answers requests; what it prints is kept for messages.
 
     Args:
-        server: The module to start, which calls ``qcore.lowering.serving.serve``.
+        server: The module whose file is started, and calls ``qcore.lowering.serving.serve``.
         files: Contents of the files that it finds in its working folder, by name.
         config: Its configuration, as plain data.
         env: Environment variables the child gets on top of this process's own.
@@ -88,7 +97,8 @@ class ChildProcess:
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "PYTHONFAULTHANDLER": "",  # its stack dump would bury what the runtime said last
         }
-        command = [sys.executable, "-P", "-m", server]
+        # As a file: by its name, what its package imports would be imported first.
+        command = [sys.executable, "-P", _file_of(server)]
         command += [str(self.folder), str(child_answers), str(child_lifeline)]
         try:
             with self._log.open("wb") as log:

@@ -97,7 +97,9 @@ class _Vela:
         """
         with tempfile.TemporaryDirectory(prefix="qcore-vela-") as folder:
             operators = Path(folder) / "operators.json"
-            command = [sys.executable, "-P", "-m", "qcore_ethosu._vela_child", str(operators)]
+            # As a file: by its name, what its package imports would be imported first.
+            child = Path(__file__).with_name("_vela_child.py")
+            command = [sys.executable, "-P", str(child), str(operators)]
             done = subprocess.run(
                 [*command, *arguments], capture_output=True, text=True, check=False
             )
