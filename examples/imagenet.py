@@ -5,7 +5,7 @@ Everything comes out of installed packages; nothing is downloaded when this runs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from skimage.io import imread
 from skimage.transform import resize
 
 __all__ = [
+    "PICTURES",
     "calibration_crops",
     "class_name",
     "evaluation_crops",
@@ -36,8 +37,8 @@ MODEL_NAME = "efficientnet-lite0"
 IMAGE_SIZE = 224
 Pixels = NDArray[np.uint8]
 
-# The colour pictures that are files in scikit-image's wheel; its other pictures are downloads.
-_PICTURES = (
+#: The colour pictures that are files in scikit-image's wheel; its other pictures are downloads.
+PICTURES = (
     "astronaut.png",
     "coffee.png",
     "rocket.jpg",
@@ -83,29 +84,31 @@ def to_input(pixels: Pixels) -> torch.Tensor:
     return scaled.permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
-def calibration_crops(count: int = 32) -> list[torch.Tensor]:
+def calibration_crops(count: int = 32, pictures: Sequence[str] = PICTURES) -> list[torch.Tensor]:
     """Return square crops of the pictures, always the same ones.
 
     Args:
         count: How many.
+        pictures: The files.
     """
-    return _crops(count, _CALIBRATION_SEED)
+    return _crops(count, pictures, _CALIBRATION_SEED)
 
 
-def evaluation_crops(count: int = 32) -> list[torch.Tensor]:
-    """Return other crops of the same pictures, always the same ones.
+def evaluation_crops(count: int = 32, pictures: Sequence[str] = PICTURES) -> list[torch.Tensor]:
+    """Return other crops, of the same pictures where no others are given, always the same ones.
 
     Args:
         count: How many.
+        pictures: The files.
     """
-    return _crops(count, _EVALUATION_SEED)
+    return _crops(count, pictures, _EVALUATION_SEED)
 
 
-def _crops(count: int, seed: int) -> list[torch.Tensor]:
+def _crops(count: int, pictures: Sequence[str], seed: int) -> list[torch.Tensor]:
     random = np.random.default_rng(seed)
     crops = []
     for index in range(count):
-        pixels = picture(_PICTURES[index % len(_PICTURES)])
+        pixels = picture(pictures[index % len(pictures)])
         height, width = pixels.shape[:2]
         side = int(min(height, width) * random.uniform(0.5, 1.0))
         top = random.integers(0, height - side + 1)

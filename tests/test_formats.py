@@ -20,6 +20,7 @@ from qcore.annotation import (
     SupportTable,
     annotate_graph,
 )
+from qcore.calibration import HistogramObserver
 from qcore.compat.torchao import convert_pt2e, prepare_qat_pt2e
 from qcore.errors import UnsupportedSchemeError
 from qcore.formats import (
@@ -266,3 +267,46 @@ def test_fixed_point_is_a_rule_for_scales() -> None:
     assert rule(torch.tensor([0.01, 0.0625, 0.07])).tolist() == [0.0625, 0.0625, 0.125]
     kind = NumberFormat("8", torch.int8, -127, 127, True, rule, smallest_scale=2**-4)
     assert kind.words == "symmetric int8, fixed-point (4 bits) scales from 0.0625"
+
+
+def observer_of(spec: Any, **options: Any) -> Any:
+    """Build the observer of a qspec, as torchao does."""
+    shape = {"dtype": spec.dtype, "qscheme": spec.qscheme}
+    limits = {"quant_min": spec.quant_min, "quant_max": spec.quant_max}
+    return spec.observer_or_fake_quant_ctr(**shape, **limits, **options)
+
+
+def scales_of(values: torch.Tensor, spec: Any, **options: Any) -> list[float]:
+    observer = observer_of(spec, **options)
+    observer(values)
+    scales: list[float] = observer.calculate_qparams()[0].flatten().tolist()
+    return scales
+
+
+# What it takes to hold 1 without clipping is a little more than 2**-7.
+JUST_ABOVE = torch.linspace(-1, 1, 4000).reshape(4, 1000)
+
+
+def test_a_weights_scale_is_halved_where_clipping_costs_less_than_coarse_levels() -> None:
+    one = SHIFT8.weight_qspec(is_per_channel=False)
+    assert scales_of(JUST_ABOVE, one) == [2**-7]
+    assert scales_of(JUST_ABOVE * 1.9, one) == [2**-6]
+    each = SHIFT8.weight_qspec(is_per_channel=True)
+    assert scales_of(JUST_ABOVE, each, ch_axis=0) == [2**-7, 2**-8, 2**-8, 2**-7]
+
+
+def test_the_channels_of_a_weight_count_alike_however_large() -> None:
+    weight = torch.cat([torch.full((1, 9), 1.5), torch.linspace(-0.01, 0.01, 63).reshape(7, 9)])
+    spec = SHIFT8.weight_qspec(is_per_channel=False)
+    assert scales_of(weight, spec) == [2**-7]  # Clips the first by a third; 2**-6 loses the others.
+
+
+def test_the_scale_of_a_histogram_is_halved_where_that_costs_less() -> None:
+    spec = SHIFT8.activation_qspec(HistogramObserver, is_dynamic=False)
+    assert scales_of(JUST_ABOVE, spec) == [2**-7]
+    assert scales_of(JUST_ABOVE * 1.9, spec) == [2**-6]
+
+
+def test_min_max_clips_nothing_whatever_scales_there_are() -> None:
+    spec = SHIFT8.activation_qspec(torch_min_max(), is_dynamic=False)
+    assert scales_of(JUST_ABOVE, spec) == [2**-6]

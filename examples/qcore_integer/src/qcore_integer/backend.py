@@ -53,13 +53,14 @@ def zeros_around(
 
 SCHEMES = tuple(QuantizationScheme(8, 8, kind) for kind in ("per_channel", "per_tensor"))
 CLAMPS = (aten.relu.default, aten.relu6.default, aten.hardtanh.default)
+IN_INT32 = GemmRule(integer_bias=True)
 LAYER = (float_inputs, static_weight)
 TWO = (float_inputs, no_alpha, constants_fit_histogram)
 
 TABLE = SupportTable(
     (
-        OperatorPattern("linear", (aten.linear.default,), GemmRule(), CLAMPS, checks=LAYER),
-        OperatorPattern("conv2d", (aten.conv2d.default,), GemmRule(), CLAMPS, checks=LAYER),
+        OperatorPattern("linear", (aten.linear.default,), IN_INT32, CLAMPS, checks=LAYER),
+        OperatorPattern("conv2d", (aten.conv2d.default,), IN_INT32, CLAMPS, checks=LAYER),
         OperatorPattern("add", (aten.add.Tensor,), ElementwiseRule(), CLAMPS, checks=TWO),
         OperatorPattern("mul", (aten.mul.Tensor,), ElementwiseRule(), CLAMPS, checks=TWO),
         OperatorPattern(

@@ -1,7 +1,7 @@
 """The interpreter: numpy kernels that compute integers and floats alike; runs as a child process.
 
 Integers are exact: layers sum them as doubles, which hold more than 50 bits, other operators in 64
-bits; a result is scaled by an integer factor and a shift, rounded half up.
+bits; a result is scaled by an integer factor and a shift, rounded half to even, as torch does.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def _in_integers(kernel: Callable[..., Any], args: list[Any], how: Mapping[str, 
             args[index] = centred if how["after"] else centred * next(factors)
     y = kernel(*args)
     y = y.astype(np.int64) * next(factors) if how["after"] else y
-    y = ((y + (1 << how["shift"] - 1)) >> how["shift"]) + how["zero"]
+    half, odd = 1 << how["shift"] - 1, y >> how["shift"] & 1
+    y = ((y + half - 1 + odd) >> how["shift"]) + how["zero"]
     return np.clip(y, how["low"], how["high"]).astype(np.int8)
 
 

@@ -134,8 +134,6 @@ def _in_integers(root: Node, quantize: Node, tensors: dict[str, Any]) -> tuple[l
             zeros.append(0 if channels else offset)  # weights are symmetric
     product = root.target in PRODUCTS
     factors = [scales[0] * scales[1]] if product else scales
-    if root.target in LAYERS and args[2:3] not in ([], [None]):
-        args[2] = np.rint(tensors[args[2].name] / factors[0]).astype(np.int64)
     if root.target is aten.conv2d.default and factors[0].ndim:
         factors = [factors[0][:, None, None]]
     if root.target in CLAMPS:

@@ -1,13 +1,8 @@
-"""Number formats: the levels that stand for real numbers, and how torchao spells them.
-
-A format is data. A new one (four-bit activations, scales that are powers of two) is one object:
-schemes take it in place of a number of bits, and nothing else asks what it is.
-"""
+"""A number format, how torchao spells it, and the formats that bits stand for."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +17,7 @@ from qcore.compat.torchao import (
     QuantizationSpec,
 )
 from qcore.errors import UnsupportedSchemeError
+from qcore.formats.scales import SYMMETRIC, ScaleRule, with_scales
 
 __all__ = [
     "ACTIVATIONS",
@@ -32,17 +28,10 @@ __all__ = [
     "SMALLEST_SCALE",
     "UINT8",
     "WEIGHTS",
-    "FixedPoint",
     "FormatObserver",
     "NumberFormat",
-    "ScaleRule",
     "integer_format",
-    "power_of_two",
 ]
-
-#: What a scale becomes: another one that the hardware has, no smaller, of the same shape. Its name,
-#: or what ``str`` says of it, stands in reports and messages.
-ScaleRule = Callable[[torch.Tensor], torch.Tensor]
 
 #: What a label may be, as a regular expression: ``8``, ``16``, ``u8``, ``fp8``.
 LABEL: Final = r"[a-z]*\d+"
@@ -51,7 +40,6 @@ LABEL: Final = r"[a-z]*\d+"
 #: precision where one is smaller.
 SMALLEST_SCALE: Final = 2**-12
 
-_SYMMETRIC: Final = (torch.per_tensor_symmetric, torch.per_channel_symmetric, None)
 _QSCHEMES: Final = {
     # symmetric, per channel
     (True, True): torch.per_channel_symmetric,
@@ -59,36 +47,6 @@ _QSCHEMES: Final = {
     (False, True): torch.per_channel_affine,
     (False, False): torch.per_tensor_affine,
 }
-
-
-def power_of_two(scales: torch.Tensor) -> torch.Tensor:
-    """Round scales up to powers of two, with which rescaling is a shift.
-
-    Args:
-        scales: Positive scales of any shape.
-
-    Returns:
-        The next powers of two; ranges only widen.
-    """
-    return torch.exp2(torch.ceil(torch.log2(scales)))
-
-
-@frozen
-class FixedPoint:
-    """A rule for scales: multiples of ``2**-fraction``, which is the smallest.
-
-    Attributes:
-        fraction: Bits behind the point.
-    """
-
-    fraction: int
-
-    def __str__(self) -> str:
-        return f"fixed-point ({self.fraction} bits)"
-
-    def __call__(self, scales: torch.Tensor) -> torch.Tensor:
-        """Round scales up to such multiples."""
-        return torch.ceil(scales * 2**self.fraction) / 2**self.fraction
 
 
 @frozen
@@ -192,7 +150,7 @@ class NumberFormat:
         high = info.max if spec.quant_max is None else spec.quant_max
         if made is None or made.dtype != spec.dtype:
             made = cls("0", spec.dtype, info.min, info.max)
-        made = evolve(made, symmetric=spec.qscheme in _SYMMETRIC)
+        made = evolve(made, symmetric=spec.qscheme in SYMMETRIC)
         known = made.label != "0" and (made.lowest, made.highest) == (low, high)
         return made if known else made.with_range(low, high)
 
@@ -238,7 +196,7 @@ class NumberFormat:
             UnsupportedSchemeError: Levels are no integers.
         """
         observer = PerChannelMinMaxObserver if is_per_channel else MinMaxObserver
-        maker = FormatObserver(observer, self, is_per_operator=is_per_operator)
+        maker = FormatObserver(observer, self, is_weight=True, is_per_operator=is_per_operator)
         return self._qspec(maker, is_per_channel=is_per_channel, ch_axis=0)
 
     def _qspec(
@@ -267,6 +225,7 @@ class FormatObserver(PartialWrapper):  # type: ignore[misc]
         make: The class of an observer or of fake quantization, or a constructor of torchao's.
         number_format: The format whose scales it returns.
         is_chosen: Whether a calibration method chose it, so that another one may replace it.
+        is_weight: Whether all that it sees is one tensor, which helps to choose between scales.
         is_per_operator: Whether the backend says for each operator how finely it scales weights.
     """
 
@@ -275,37 +234,23 @@ class FormatObserver(PartialWrapper):  # type: ignore[misc]
         make: Any,
         number_format: NumberFormat,
         is_chosen: bool = False,
+        is_weight: bool = False,
         is_per_operator: bool = False,
     ) -> None:
         inner = make.p if isinstance(make, PartialWrapper) else make
         super().__init__(partial(inner, eps=number_format.smallest_scale))
         self.format = number_format
         self.is_chosen = is_chosen
+        self.is_weight = is_weight
         self.is_per_operator = is_per_operator
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         """Build the observer, with scales as the format has them."""
         observer = super().__call__(*args, **keywords)
         if self.format.scales is not None:
-            observer.__class__ = _with_scales(type(observer), self.format.scales)  # type: ignore[arg-type]
+            cls: Any = type(observer)
+            observer.__class__ = with_scales(cls, self.format.scales, self.is_weight)
         return observer
-
-
-@functools.cache
-def _with_scales(observer: Any, rule: ScaleRule) -> type:
-    """Return a class of observers whose scales obey a rule."""
-
-    def calculate_qparams(self: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        scale, zero_point = observer.calculate_qparams(self)
-        allowed = rule(scale)
-        if self.qscheme not in _SYMMETRIC:
-            # The smallest level keeps standing for the smallest value.
-            below = torch.round((zero_point - self.quant_min) * scale / allowed)
-            moved = (self.quant_min + below).clamp(self.quant_min, self.quant_max)
-            zero_point = moved.to(zero_point.dtype)
-        return allowed, zero_point
-
-    return type(observer.__name__, (observer,), {"calculate_qparams": calculate_qparams})
 
 
 def _limits(dtype: torch.dtype) -> Any:
