@@ -9,20 +9,23 @@ import os
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import IO, Any, ClassVar, NoReturn
 
 from qcore.errors import RuntimeCrashError, RuntimeExecutionError, RuntimeUnavailableError
+from qcore.lowering.forkserver import Forked, ForkServer
 
 __all__ = ["ChildProcess"]
 
 _TAIL_LINES = 8
+_LOCK = threading.Lock()
+_SERVERS: dict[Hashable, ForkServer] = {}
 
 
 def _file_of(module: str) -> str:
@@ -42,6 +45,8 @@ class ChildProcess:
         config: Its configuration, as plain data.
         env: Environment variables the child gets on top of this process's own.
         timeout_s: Longest time in seconds for the start and for each request.
+        preload: Modules that take long to import and start no threads, such as torch: imported
+            once, for all children with the same ``env``.
 
     Raises:
         RuntimeUnavailableError: What the child needs is missing.
@@ -60,6 +65,7 @@ class ChildProcess:
         config: Mapping[str, Any],
         env: Mapping[str, str],
         timeout_s: float,
+        preload: Sequence[str] = (),
     ) -> None:
         self._timeout_s = timeout_s
         self._pending = b""
@@ -70,7 +76,7 @@ class ChildProcess:
             for name, content in files.items():
                 (self.folder / name).write_bytes(content)
             (self.folder / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
-            self._start(server, env)
+            self._start(server, env, preload)
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
@@ -85,40 +91,64 @@ class ChildProcess:
             self.close()
             raise
 
-    def _start(self, server: str, env: Mapping[str, str]) -> None:
+    def _start(self, server: str, env: Mapping[str, str], preload: Sequence[str]) -> None:
         answers, child_answers = os.pipe()
         child_lifeline, lifeline = os.pipe()
-        # The child sees the modules that this process sees; -P keeps the current folder out.
+        # The child sees the modules that this process sees, and not those of the current folder.
         here = str(Path(__file__).resolve().parents[2])
-        paths = [env.get("PYTHONPATH", ""), here, *(os.path.abspath(p) for p in sys.path if p)]
-        child_env = {
+        paths = [*env.get("PYTHONPATH", "").split(os.pathsep), here]
+        paths = [path for path in (*paths, *(os.path.abspath(p) for p in sys.path if p)) if path]
+        environ = {
             **os.environ,
             **env,
-            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONFAULTHANDLER": "",  # its stack dump would bury what the runtime said last
         }
-        # As a file: by its name, what its package imports would be imported first.
-        command = [sys.executable, "-P", _file_of(server)]
-        command += [str(self.folder), str(child_answers), str(child_lifeline)]
+        start = {
+            "file": _file_of(server),
+            "arguments": [str(self.folder)],
+            "environ": environ,
+            "path": paths,
+        }
+        (self.folder / "start.json").write_text(json.dumps(start), encoding="utf-8")
         try:
             with self._log.open("wb") as log:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(child_answers, child_lifeline),
-                    start_new_session=True,  # killed as a group, and deaf to the user's Ctrl-C
-                    env=child_env,
+                self._process = self._forked(
+                    (os.getpid(), tuple(preload), tuple(sorted(env.items()))),
+                    lambda: ForkServer(("qcore.lowering.serving", *preload), environ, log),
+                    (log, (child_answers, child_lifeline), self._timeout_s),
                 )
-        except OSError:
+        except OSError as error:
             os.close(answers)
             os.close(lifeline)
-            raise
+            raise RuntimeExecutionError(
+                f"No process could be started within {self._timeout_s:g} s ({error}). Free memory, "
+                f"or give the runner a larger timeout_s.{self._tail()}"
+            ) from error
         finally:
             os.close(child_answers)
             os.close(child_lifeline)
         self._answers, self._lifeline = answers, lifeline
+
+    def _forked(
+        self,
+        key: Hashable,
+        make: Callable[[], ForkServer],
+        given: tuple[IO[bytes], Sequence[int], float],
+    ) -> Forked:
+        """Have the server of a key fork; one that has died since is replaced."""
+        for again in (True, False):
+            with _LOCK:
+                server = _SERVERS.get(key) or _SERVERS.setdefault(key, make())
+            try:
+                return server.fork(self.folder / "start.json", *given)
+            except OSError as error:
+                with _LOCK:
+                    if _SERVERS.get(key) is server:
+                        del _SERVERS[key]
+                if isinstance(error, TimeoutError) or not again:
+                    raise
+        raise AssertionError("unreachable")
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send one request and wait for its answer.
@@ -138,7 +168,6 @@ class ChildProcess:
                 "The session is closed: an earlier run ended its process, or its with block is "
                 "over. Open another one with program.session()."
             )
-        assert self._process.stdin is not None
         self._log_at = self._log.stat().st_size
         operation = str(request["op"])
         try:
@@ -205,21 +234,21 @@ class ChildProcess:
         return "".join(f"\n  | {line}" for line in lines)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: Forked) -> None:
     if process.poll() is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it has no group of its own yet
+                os.kill(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _end(process: subprocess.Popen[bytes], descriptors: tuple[int, ...], folder: Path) -> None:
+def _end(process: Forked, descriptors: tuple[int, ...], folder: Path) -> None:
     _kill(process)
-    if process.stdin is not None:
-        # A request that the child never read may still be buffered.
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
+    # A request that the child never read may still be buffered.
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
     for descriptor in descriptors:
         os.close(descriptor)
     shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from qcore.errors import RuntimeCrashError, RuntimeExecutionError, RuntimeUnavailableError
-from qcore.lowering import Runner, run_program
+from qcore.lowering import Runner, process, run_program
 from qcore_executorch import ExecuTorchRunner
 
 from .conftest import FIXTURES, runner_with
@@ -92,6 +93,29 @@ def test_the_child_gets_the_runner_s_environment(program, sample):
     assert len(run_program(program.buffer, [sample], runner=runner)) == 1
 
 
+def test_a_variable_that_is_set_after_the_first_run_reaches_the_child(program, sample, monkeypatch):
+    runner = runner_with("child_proves_env")
+    with pytest.raises(RuntimeUnavailableError, match="child_proves_env"):
+        run_program(program.buffer, [sample], runner=runner)
+    monkeypatch.setenv("QCORE_TEST_LAYER", "on")
+    assert len(run_program(program.buffer, [sample], runner=runner)) == 1
+
+
+def test_children_are_started_again_when_what_forks_them_was_killed(program, sample):
+    program.run(sample)
+    for server in process._SERVERS.values():
+        server._process.kill()
+        server._process.wait()
+    program.run(sample)
+
+
+def test_a_process_that_was_forked_has_children_of_its_own(program, sample):
+    expected = program.run(sample)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        torch.testing.assert_close(pool.apply(program.run, (sample,)), expected)
+    torch.testing.assert_close(program.run(sample), expected)
+
+
 def test_the_thread_pool_has_the_size_asked_for(program, sample):
     one = run_program(program.buffer, [sample], runner=ExecuTorchRunner(threads=1))
     torch.testing.assert_close(one[0], program.run(sample))
@@ -144,11 +168,11 @@ def _hanging_child(folder: Path) -> str | None:
         if not entry.name.isdigit():
             continue
         try:
-            command = (entry / "cmdline").read_bytes()
+            log = os.readlink(entry / "fd" / "1")
             system_call = (entry / "wchan").read_text()
         except OSError:
             continue
-        if str(folder).encode() in command and b"_child" in command and "sleep" in system_call:
+        if log.startswith(str(folder)) and "sleep" in system_call:
             return entry.name
     return None
 

@@ -68,6 +68,7 @@ class ProgramProcess(ChildProcess):
             config=config,
             env=env,
             timeout_s=timeout_s,
+            preload=("torch",),
         )
 
     def _refusal(self, reply: Mapping[str, Any]) -> RuntimeExecutionError | RuntimeUnavailableError:
