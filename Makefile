@@ -55,6 +55,7 @@ support: $(STAMP)  ## Make docs/support.md from what the conformance suite finds
 	@$(BIN)/python -m qcore.testing.support $(FACTS) docs/support.md
 	@$(BIN)/python tools/support_sections.py
 	@$(BIN)/python tools/toolkit_page.py
+	@$(BIN)/python tools/lowering_page.py
 
 outside: export OMP_NUM_THREADS ?= 1
 outside: $(STAMP)  ## Try the wheels where nothing else of this repository is

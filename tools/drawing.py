@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import io
-import re
 import sys
 import tokenize
 from collections import Counter
@@ -19,6 +18,8 @@ from typing import Any, Final
 
 import grimp
 import networkx
+
+from qcore.testing.support import with_parts, write_pages
 
 __all__ = ["ROOMS", "import_graph", "lines_by_room", "main", "room_of"]
 
@@ -71,7 +72,6 @@ _NO_CODE: Final = frozenset(
     }
 )
 _DOCUMENTED: Final = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_DRAWING: Final = re.compile(r"(<!-- imports -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def import_graph(*packages: str) -> Any:
@@ -152,13 +152,10 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 1 where the drawing is not current.
     """
-    kept = PAGE.read_text(encoding="utf-8")
-    made = _DRAWING.sub(rf"\1{drawing(import_graph('qcore'))}\2", kept)
+    made = with_parts(PAGE, {"imports": drawing(import_graph("qcore"))})
+    status = write_pages({PAGE: made}, arguments, "make drawing")
     if "--check" in arguments:
-        if made != kept:
-            print(f"{PAGE.name} is not current. Draw it again with: make drawing")
-        return int(made != kept)
-    PAGE.write_text(made, encoding="utf-8")
+        return status
     lines = lines_by_room()
     driving = [count for room, count in lines.items() if room not in ("testing", "cli")]
     lines["all"] = sum(lines.values(), Counter())

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from qcore.testing.support import markdown_table
+from qcore.testing.support import markdown_table, write_pages
 
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "mutants.md"
@@ -64,14 +64,7 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 1 where the page is not current.
     """
-    made = page()
-    if "--check" not in arguments:
-        PAGE.write_text(made, encoding="utf-8")
-        return 0
-    kept = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    if kept != made:
-        print(f"{PAGE} is not current. Write it again with: python tools/mutants_page.py")
-    return int(kept != made)
+    return write_pages({PAGE: page()}, arguments, "python tools/mutants_page.py")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import qcore
+from qcore.testing.support import write_pages
 from qcore_analysis.commands.schemes import schemes_of
 
 PLUGINS: Final = Path(__file__).parent.parent / "plugins"
@@ -27,20 +28,14 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 1 where a file is not current.
     """
-    status = 0
+    files = {}
     for name, info in qcore.backends().items():
         package = re.findall(r"\((\w+)", info.origins[0])[0]
         file = PLUGINS / package / "src" / package / "schemes.json"
-        if not file.parent.is_dir():
-            continue
-        options = getattr(info.load(), "conformance", {}).get("options", {})
-        text = json.dumps({name: schemes_of(name, dict(options))}, indent=2) + "\n"
-        if "--check" not in arguments:
-            file.write_text(text, encoding="utf-8")
-        elif not file.exists() or file.read_text("utf-8") != text:
-            print(f"{file} is not current. Write it again: python tools/scheme_files.py")
-            status = 1
-    return status
+        if file.parent.is_dir():
+            options = getattr(info.load(), "conformance", {}).get("options", {})
+            files[file] = json.dumps({name: schemes_of(name, dict(options))}, indent=2) + "\n"
+    return write_pages(files, arguments, "python tools/scheme_files.py")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ They stand between ``<!-- supported schemes -->`` or ``<!-- supported operators 
 
 from __future__ import annotations
 
-import functools
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +16,9 @@ import qcore
 from qcore.annotation import OperatorPattern, SupportTable
 from qcore.quantizer import Quantizer
 from qcore.schemes import QuantizationScheme
-from qcore.testing.support import markdown_table
+from qcore.testing.support import markdown_table, with_parts, write_pages
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
-
-_PART: Final = re.compile(r"(<!-- supported (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,26 +42,15 @@ def main(arguments: Sequence[str]) -> int:
         for what, packets in {**U55_LACKS, **U55_LACKS_IN_16_BITS}.items()
         for packet in packets
     }
-    stale = []
+    pages = {}
     for page, quantizers, limits in (("vgf", vgf, {}), ("ethosu", npus, lacking)):
         parts = {
-            "schemes": schemes(quantizers),
-            "operators": operators(TABLE, TOSA_FORMS, quantizers, limits),
+            "supported schemes": f"\n{schemes(quantizers)}\n",
+            "supported operators": f"\n{operators(TABLE, TOSA_FORMS, quantizers, limits)}\n",
         }
         path = DOCS / f"{page}.md"
-        kept = path.read_text(encoding="utf-8")
-        made = _PART.sub(functools.partial(_filled, parts), kept)
-        if made != kept and "--check" in arguments:
-            stale.append(f"{path.name} is not current. Write it again with: make support")
-        elif made != kept:
-            path.write_text(made, encoding="utf-8")
-    print(*stale, sep="\n", end="\n" if stale else "")
-    return int(bool(stale))
-
-
-def _filled(parts: Mapping[str, str], found: re.Match[str]) -> str:
-    start, name, end = found.groups()
-    return f"{start}\n{parts[name]}\n{end}"
+        pages[path] = with_parts(path, parts)
+    return write_pages(pages, arguments, "make support")
 
 
 def schemes(quantizers: Mapping[str, Quantizer]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from qcore.testing.support import markdown_table
+from qcore.testing.support import markdown_table, write_pages
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "toolkit.md"
 
@@ -135,13 +135,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 1 where the page is not current.
     """
-    made = page()
-    if "--check" not in arguments:
-        PAGE.write_text(made, encoding="utf-8")
-    elif made != PAGE.read_text(encoding="utf-8"):
-        print(f"{PAGE.name} is not current. Write it again with: make support")
-        return 1
-    return 0
+    return write_pages({PAGE: page()}, arguments, "make support")
 
 
 if __name__ == "__main__":

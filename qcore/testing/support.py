@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["main", "markdown_table", "page", "read_facts"]
+__all__ = ["main", "markdown_table", "page", "read_facts", "with_parts", "write_pages"]
 
 Facts = Mapping[str, Mapping[str, Mapping[str, str]]]
 
@@ -152,20 +152,47 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 1 where the page is not current.
     """
-    check = "--check" in arguments
     folder, target = (Path(a) for a in arguments if a != "--check")
-    made = page(read_facts(folder))
-    if not check:
-        target.write_text(made, encoding="utf-8")
-        return 0
-    kept = target.read_text(encoding="utf-8")
-    if kept == made:
-        return 0
-    changes = difflib.unified_diff(
-        kept.splitlines(), made.splitlines(), str(target), "what the suite found", lineterm=""
-    )
-    print("\n".join([*changes, f"{target} is not current. Write it again with: make support"]))
-    return 1
+    return write_pages({target: page(read_facts(folder))}, arguments, "make support")
+
+
+def with_parts(page: Path, parts: Mapping[str, str]) -> str:
+    """Return the text of a page with parts of it made anew.
+
+    Args:
+        page: The file.
+        parts: What stands between ``<!-- NAME -->`` and ``<!-- end -->``, by name.
+    """
+    text = page.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        text = before + start + part + rest[rest.index("<!-- end -->") :]
+    return text
+
+
+def write_pages(pages: Mapping[Path, str], arguments: Sequence[str], command: str) -> int:
+    """Write files that are made of something else, or say what is not current.
+
+    Args:
+        pages: Text by file.
+        arguments: Of the command line; ``--check`` compares the files, and writes none.
+        command: What writes them.
+
+    Returns:
+        The exit status: 1 where a file is not current.
+    """
+    status = 0
+    for path, made in pages.items():
+        if "--check" not in arguments:
+            path.write_text(made, encoding="utf-8")
+            continue
+        kept = path.read_text(encoding="utf-8") if path.exists() else ""
+        if kept != made:
+            lines = kept.splitlines(), made.splitlines()
+            changes = difflib.unified_diff(*lines, str(path), "what it is made of", lineterm="")
+            print("\n".join([*changes, f"{path} is not current. Write it again with: {command}"]))
+            status = 1
+    return status
 
 
 if __name__ == "__main__":
