@@ -58,9 +58,10 @@ class Requirements:
         wide_ranges: Whether a fused clamp is computed where the range of its output goes beyond
             it, as an observer of the user's may choose. If not, programs are made with ranges that
             fit, which hide a clamp that was dropped.
-        leaves_out: Models that the suite does not lower, and names of schemes that it lowers no
-            models side by side for, each with the reason, which certificates show. Its own checks
-            of them are the backend's affair.
+        leaves_out_models: The reason by the name of a model that the suite does not lower, which
+            certificates show. Its own checks of it are the backend's affair.
+        leaves_out_schemes: The same by the name of a scheme, such as ``"8da8w"``, for which the
+            suite lowers no models side by side.
         program_sqnr_db: How close a program of ``qcore.quantize_`` must come to the quantized
             model, in dB. Kernels round differently from the float arithmetic of the model.
     """
@@ -77,7 +78,8 @@ class Requirements:
     lowers_operators: bool = True
     runs_saved: bool = True
     wide_ranges: bool = True
-    leaves_out: Mapping[str, str] = field(factory=dict, converter=_copied)
+    leaves_out_models: Mapping[str, str] = field(factory=dict, converter=_copied)
+    leaves_out_schemes: Mapping[str, str] = field(factory=dict, converter=_copied)
     program_sqnr_db: float = 30.0
 
     @classmethod

@@ -122,3 +122,19 @@ def test_requirements_of_another_name_are_an_error() -> None:
             Requirements.declared_by("odd")
     finally:
         registry.unregister_backend("odd")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"leaves_out_models": {"conv2d, relu7": "slow"}}, "conv2d, relu7.*Did you mean conv2d, r"),
+        ({"leaves_out_models": {"conv2d, relu": " "}}, "gives no reason for 'conv2d, relu'"),
+        ({"leaves_out_schemes": {"8da9w": "slow"}}, "leaves_out_schemes names '8da9w'"),
+    ],
+)
+def test_what_is_left_out_has_a_name_that_there_is_and_a_reason(
+    strict: Subject, flags: Any, says: str
+) -> None:
+    subject = Subject(strict.name, Requirements(**flags))
+    with pytest.raises(AssertionError, match=says):
+        Suite().test_what_is_left_out_is_known_and_says_why(subject)

@@ -174,6 +174,42 @@ def test_a_certificate_says_what_was_shown(run, tmp_path: Path) -> None:
     )
 
 
+# What a suite is to the plugin, without a backend to load in each worker.
+SHARED_OUT = """
+import pytest
+from qcore.testing.plugin import FINDINGS
+
+class TestConformance:
+    backend, make_subject = "shared", None
+
+    @pytest.mark.parametrize("model", "abcd")
+    def test_model(self, model, request):
+        request.config.stash[FINDINGS].recorder("shared")("executed with 8a8w", model, "runs")
+
+    def test_more(self):
+        pytest.skip("not asked")
+"""
+
+
+def test_workers_together_have_one_certificate(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # Others take seconds to import.
+    plugins = ("-p", "xdist", "-p", "qcore.testing.plugin")
+    pytester.makepyfile(test_it=SHARED_OUT)
+    path = tmp_path / "shared.json"
+    done = pytester.runpytest_subprocess(*plugins, "-n", "2", "--qcore-certificate", str(path))
+    done.stdout.fnmatch_lines(
+        [
+            "shared conforms to hook API 2",
+            "*4 passed, 1 skipped",
+            "*4 models with 8a8w: a; b; c; d",
+            "*1 skipped: not asked",
+        ]
+    )
+    assert json.loads(path.read_text())["shared"]["conforms"] is True
+
+
 def test_what_fails_is_on_the_certificate(run, tmp_path: Path) -> None:
     path = tmp_path / "broken.json"
     expected = '{"pt2e_flow": "no library"}'

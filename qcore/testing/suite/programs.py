@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_structure
 
+from qcore.errors import near_misses
 from qcore.lowering import LoweredProgram
 from qcore.schemes import QuantizationScheme
 from qcore.testing.models import ZOO, ZooModel
@@ -38,6 +39,17 @@ _FEW = (
 class ProgramChecks:
     """What is quantized computes the same in a program, whatever the inputs and the order."""
 
+    def test_what_is_left_out_is_known_and_says_why(self, subject: Subject) -> None:
+        stated = subject.requirements
+        schemes = {scheme.name for scheme in subject.schemes}
+        for flag, known in (("leaves_out_models", _EVERY), ("leaves_out_schemes", schemes)):
+            for name, reason in getattr(stated, flag).items():
+                assert name in known, (
+                    f"{subject.name}: {flag} names {name!r}, and there is none. Did you mean "
+                    f"{', '.join(near_misses(name, known)) or 'another'}?"
+                )
+                assert reason.strip(), f"{subject.name}: {flag} gives no reason for {name!r}"
+
     def test_program_of_a_declared_scheme(
         self, subject: Subject, scheme: QuantizationScheme
     ) -> None:
@@ -59,7 +71,7 @@ class ProgramChecks:
             check_programs(subject, pack, scheme)
         for name in (name for pack in packs for name in pack.models):
             subject.record(f"executed with {scheme.name}", name, subject.evidence)
-        for name, reason in subject.requirements.leaves_out.items():
+        for name, reason in subject.requirements.leaves_out_models.items():
             subject.record("left out", name, reason)
         if scheme == subject.main_scheme:
             subject.record("program", "operators", subject.evidence)
@@ -102,7 +114,7 @@ def packed(subject: Subject, scheme: QuantizationScheme, names: Iterable[str]) -
         name: _EVERY[name]
         for name in names
         if subject.includes(name)
-        and name not in subject.requirements.leaves_out
+        and name not in subject.requirements.leaves_out_models
         and _fits(subject, _EVERY[name], scheme)
     }
     assert found, (
@@ -122,7 +134,7 @@ def _small(subject: Subject) -> tuple[Pack, QuantizationScheme]:
 
 def _needs_programs(subject: Subject, scheme: QuantizationScheme) -> None:
     subject.needs("lowers")
-    if reason := subject.requirements.leaves_out.get(scheme.name):
+    if reason := subject.requirements.leaves_out_schemes.get(scheme.name):
         subject.not_asked(reason)
     if scheme.is_qat and without_qat(scheme) in subject.schemes:
         subject.not_asked("how a model was trained changes no program")
