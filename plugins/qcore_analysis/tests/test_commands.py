@@ -76,7 +76,9 @@ def test_schemes_are_listed_as_the_backend_declares_them(in_json: Callable[..., 
     assert quick == {"backend": "xnnpack", **schemes_of("xnnpack", {})}
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("backends",), ("schemes", "ethosu")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("backends",), ("schemes", "ethosu"), ("doctor", "--quick")]
+)
 def test_light_commands_start_at_once_and_import_no_torch(arguments: tuple[str, ...]) -> None:
     code = (
         "import atexit, sys, time; "

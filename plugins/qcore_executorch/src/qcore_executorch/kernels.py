@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
-__all__ = ["PORTABLE_FORMS", "missing_kernels", "portable_forms"]
+__all__ = ["PORTABLE_FORMS", "RUNTIME", "missing_kernels", "portable_forms"]
 
 aten = torch.ops.aten
 
-_RUNTIME: Final = "executorch.extension.pybindings.portable_lib"
+RUNTIME: Final = "executorch.extension.pybindings.portable_lib"
 
 
 def missing_kernels(buffer: bytes, modules: Sequence[str] = ()) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def missing_kernels(buffer: bytes, modules: Sequence[str] = ()) -> tuple[str, ..
         The operators, such as ``aten::hypot.out``.
     """
     serialize: Any = import_executorch("executorch.exir._serialize._program")
-    runtime: Any = import_executorch(_RUNTIME)
+    runtime: Any = import_executorch(RUNTIME)
     for module in modules:
         import_executorch(module)
     known = set(runtime._get_operator_names())

@@ -21,10 +21,10 @@ from qcore_vgf.runner import VgfRunner
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["VgfLowering", "lower_to_vgf"]
+__all__ = ["CONVERTER_PATH", "VgfLowering", "lower_to_vgf"]
 
 _OPTIONS: Final = ("threads", "timeout_s")
-_CONVERTER: Final = "MODEL_CONVERTER_PATH"
+CONVERTER_PATH: Final = "MODEL_CONVERTER_PATH"
 
 
 class VgfLowering(TosaLowering):
@@ -82,7 +82,7 @@ def _converter() -> AbstractContextManager[None]:
     spec = importlib.util.find_spec("model_converter")
 
     def find() -> str:
-        if _CONVERTER in os.environ or spec is None or spec.origin is None:
+        if CONVERTER_PATH in os.environ or spec is None or spec.origin is None:
             return str(theirs())
         return str(Path(spec.origin).parent / "binaries" / "bin" / "model-converter")
 

@@ -1,0 +1,38 @@
+"""``qcore doctor``: whether the installation fits together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import attrs
+import typer
+
+from qcore.cli.options import AsJson, Quiet, answer
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    only: Annotated[
+        list[str] | None, typer.Argument(help="Distributions to load, as qcore-vgf; or all.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Import nothing: versions, conflicts, disk and memory.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what is wrong with the installation, and the command that mends it."""
+    from qcore_analysis.doctor import diagnose
+    from qcore_analysis.progress import stage
+
+    with stage("loading each plugin on its own", quiet or quick):
+        found = diagnose(quick, only or ())
+    ok = f"{'ok' if found.ok else 'BROKEN'}: {len(found.versions)} distributions"
+    if found.checked:
+        ok += f"; loaded on their own: {', '.join(found.checked)}"
+    names = ("torch", "torchao", "executorch", "ethos-u-vela", "tosa-tools")
+    versions = [f"{name} {found.versions[name]}" for name in names if name in found.versions]
+    lines = [ok, *([", ".join(versions)] if versions else []), *map(str, found.findings)]
+    answer("\n".join(lines), {"ok": found.ok, **attrs.asdict(found)}, as_json, quiet)
+    raise typer.Exit(0 if found.ok else 1)

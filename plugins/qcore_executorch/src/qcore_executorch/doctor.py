@@ -1,0 +1,38 @@
+"""What can be wrong with ExecuTorch's runtime, for ``qcore doctor``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from qcore_executorch.importing import import_executorch
+from qcore_executorch.kernels import RUNTIME
+from qcore_executorch.lowering import QUANTIZED_KERNELS
+
+__all__ = ["REINSTALL", "check", "delegate_is_registered"]
+
+REINSTALL = "pip install --force-reinstall --no-deps executorch"
+
+
+def check() -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the kernels of the runtime, and the command that mends it."""
+    runtime: Any = import_executorch(RUNTIME)
+    before = set(runtime._get_operator_names())
+    if "aten::add.out" not in before:
+        yield "the runtime registers no portable kernels", REINSTALL
+    import_executorch(QUANTIZED_KERNELS)
+    if set(runtime._get_operator_names()) == before:
+        yield f"{QUANTIZED_KERNELS} registers no kernels", REINSTALL
+
+
+def delegate_is_registered(name: str, fix: str = REINSTALL) -> Iterator[tuple[str, str]]:
+    """Yield a problem where the runtime here cannot execute a delegate.
+
+    Args:
+        name: The delegate, as the runtime names it.
+        fix: The command that installs a runtime that can.
+    """
+    runtime: Any = import_executorch(RUNTIME)
+    names = list(runtime._get_registered_backend_names())
+    if name not in names:
+        yield f"the runtime has no {name}, only {', '.join(names) or 'none at all'}", fix
