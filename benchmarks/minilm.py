@@ -32,7 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from sentences import TOKENS, Sample, load
 
 SENTENCES: Final = 100
+#: For PT2E, and for algorithms that choose weights by samples.
 CALIBRATION: Final = 16
+WEIGHT_CALIBRATION: Final = 64
 
 
 def in_float(model: nn.Module, samples: list[Sample]) -> LoweredProgram:
@@ -46,18 +48,27 @@ def by_pt2e(scheme: str) -> Callable[[nn.Module, list[Sample]], LoweredProgram]:
 
     def build(model: nn.Module, samples: list[Sample]) -> LoweredProgram:
         quantizer = qcore.get_quantizer("xnnpack").set_global(scheme)
-        result = qcore.quantize(model, quantizer, samples, progress=False)
+        result = qcore.quantize(model, quantizer, samples[:CALIBRATION], progress=False)
         return quantizer.lower(result.model, samples[0], threads=1)
 
     return build
 
 
-def by_source(scheme: str) -> Callable[[nn.Module, list[Sample]], LoweredProgram]:
+def by_source(
+    scheme: str, algorithm: str = "round"
+) -> Callable[[nn.Module, list[Sample]], LoweredProgram]:
     """Return what quantizes the weights with ``quantize_``, those of embeddings to 8 bit."""
 
     def build(model: nn.Module, samples: list[Sample]) -> LoweredProgram:
         own = copy.deepcopy(model)
-        qcore.quantize_(own, "xnnpack", scheme, rules={nn.Embedding: "8w"})
+        qcore.quantize_(
+            own,
+            "xnnpack",
+            scheme,
+            rules={nn.Embedding: "8w"},
+            algorithm=algorithm,
+            calibration_data=samples if algorithm == "gptq" else None,
+        )
         return qcore.get_quantizer("xnnpack").lower(own, samples[0], threads=1)
 
     return build
@@ -83,7 +94,7 @@ def by_executorch(is_dynamic: bool) -> Callable[[nn.Module, list[Sample]], Lower
         exported = torch.export.export(model, samples[0]).module(check_guards=False)
         prepared = prepare_pt2e(exported, WorkedAround().set_global(config))
         with torch.no_grad():
-            for sample in samples:
+            for sample in samples[:CALIBRATION]:
                 prepared(*sample)
         runner = ExecuTorchRunner(backends=("XnnpackBackend",), threads=1)
         lowering = ExecuTorchLowering("xnnpack", [XnnpackPartitioner()], runner)
@@ -98,6 +109,8 @@ ROWS: Final[dict[str, Callable[[nn.Module, list[Sample]], LoweredProgram]]] = {
     "8da8w, ExecuTorch": by_executorch(is_dynamic=True),
     "8da8w, quantize_": by_source("8da8w"),
     "8da4w, quantize_": by_source("8da4w per-group 32"),
+    "8da4w, mse": by_source("8da4w per-group 32", "mse"),
+    "8da4w, gptq": by_source("8da4w per-group 32", "gptq"),
     "8a8w, PT2E": by_pt2e("8a8w"),
     "8a8w, ExecuTorch": by_executorch(is_dynamic=False),
 }
@@ -131,8 +144,8 @@ def measured(names: list[str]) -> Iterator[tuple[str, dict[str, float]]]:
         Name and numbers.
     """
     with quiet():
-        model, samples = load(SENTENCES + CALIBRATION)
-    calibration, inputs = samples[:CALIBRATION], samples[CALIBRATION:]
+        model, samples = load(SENTENCES + WEIGHT_CALIBRATION)
+    calibration, inputs = samples[:WEIGHT_CALIBRATION], samples[WEIGHT_CALIBRATION:]
     with torch.no_grad():
         expected = [model(*sample) for sample in inputs]
     for name in names:
