@@ -230,9 +230,8 @@ def test_a_scaffolded_backend_passes_as_it_is(name: str, environment: Make) -> N
     assert re.search(r"\b\d{3} passed(, \d+ skipped)? in", made.conformance(*command))
 
 
-def test_the_tutorial_ends_with_a_conforming_backend(environment: Make) -> None:
-    made = environment("qcore-quant[cli,testing]", "qcore-executorch")
-    page = (ROOT / "docs" / "writing-a-backend.md").read_text(encoding="utf-8")
+def follow(page: str, made: Environment) -> str:
+    """Write the files of a page and run its commands and its code, and return what they print."""
     script, code = ["set -e"], []
     for block in BLOCK.finditer(page):
         title = re.search(r'title="(.+)"', block["info"])
@@ -251,7 +250,13 @@ def test_the_tutorial_ends_with_a_conforming_backend(environment: Make) -> None:
             script.append(f"python {kept}")
     # Nothing is fetched: what the commands ask for is here.
     offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
-    said = made.run("bash", "-c", "\n".join(script), **offline).stdout
+    return made.run("bash", "-c", "\n".join(script), **offline).stdout
+
+
+def test_the_tutorial_ends_with_a_conforming_backend(environment: Make) -> None:
+    made = environment("qcore-quant[cli,testing]", "qcore-executorch")
+    page = (ROOT / "docs" / "writing-a-backend.md").read_text(encoding="utf-8")
+    said = follow(page, made)
     shown = re.search(r"^    tiny: .*?\n\n", page, re.MULTILINE | re.DOTALL)
     assert shown
     assert re.sub(r"^    ", "", shown[0], flags=re.MULTILINE).strip() in said
@@ -283,3 +288,11 @@ def test_a_plugin_works_alone_with_the_core(plugin: str, environment: Make) -> N
     for name in own:
         command = ("--pyargs", "qcore.testing", "--qcore-backend", name, "-k", ALONE)
         assert " passed" in made.conformance(*command)
+
+
+def test_a_compiler_of_ones_own_is_written_as_its_page_says(environment: Make) -> None:
+    made = environment("qcore-quant[cli,testing]")
+    page = (ROOT / "docs" / "writing-a-compiler.md").read_text(encoding="utf-8")
+    said = follow(page, made)
+    assert "delegated: aten.linear.default x2, aten.relu.default x1" in said
+    assert re.search(r"\d\d passed, \d+ skipped", said)

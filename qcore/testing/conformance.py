@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Final
 import pytest
 
 import qcore
+from qcore import registry
+from qcore.errors import QcoreError
 from qcore.testing.models import ZOO
 from qcore.testing.plugin import FINDINGS, OPTION, QUICK
 from qcore.testing.requirements import Requirements
@@ -46,6 +48,8 @@ _LEFT_OUT_WHEN_QUICK: Final = (
     "selection_is_honoured",
     "lower_refuses_unknown_options",
     "the_result_is_the_same_every_time",
+    "program_of_a_declared_scheme",
+    "a_program_can_be_timed",
 )
 
 _PARAMETERS = {"scheme": "supported_schemes", "source_scheme": "source_schemes"}
@@ -133,6 +137,16 @@ class BackendConformance(
             or given.get("scheme") not in [None, *schemes[:1]]
         ):
             pytest.skip(f"left out by {QUICK}")
+
+    @pytest.fixture(autouse=True)
+    def _found(self, request: pytest.FixtureRequest) -> None:
+        if hasattr(DiscoveryChecks, request.node.originalname):
+            return
+        subject = request.getfixturevalue("subject")
+        try:
+            registry.backends()[subject.name].load()
+        except (KeyError, QcoreError):  # One message about it is better than hundreds.
+            subject.not_asked("it does not load, and another check says why")
 
     @pytest.fixture(autouse=True)
     def _fixed_sizes(self, request: pytest.FixtureRequest) -> None:

@@ -143,6 +143,19 @@ def test_the_command_runs_the_suite_for_a_name(pytester: pytest.Pytester, run) -
     done.stdout.fnmatch_lines("*no distribution provides the backend 'nothing'*")
 
 
+def test_a_backend_that_is_not_installed_is_told_once(run) -> None:
+    done = run("-k", "it_loads or every_compute_node", backend="forgotten", flags="")
+    outcomes = done.parseoutcomes()
+    assert (outcomes["failed"], outcomes["skipped"]) == (1, 17)
+    done.stdout.fnmatch_lines(
+        [
+            "*no distribution provides the backend 'forgotten'*",
+            "forgotten is not shown to conform*",
+            "*17 skipped: not asked of forgotten: it does not load, and another check says why",
+        ]
+    )
+
+
 def test_without_a_name_it_says_how_to_give_one(pytester: pytest.Pytester) -> None:
     done = pytester.runpytest_inprocess("--pyargs", "qcore.testing", "-k", "it_loads")
     assert done.ret != 0
