@@ -96,7 +96,8 @@ QUANTIZE = ("quantize", "shop:net", "--backend", "xnnpack", "--calibration", "ro
 
 @pytest.fixture(scope="session")
 def program(qcore: Command, folder: Path) -> Path:
-    """A program for XNNPACK, and the recipe beside it."""
-    done = qcore(*QUANTIZE, "-o", "net.pte", "--save-recipe", "net.toml", "--quiet")
+    """A program for XNNPACK; the recipe, the page and the node data beside it."""
+    beside = ("--save-recipe", "net.toml", "--report", "net.html", "--node-data", "nodes.json")
+    done = qcore(*QUANTIZE, "--data", "shop:samples", "-o", "net.pte", *beside, "--quiet")
     assert (done.exit_code, done.output) == (0, "")
     return folder / "net.pte"

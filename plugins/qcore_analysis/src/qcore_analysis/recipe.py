@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from pathlib import Path
@@ -20,6 +20,7 @@ from qcore_analysis.errors import RecipeError
 if TYPE_CHECKING:
     import qcore
     from qcore import LoweredProgram, QuantizedModel
+    from qcore_analysis.stages import StageReport
 
 __all__ = ["IN_FLOAT", "Made", "Recipe", "RecipeRule", "recipe_schema"]
 
@@ -140,10 +141,14 @@ class Recipe:
         Raises:
             RecipeError: It cannot be written.
         """
+        data = self.to_toml().encode()
+        return write_whole(path, data, "the recipe", "recipe.toml", RecipeError)
+
+    def to_toml(self) -> str:
+        """Return the text of the recipe's file."""
         import tomli_w
 
-        text = tomli_w.dumps(self.to_dict())
-        return write_whole(path, text.encode(), "the recipe", "recipe.toml", RecipeError)
+        return tomli_w.dumps(self.to_dict())
 
     def made_with(self, model: Any, samples: Iterable[Any]) -> Self:
         """Return the recipe with the versions and digests of what it is used with.
@@ -214,13 +219,21 @@ class Recipe:
         names = {scheme.name for scheme in quantizer.supported_schemes}
         return short not in names and short in {s.name for s in quantizer.source_schemes}
 
-    def make(self, model: Any, samples: list[Any], *, progress: bool | None = None) -> Made:
+    def make(
+        self,
+        model: Any,
+        samples: list[Any],
+        *,
+        progress: bool | None = None,
+        compare_on: Sequence[Any] = (),
+    ) -> Made:
         """Quantize a model and lower it.
 
         Args:
             model: A module or an exported program; never changed.
             samples: The calibration samples.
             progress: Show a progress bar on stderr; ``None`` means: on a terminal.
+            compare_on: Samples to compare the stages on; none compares nothing.
 
         Returns:
             The quantized model and the program.
@@ -230,10 +243,25 @@ class Recipe:
         """
         import qcore
         from qcore_analysis.samples import as_example
+        from qcore_analysis.stages import compare
 
         quantizer = self.quantizer()
         if self.is_source(quantizer):
             return self._make_by_source(model, samples, quantizer)
+        if compare_on:
+            found = compare(
+                model,
+                quantizer,
+                samples,
+                list(compare_on),
+                algorithms=self.algorithms,
+                execute=True,
+                least_db=20.0,
+                lowering=self.lowering,
+                quiet=progress is False,
+            )
+            assert found.program is not None
+            return Made(found.program, found.result.report, found.result, found.report)
         result = qcore.quantize(
             model, quantizer, samples, algorithms=self.algorithms, progress=progress
         )
@@ -273,11 +301,13 @@ class Made:
         program: The program.
         report: What became of the model: an ``AnnotationReport``, or a ``SourceReport``.
         result: What ``qcore.quantize`` returned; None for a scheme of ``qcore.quantize_``.
+        stages: The comparison of the stages, where one was asked for.
     """
 
     program: LoweredProgram
     report: Any
     result: QuantizedModel | None
+    stages: StageReport | None = None
 
 
 def recipe_schema() -> dict[str, Any]:

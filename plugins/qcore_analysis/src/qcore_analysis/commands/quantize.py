@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -27,6 +27,9 @@ from qcore_analysis.errors import InputError
 
 __all__ = ["explain", "quantize"]
 
+#: How many samples a report compares: figures settle within some tens.
+_COMPARED: Final = 32
+
 
 def quantize(
     output: Annotated[
@@ -45,11 +48,19 @@ def quantize(
     option: Options = None,
     recipe: FromRecipe = None,
     save_recipe: Annotated[Path | None, typer.Option(help="Write every choice to it.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page of all to it: .html.")] = None,
+    node_data: Annotated[
+        Path | None, typer.Option(help="Write each node's error for Model Explorer: .json.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="Other samples, to compare on; by default those of calibration.")
+    ] = "",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Quantize a model and write a program for a backend."""
     from qcore_analysis.models import load_model
+    from qcore_analysis.page import write_html, write_node_data
     from qcore_analysis.progress import stage
     from qcore_analysis.samples import load_data
 
@@ -72,27 +83,35 @@ def quantize(
             "No calibration data: pass --calibration DATA, 32 to 512 typical inputs. Data is a "
             ".safetensors, .npz or .pt file, a folder of pictures, or package.module:iterable."
         )
-    _check_writable(output, save_recipe)
+    _check_writable(output, save_recipe, report, node_data)
     chosen.quantizer()  # A wrong backend or scheme is known before anything takes long.
     with stage("reading the model and the data", quiet):
         loaded = load_model(chosen.model)
         samples = load_data(chosen.data, batch=chosen.batch, pictures=chosen.pictures)
+        others = load_data(data, batch=chosen.batch, pictures=chosen.pictures) if data else samples
+    compare_on = others[:_COMPARED] if report or node_data else ()
     chosen.check_made_with(loaded, samples)
     with stage("quantizing and lowering", quiet):
-        made = chosen.make(loaded, samples, progress=False if quiet else None)
+        progress = False if quiet else None
+        made = chosen.make(loaded, samples, progress=progress, compare_on=compare_on)
     if output.suffix == ".qpt2" and made.result is not None:
         made.result.save(output)
     else:
         made.program.save(output)
+    used = chosen.made_with(loaded, samples)
     if save_recipe is not None:
-        chosen.made_with(loaded, samples).save(save_recipe)
-    data = {
+        used.save(save_recipe)
+    if report is not None:
+        write_html(report, chosen.model, made, used, compare_on, unseen=bool(data))
+    if node_data is not None:
+        write_node_data(node_data, made)
+    answered = {
         "program": str(output),
         "bytes": output.stat().st_size,
         "report": made.report.to_dict(),
         "lowering": made.program.report.to_dict(),
     }
-    answer(f"{made.report}\n{made.program.report}\nWrote {output}.", data, as_json, quiet)
+    answer(f"{made.report}\n{made.program.report}\nWrote {output}.", answered, as_json, quiet)
 
 
 def explain(
