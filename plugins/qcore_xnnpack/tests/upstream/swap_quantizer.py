@@ -3,6 +3,8 @@
 A pytest plugin (``-p swap_quantizer``) puts our two names in place of theirs before the tests are
 collected, and stops the run if a collected test module got theirs all the same. As a script it runs
 them: ``python swap_quantizer.py [pytest's options]``, or ``make upstream-tests``.
+
+Where ours differs by design, ``DIFFERENCES`` has the reason, and the test has to fail.
 """
 
 from __future__ import annotations
@@ -20,6 +22,11 @@ THEIR_MODULE = "executorch.backends.xnnpack.quantizer.xnnpack_quantizer"
 NAMES = ("XNNPACKQuantizer", "get_symmetric_quantization_config")
 TESTS = Path("backends", "xnnpack", "test", "quantizer")
 CONFIGURATION = Path(__file__).with_name("pytest.ini")
+
+DIFFERENCES = {
+    "test_obs_sharing_ops": "no delegate of XNNPACK takes a mean over all dimensions; theirs "
+    "quantizes one, which then runs in float between a quantize and a dequantize operator",
+}
 
 
 def upstream_tests() -> Path:
@@ -40,6 +47,13 @@ def pytest_configure() -> None:
         if not hasattr(theirs, name):
             raise pytest.UsageError(f"{THEIR_MODULE} has no {name} to replace.")
         setattr(theirs, name, getattr(qcore_xnnpack, name))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Expect the failures that are by design, and no others."""
+    for item in items:
+        if reason := DIFFERENCES.get(item.name):
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
