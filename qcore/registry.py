@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import os
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import importlib_metadata
@@ -26,6 +30,7 @@ __all__ = [
     "BackendInfo",
     "backends",
     "check_backend_class",
+    "entry_points",
     "extensions",
     "load_backend",
     "register_backend",
@@ -93,6 +98,25 @@ class BackendInfo:
         return check_backend_class(self.name, loaded, self.origins[0])
 
 
+def entry_points(group: str) -> Sequence[importlib_metadata.EntryPoint]:
+    """Return the entry points of a group; read anew when a folder of the import path changes."""
+    return _entry_points(group, tuple(map(_state, sys.path)))
+
+
+@functools.lru_cache(maxsize=8)
+def _entry_points(group: str, path: object) -> Sequence[importlib_metadata.EntryPoint]:
+    del path  # Only says whether what was read still holds.
+    return tuple(importlib_metadata.entry_points(group=group))
+
+
+def _state(folder: str) -> tuple[str, int]:
+    place = folder or os.getcwd()
+    try:
+        return place, os.stat(place).st_mtime_ns
+    except OSError:
+        return place, 0
+
+
 _registered: dict[str, BackendInfo] = {}
 _warned_extensions: set[str] = set()
 
@@ -104,7 +128,7 @@ def backends() -> dict[str, BackendInfo]:
         Name to description, sorted by name.
     """
     found: dict[str, list[importlib_metadata.EntryPoint]] = {}
-    for entry_point in importlib_metadata.entry_points(group=BACKENDS):
+    for entry_point in entry_points(BACKENDS):
         found.setdefault(entry_point.name, []).append(entry_point)
     infos = {
         name: BackendInfo(name, tuple(map(_origin, points)), tuple(points))
@@ -213,7 +237,7 @@ def _check_options(name: str, cls: type, options: dict[str, Any]) -> None:
 
 def extensions(manager: pluggy.PluginManager) -> None:
     """Register every installed extension; one that is broken warns once and is skipped."""
-    for entry_point in importlib_metadata.entry_points(group=EXTENSIONS):
+    for entry_point in entry_points(EXTENSIONS):
         try:
             loaded = entry_point.load()
             manager.register(loaded() if inspect.isclass(loaded) else loaded, entry_point.name)

@@ -278,3 +278,11 @@ def test_a_really_installed_bad_distribution_spoils_nothing(tmp_path: Path) -> N
     )
     assert "BackendLoadError Backend 'really-bad' of qcore-really-bad 0.1" in done.stdout
     assert "the device library is missing" in done.stdout
+
+
+def test_what_is_installed_while_a_process_runs_is_found(install: Callable[..., None]) -> None:
+    assert "late" not in qcore.backends()
+    install("qcore-early", "early_module", "", early="early_module:Backend")
+    assert "early" in qcore.backends()
+    install("qcore-late", "late_module", "", late="late_module:Backend")
+    assert {"early", "late"} <= set(qcore.backends())

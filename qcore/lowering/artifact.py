@@ -11,9 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-import importlib_metadata
-
 from qcore.errors import RuntimeExecutionError, RuntimeUnavailableError
+from qcore.registry import entry_points
 
 if TYPE_CHECKING:
     from qcore.lowering.runner import Runner
@@ -83,7 +82,7 @@ def artifact_of(buffer: bytes, source: str = "the program") -> Artifact:
         RuntimeExecutionError: No format recognizes the bytes, or some are missing.
         RuntimeUnavailableError: No installed distribution reads programs.
     """
-    points = list(importlib_metadata.entry_points(group=ARTIFACTS))
+    points = list(entry_points(ARTIFACTS))
     if not points:
         raise RuntimeUnavailableError(
             f"No installed distribution reads {source}. Programs are read by the backend that made "

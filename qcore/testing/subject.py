@@ -170,6 +170,19 @@ class Subject:
                 + (f"\n{advice}" if advice else "")
             ) from error
 
+    @property
+    def loads(self) -> bool:
+        """Whether the backend is found and can be imported."""
+
+        def load() -> bool:
+            try:
+                return bool(qcore.backends()[self.name].load())
+            except (KeyError, QcoreError):
+                return False
+
+        found: bool = self.cached("loads", load)
+        return found
+
     def quantizer(self) -> Quantizer:
         """Build a quantizer, as users do."""
         with self.step("get_quantizer"):
