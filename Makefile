@@ -17,7 +17,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help architectures drawing demo test matrix support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
+.PHONY: help architectures docs drawing demo test matrix support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -76,6 +76,10 @@ minilm: $(STAMP)  ## Compare MiniLM in float, int8 and 8da4w on XNNPACK
 rounding: $(STAMP)  ## Count where a .pte differs from its converted model, and why
 	@$(BIN)/python benchmarks/xnnpack_rounding.py
 
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(STAMP)  ## Build the site of docs/ into build/site, every link checked
+	@$(BIN)/python -m mkdocs build --strict
+
 drawing: $(STAMP)  ## Count the lines of the core by room, and draw its imports into docs/structure.md
 	@$(BIN)/python tools/drawing.py
 
@@ -113,5 +117,5 @@ $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	@echo "Setting up .venv (2/3): torch, torchao and ExecuTorch; takes minutes"
 	@$(PIP) install -qq torch torchao executorch
 	@echo "Setting up .venv (3/3): qcore, its plugins and their tools"
-	@$(PIP) install -qq --editable '.[cli,dev,demo,language-models]' $(addprefix --editable ./,$(PLUGINS))
+	@$(PIP) install -qq --editable '.[cli,dev,demo,docs,language-models]' $(addprefix --editable ./,$(PLUGINS))
 	@touch $@

@@ -30,34 +30,85 @@ PAGES = {
     "docs/vulkan.md": QCORE_FIRST,
     "docs/language-models.md": QCORE_FIRST,
     "docs/qat.md": QCORE_FIRST,
-    "docs/versioning.md": QCORE_FIRST,
     "docs/tosa.md": QCORE_FIRST,
     "docs/vgf.md": QCORE_FIRST,
     "docs/ethosu.md": QCORE_FIRST,
-    "docs/reports.md": QCORE_FIRST,
-    "docs/extending-the-core.md": QCORE_FIRST,
     "docs/programs.md": PRELUDE,
 }
+
+# Pages whose code is fragments of hooks, or run by tests of their own.
+RUN_ELSEWHERE = {
+    "docs/command-line.md",
+    "docs/hooks.md",
+    "docs/writing-a-backend.md",
+    "docs/writing-a-compiler.md",
+}
+
+# Pages whose code is quick: one process runs them all, for importing torch takes longer.
+TOGETHER = (
+    "docs/continuous-integration.md",
+    "docs/extending-the-core.md",
+    "docs/from-executorch.md",
+    "docs/index.md",
+    "docs/reports.md",
+    "docs/selection.md",
+    "docs/versioning.md",
+)
+
+
+def code_of(page: str) -> str:
+    blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    assert blocks
+    return "\n".join(blocks)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_in_order_and_qcore_says_nothing(page: str, tmp_path: Path) -> None:
-    blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
-    assert blocks
+    assert run(PAGES[page] + code_of(page), tmp_path) == (0, [])
+
+
+@pytest.mark.slow
+def test_the_code_of_quick_pages_runs_and_qcore_says_nothing(tmp_path: Path) -> None:
+    calls = [f"exec(compile({code_of(page)!r}, {page!r}, 'exec'), {{}})" for page in TOGETHER]
+    assert run(QCORE_FIRST + "\n".join(calls), tmp_path) == (0, [])
+
+
+def test_every_page_with_code_is_run() -> None:
+    with_code = {
+        str(page.relative_to(ROOT))
+        for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        if BLOCK.search(page.read_text(encoding="utf-8"))
+    }
+    assert with_code - RUN_ELSEWHERE == {*PAGES, *TOGETHER}
+
+
+def run(code: str, folder: Path) -> tuple[int, list[str]]:
+    """Run code in a process of its own; return its status and what it says of errors."""
     done = subprocess.run(
-        [sys.executable, "-c", PAGES[page] + "\n".join(blocks)],
-        cwd=tmp_path,
+        [sys.executable, "-c", code],
+        cwd=folder,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     said = [line for line in done.stderr.splitlines() if not _is_of_transformers(line)]
-    assert (done.returncode, said) == (0, [])
+    return done.returncode, said
 
 
 def _is_of_transformers(line: str) -> bool:
     """Say whether transformers says it, or torchao as that imports it."""
     said = ("Loading weights:", "is an Enum subclass", "Failed to load")
     return any(part in line for part in said) or not line.strip()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+def test_links_of_pages_outside_the_site_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_readme_is_for_newcomers() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
