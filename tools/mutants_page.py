@@ -48,11 +48,14 @@ def page() -> str:
 
 
 def _words(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).lower()
+    words = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z0-9])(?=[A-Z][a-z])", " ", name)
+    return words.lower().replace("relu 6", "relu6")
 
 
 def _fragment(says: str) -> str:
-    return re.sub(r"\\(.)", r"\1", says).replace("|", " or ")
+    """Return a pattern as the text that it stands for, with dots for what may be any."""
+    said = re.sub(r"(\.|\\[dw])[*+]|\\[dw]", "…", says)
+    return re.sub(r"\\(.)", r"\1", said).replace("|", " or ")
 
 
 def main(arguments: list[str]) -> int:

@@ -234,7 +234,14 @@ def check_converted(subject: Subject, model: GraphModule, scheme: QuantizationSc
         wanted = scheme.weight if is_weight else scheme.activation
         if wanted is None or (not is_weight and _reads_constant(node)):
             continue
-        zeros = _zero_points(model, node)
+        rule, scales = wanted.scales, _qparams(model, node, 1)
+        if rule is not None and not subject.requirements.changes_ranges:
+            off = scales[rule(scales) != scales]
+            assert not off.numel(), (
+                f"{where} {'a weight' if is_weight else 'values'} with the scale {float(off[0])}: "
+                f"the scheme's are {wanted.words}. {_AS_THEY_ARE.capitalize()}"
+            )
+        zeros = _qparams(model, node, 2)
         assert not wanted.symmetric or not zeros.any(), (
             f"{where} {'a weight' if is_weight else 'values'} with the zero point "
             f"{int(zeros[zeros != 0][0])}: {wanted.label!r} is symmetric. Let observers return 0."
@@ -245,13 +252,13 @@ def _reads_constant(node: Node) -> bool:
     return is_parameter(node.args[0]) if isinstance(node.args[0], Node) else False
 
 
-def _zero_points(model: GraphModule, node: Node) -> torch.Tensor:
-    zero: Any = node.args[2]
-    if not isinstance(zero, Node):
-        return torch.tensor([int(zero)])
-    if zero.op != "get_attr":
+def _qparams(model: GraphModule, node: Node, place: int) -> torch.Tensor:
+    value: Any = node.args[place]
+    if not isinstance(value, Node):
+        return torch.tensor([value])
+    if value.op != "get_attr":
         return torch.zeros(1)  # Of dynamic ranges, known at run time.
-    return tensor_attribute(model, zero).flatten()
+    return tensor_attribute(model, value).flatten()
 
 
 def integer_weights(model: GraphModule) -> Iterator[tuple[str, int, int]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 import qcore
 from qcore.annotation import annotate_graph
+from qcore.formats import NumberFormat, power_of_two
 from qcore.plan import QuantizationPlan
 from qcore.schemes import QuantizationScheme
 from qcore_portable import SCHEMES, TABLE, PortableBackend
@@ -42,8 +44,6 @@ class WastesHalfTheRangeOfWeights(PortableBackend):
 
 
 def _coarse() -> Any:
-    from torchao.quantization.pt2e import PerChannelMinMaxObserver
-
     class Coarse(PerChannelMinMaxObserver):  # type: ignore[misc]
         def calculate_qparams(self) -> Any:
             scale, zero_point = super().calculate_qparams()
@@ -61,8 +61,6 @@ class GivesWeightsAWrongScale(PortableBackend):
 
 
 def _with_zero_point() -> Any:
-    from torchao.quantization.pt2e import PerChannelMinMaxObserver
-
     class Shifted(PerChannelMinMaxObserver):  # type: ignore[misc]
         def calculate_qparams(self) -> Any:
             scale, zero_point = super().calculate_qparams()
@@ -180,3 +178,25 @@ class TrainsWithoutFakeQuantization(PortableBackend):
 class QuantizesValuesOfWeightOnly(PortableBackend):
     supported_schemes = with_schemes(SCHEMES[2])
     annotate = annotated_with(SCHEMES[0])
+
+
+SHIFTING = NumberFormat("8", torch.int8, -127, 127, symmetric=True, scales=power_of_two)
+SHIFTED = QuantizationScheme(SHIFTING, SHIFTING)
+
+
+@caught_by(
+    calls("declared_scheme_is_executed", SHIFTED),
+    r"linear reads a weight with the scale .*: the scheme's are symmetric int8, power-of-two",
+)
+class ScalesWeightsAsItLikes(PortableBackend):
+    supported_schemes = with_schemes(SHIFTED)
+    annotate = changed_weight_qspec(observer_or_fake_quant_ctr=PerChannelMinMaxObserver)
+
+
+@caught_by(
+    calls("declared_scheme_is_executed", SHIFTED),
+    r"reads values with the scale .*: the scheme's are symmetric int8, power-of-two scales",
+)
+class ScalesValuesAsItLikes(PortableBackend):
+    supported_schemes = with_schemes(SHIFTED)
+    annotate = changed_values(observer_or_fake_quant_ctr=MinMaxObserver)
