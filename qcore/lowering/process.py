@@ -209,7 +209,8 @@ class ChildProcess:
         if code >= 0:
             raise RuntimeExecutionError(
                 f"The runtime's process ended with exit status {code} while it {doing}. "
-                f"Check what the runner's env and modules change in it.{self._tail()}"
+                "Mend what its last lines say, or what the runner's env and modules change in it."
+                f"{self._tail()}"
             )
         try:
             name = signal.Signals(-code).name

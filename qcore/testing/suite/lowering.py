@@ -48,7 +48,8 @@ class LoweringChecks:
 
     def test_lower_returns_a_program_with_a_report(self, subject: Subject) -> None:
         _, program = self._lowered(subject)
-        with subject.step("reading the program's buffer", "Return the bytes of the artifact."):
+        advice = "Return the bytes of an artifact that the entry-point group 'qcore.artifacts' has."
+        with subject.step("reading the program's buffer", advice):
             artifact_of(program.buffer, f"program{program.suffix}")
         report = program.report
         assert (program.backend, report.backend) == (subject.name, subject.name), (
