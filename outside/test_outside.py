@@ -285,9 +285,32 @@ def test_a_plugin_works_alone_with_the_core(plugin: str, environment: Make) -> N
     own, *required = _backends_of(plugin.replace("_", "-"), projects)
     assert made.code(LIST).split() == sorted({*own, *(name for one in required for name in one)})
     assert Path(made.code(f"import {plugin}; print({plugin}.__file__)")).is_relative_to(made.root)
+    if plugin == "qcore_analysis":
+        assert made.run(made.root / "bin" / "qcore", "doctor", "--quick").stdout.startswith("ok")
     for name in own:
         command = ("--pyargs", "qcore.testing", "--qcore-backend", name, "-k", ALONE)
         assert " passed" in made.conformance(*command)
+
+
+def test_every_wheel_is_typed_and_says_its_licence_and_pythons(wheels: Path) -> None:
+    for name in ("qcore_quant", *(path.name for path in PLUGINS)):
+        (wheel,) = wheels.glob(f"{name}-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+            (info,) = (one for one in names if one.endswith(".dist-info/METADATA"))
+            metadata = archive.read(info).decode()
+        assert any(one.endswith("/py.typed") for one in names), wheel
+        assert re.search(r"^Requires-Python: .*>=3\.11", metadata, re.MULTILINE), wheel
+        assert "License-Expression: Apache-2.0" in metadata, wheel
+
+
+def test_the_extras_bring_the_backends_and_what_they_need(wheels: Path) -> None:
+    extras = _project(ROOT)["optional-dependencies"]
+    names = {path.name.removeprefix("qcore_") for path in PLUGINS} - {"executorch"}
+    assert names <= {*extras, "llm"}
+    assert {"executorch", "ethos-u-vela", "jinja2", "typer"} <= set(
+        map(canonicalize_name, _declared(["qcore-quant[all]"], wheels))
+    )
 
 
 def test_a_compiler_of_ones_own_is_written_as_its_page_says(environment: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typer.testing import Result
 
 Command = Callable[..., Result]
 QUANTIZE = ("quantize", "shop:net", "--backend", "xnnpack", "--calibration", "rows.npz")
+SETS = "--calibration rows.npz --data rows.npz"
 VERIFY = ("--against", "shop:net", "--data", "shop:samples")
 
 
@@ -201,15 +203,77 @@ def test_a_wrong_model_is_named_with_the_next_step(
         ("run none.pte --input rows.npz", "none.pte"),
         ("run rows.npz --input rows.npz", "rows.npz"),
         ("schemes xnnpak", "Did you mean 'xnnpack'"),
+        ("schemes xnnpack --option x=1", "has no option 'x'"),
+        ("compare shop:net -b xnnpack", "Two sets of samples are needed"),
+        ("compare none.pt2 -b xnnpack " + SETS, "There is no model none.pt2"),
+        ("compare shop:net -b xnnpak " + SETS, "Did you mean 'xnnpack'"),
+        ("compare shop:net -b xnnpack --calibration rows.npz --data none.npz", "no data none.npz"),
+        (
+            "compare shop:net -b xnnpack --calibration empty --data rows.npz",
+            "empty has no pictures",
+        ),
+        (
+            "compare shop:net -b xnnpack --no-execute --calibration rows.npz --data flat.npz",
+            "The float model does not take sample 0 of --data",
+        ),
+        ("matrix shop:net --backends , " + SETS, "qcore backends lists what there is"),
+        ("matrix shop:net --backends xnnpack", "Two sets of samples are needed"),
+        ("matrix none.pt2 --backends xnnpack " + SETS, "There is no model none.pt2"),
+        ("matrix shop:net --backends vgf --option target=3 " + SETS, "Write BACKEND.target=3"),
+        ("matrix shop:net --backends vgf --option tosa.x=3 " + SETS, "Add tosa"),
+        ("run text.pte --input rows.npz", "text.pte is not an ExecuTorch program"),
+        ("run cut.pte --input rows.npz", "cut.pte is truncated"),
+        ("run empty --input rows.npz", "Cannot read a program from empty: Is a directory"),
+        ("run net.pte --input flat.npz", "expected float32[1, 3, 8, 8]"),
+        ("run net.pte --input rows.npz -o no/out.npz", "the folder no does not exist"),
+        ("verify none.pte --data rows.npz --against shop:net --min-sqnr 9", "none.pte"),
+        ("verify net.pte --data rows.npz --against none.pt2 --min-sqnr 9", "no model none.pt2"),
+        ("verify net.pte --data flat.npz --against shop:net --min-sqnr 9", "sample 0 of --data"),
+        ("bench cut.pte", "cut.pte is truncated"),
+        ("bench net.pte --input flat.npz", "expected float32[1, 3, 8, 8]"),
+        ("doctor qcore-npu", "No distribution 'qcore-npu'"),
+        ("new-backend 3x", "is no name for a backend"),
     ],
 )
 def test_a_wrong_command_line_is_answered_with_the_next_step(
-    arguments: str, says: str, qcore: Command, folder: Path
+    arguments: str, says: str, qcore: Command, folder: Path, program: Path
 ) -> None:
+    (folder / "text.pte").write_text("no program")
+    (folder / "cut.pte").write_bytes(program.read_bytes()[:-4000])
+    numpy.savez(folder / "flat.npz", x=numpy.ones((8, 5), numpy.float32))
+    empty_folder(folder)
     done = qcore(*arguments.split())
     assert done.exit_code == 1
     assert says in done.stderr
     assert not (folder / "x.pte").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["quantize", "bench net.pte --runs 0", "doctr", "verify net.pte --min-sqnr much", "schemes"],
+)
+def test_what_is_no_command_line_is_exit_status_2(arguments: str, qcore: Command) -> None:
+    assert qcore(*arguments.split()).exit_code == 2
+
+
+def test_a_kill_half_way_leaves_the_old_file(folder: Path) -> None:
+    code = (
+        "import os, pathlib; from qcore.files import write_whole; "
+        "os.replace = lambda *_: os.kill(os.getpid(), 9); "
+        "write_whole('kept.pte', b'new', 'the program', 'x.pte')"
+    )
+    (folder / "kept.pte").write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder)
+    assert (done.returncode, (folder / "kept.pte").read_bytes()) == (-9, b"old")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(
+    shell: str, qcore: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    done = qcore("--show-completion", shell)
+    assert (done.exit_code, "COMPLETE" in done.stdout) == (0, True)
 
 
 def test_a_folder_that_may_not_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +367,6 @@ def test_an_exported_file_that_could_run_code_is_refused(qcore: Command, folder:
     assert "could run code" in done.stderr
 
 
-def test_the_files_that_list_schemes_are_current() -> None:
-    tool = Path(__file__).parents[3] / "tools" / "scheme_files.py"
-    done = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "")
+def test_the_files_that_list_schemes_are_current(capsys: pytest.CaptureFixture[str]) -> None:
+    tool = runpy.run_path(str(Path(__file__).parents[3] / "tools" / "scheme_files.py"))
+    assert (tool["main"](["--check"]), capsys.readouterr().out) == (0, "")

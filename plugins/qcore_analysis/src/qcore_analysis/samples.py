@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,14 @@ from qcore.errors import near_misses
 from qcore_analysis.errors import InputError
 from qcore_analysis.models import imported, tensor_bytes
 
-__all__ = ["Preprocessing", "as_example", "called", "data_digest", "load_data"]
+__all__ = [
+    "Preprocessing",
+    "as_example",
+    "called",
+    "data_digest",
+    "load_data",
+    "taken_by_the_model",
+]
 
 _FORMS: Final = (
     "Data is a .safetensors, .npz or .pt file, a folder of pictures, or package.module:iterable."
@@ -132,6 +140,25 @@ def called(model: Any, sample: Any) -> Any:
     if isinstance(sample, Mapping):
         return model(**sample)
     return model(*sample) if isinstance(sample, (tuple, list)) else model(sample)
+
+
+@contextmanager
+def taken_by_the_model(index: int) -> Iterator[None]:
+    """Say which sample it is that a float model does not take.
+
+    Args:
+        index: The sample's place in the data.
+
+    Raises:
+        InputError: Running the model in the context fails.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The float model does not take sample {index} of --data: {error}. Pass data of the "
+            "form that it was calibrated with."
+        ) from error
 
 
 def as_example(sample: Any) -> Any:

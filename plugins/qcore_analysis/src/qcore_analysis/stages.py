@@ -18,7 +18,7 @@ from qcore.report import Report, as_text, figure
 from qcore_analysis.bisection import first_wrong, runs_wrongly
 from qcore_analysis.measures import NO_NOISE_DB, Distance, distance_of
 from qcore_analysis.progress import stage
-from qcore_analysis.samples import as_example
+from qcore_analysis.samples import as_example, taken_by_the_model
 from qcore_analysis.tracing import Anchor, Trace, anchors_of, flat_inputs, float_counterparts
 
 if TYPE_CHECKING:
@@ -267,16 +267,18 @@ class _Way:
         assert prepared is not None
         anchors = anchors_of(transformed)
         names = frozenset(anchor.node for anchor in anchors)
-        captured = _captured(model, samples[0])
+        with taken_by_the_model(0):
+            captured = _captured(model, samples[0])
         counterparts = float_counterparts(captured, anchors)
         graphs = {"transformed": transformed, "fake-quantized": prepared, "converted": converted}
         distances: dict[str, dict[str, tuple[Distance, Distance]]] = {
             name: {anchor.node: (Distance(), Distance()) for anchor in anchors} for name in graphs
         }
         outputs: dict[str, list[list[Any]]] = {name: [] for name in ("float", *graphs)}
-        for sample in samples:
+        for index, sample in enumerate(samples):
             source = Trace(captured, frozenset(counterparts.values()))
-            outputs["float"].append(source.of(flat_inputs(captured, sample)))
+            with taken_by_the_model(index):
+                outputs["float"].append(source.of(flat_inputs(captured, sample)))
             originals = {node: source.values[name] for node, name in counterparts.items()}
             reference = Trace(transformed, names)
             reference.of(flat_inputs(transformed, sample))

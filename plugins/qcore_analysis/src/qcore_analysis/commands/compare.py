@@ -13,15 +13,15 @@ from qcore_analysis.commands.options import (
     Data,
     FromRecipe,
     KeepFloat,
+    Method,
     Model,
     Options,
     Pictures,
     Scheme,
     SomeBackend,
+    both_sets,
     chosen_recipe,
-    settings,
 )
-from qcore_analysis.errors import InputError
 
 __all__ = ["compare"]
 
@@ -35,6 +35,7 @@ def compare(
     keep_float: KeepFloat = None,
     batch: Batch = 1,
     pictures: Pictures = "",
+    method: Method = "",
     option: Options = None,
     recipe: FromRecipe = None,
     least: Annotated[float, typer.Option(help="Errors below this SQNR in dB are too large.")] = 20,
@@ -44,7 +45,6 @@ def compare(
 ) -> None:
     """Say where accuracy goes, stage by stage and module by module."""
     from qcore_analysis.models import load_model
-    from qcore_analysis.samples import load_data
     from qcore_analysis.stages import compare_stages
 
     chosen = chosen_recipe(
@@ -52,22 +52,19 @@ def compare(
         backend=backend,
         data=calibration,
         scheme=scheme,
-        options=settings(option),
-        keep_float=keep_float or (),
+        pictures=pictures,
+        calibration=method,
+        batch=batch,
+        option=option,
+        keep_float=keep_float,
     )
-    if not chosen.data or not data:
-        raise InputError(
-            "Two sets of samples are needed: pass --calibration DATA, and --data DATA with others "
-            "to compare on."
-        )
     quantizer = chosen.quantizer()
-    loaded = load_model(model)
-    samples = load_data(chosen.data, batch=batch, pictures=pictures)
+    samples, others = both_sets(chosen.data, data, batch=chosen.batch, pictures=chosen.pictures)
     report = compare_stages(
-        loaded,
+        load_model(model),
         quantizer,
         samples,
-        load_data(data, batch=batch, pictures=pictures),
+        others,
         algorithms=chosen.algorithms,
         execute=execute,
         least_db=least,

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from qcore.cli.options import AsJson, Quiet, answer
-from qcore_analysis.commands.options import Batch, Calibration, Data, Model, Pictures, settings
+from qcore_analysis.commands.options import (
+    Batch,
+    Calibration,
+    Data,
+    Model,
+    Pictures,
+    both_sets,
+    settings,
+)
 from qcore_analysis.errors import InputError
 
 __all__ = ["matrix"]
@@ -30,26 +38,21 @@ def matrix(
     """Compare backends: a row for each, a failure is a row with its reason."""
     from qcore_analysis.backends import compare_backends
     from qcore_analysis.models import load_model
-    from qcore_analysis.samples import load_data
 
-    if not calibration or not data:
-        raise InputError(
-            "Two sets of samples are needed: pass --calibration DATA, and --data DATA with others "
-            "to compare on."
-        )
+    names = [name.strip() for name in backends.split(",") if name.strip()]
+    if not names:
+        raise InputError("No backends: pass --backends a,b; qcore backends lists what there is.")
     options: dict[str, dict[str, Any]] = {}
     for name, value in settings(option).items():
         backend, dot, key = name.partition(".")
         if not dot:
             raise InputError(f"Whose option is {name!r}? Write BACKEND.{name}={value}.")
+        if backend not in names:
+            raise InputError(f"{name} is of no backend in --backends {backends}. Add {backend}.")
         options.setdefault(backend, {})[key] = value
+    samples, others = both_sets(calibration, data, batch=batch, pictures=pictures)
     report = compare_backends(
-        load_model(model),
-        [name.strip() for name in backends.split(",") if name.strip()],
-        load_data(calibration, batch=batch, pictures=pictures),
-        load_data(data, batch=batch, pictures=pictures),
-        schemes=tuple(scheme or ()),
-        options=options,
+        load_model(model), names, samples, others, schemes=tuple(scheme or ()), options=options
     )
     answer(report, report.to_dict(), as_json, quiet)
     raise typer.Exit(int(all(row.failure for row in report.rows)))

@@ -21,12 +21,14 @@ __all__ = [
     "Data",
     "FromRecipe",
     "KeepFloat",
+    "Method",
     "Model",
     "Options",
     "Pictures",
     "Scheme",
     "Shapes",
     "SomeBackend",
+    "both_sets",
     "chosen_recipe",
     "settings",
 ]
@@ -39,7 +41,7 @@ Data = Annotated[
         help="A .safetensors, .npz or .pt file, a folder of pictures, or package.module:iterable.",
     ),
 ]
-Batch = Annotated[int, typer.Option(help="Rows of a file of tensors that make one sample.")]
+Batch = Annotated[int, typer.Option(min=1, help="Rows of a file of tensors that make one sample.")]
 Pictures = Annotated[
     str, typer.Option(help='What a model does to pictures: "size=224 mean=127 std=128".')
 ]
@@ -57,6 +59,7 @@ KeepFloat = Annotated[
     list[str] | None,
     typer.Option(help="A module that stays in float; * within a component, ** across."),
 ]
+Method = Annotated[str, typer.Option(help="How ranges are chosen.")]
 FromRecipe = Annotated[Path | None, typer.Option(help="Take what is not said here from it.")]
 SomeBackend = Annotated[str, typer.Option("--backend", "-b", help="An installed backend.")]
 Calibration = Annotated[
@@ -88,13 +91,22 @@ def settings(texts: Iterable[str] | None) -> dict[str, Any]:
     return found
 
 
-def chosen_recipe(path: Path | None, *, keep_float: Any, **choices: Any) -> Recipe:
+def chosen_recipe(
+    path: Path | None,
+    *,
+    keep_float: Iterable[str] | None,
+    option: Iterable[str] | None,
+    batch: int = 1,
+    **choices: str,
+) -> Recipe:
     """Return the recipe of a file with what the command line says in its place.
 
     Args:
         path: The file; None begins with nothing.
         keep_float: Names of modules.
-        **choices: Fields of the recipe; what is empty is not said.
+        option: Options of the backend, as ``NAME=VALUE``.
+        batch: Rows of a sample; 1 is not said.
+        **choices: Other fields of the recipe; what is empty is not said.
 
     Returns:
         The recipe.
@@ -105,11 +117,42 @@ def chosen_recipe(path: Path | None, *, keep_float: Any, **choices: Any) -> Reci
     """
     from qcore_analysis.recipe import IN_FLOAT, Recipe, RecipeRule
 
-    given = {name: value for name, value in choices.items() if value}
+    given: dict[str, Any] = {name: value for name, value in choices.items() if value}
     if path is None and "backend" not in given:
         raise InputError("No backend: pass --backend NAME; qcore backends lists what is installed.")
     base = Recipe(given["backend"]) if path is None else Recipe.read(path)
-    if "options" in given:
-        given["options"] = {**base.options, **given["options"]}
-    added = tuple(RecipeRule("module_name", IN_FLOAT, name) for name in keep_float)
-    return attrs.evolve(base, **given, rules=(*base.rules, *added))
+    added = tuple(RecipeRule("module_name", IN_FLOAT, name) for name in keep_float or ())
+    return attrs.evolve(
+        base,
+        **given,
+        batch=base.batch if batch == 1 else batch,
+        options={**base.options, **settings(option)},
+        rules=(*base.rules, *added),
+    )
+
+
+def both_sets(
+    calibration: str, data: str, *, batch: int, pictures: str
+) -> tuple[list[Any], list[Any]]:
+    """Return the samples to calibrate with and those to compare on.
+
+    Args:
+        calibration: The first, as the command line names them.
+        data: The second.
+        batch: Rows of a file of tensors that make one sample.
+        pictures: What a model does to pictures.
+
+    Raises:
+        InputError: One is not named, or cannot be read.
+    """
+    from qcore_analysis.samples import load_data
+
+    if not calibration or not data:
+        raise InputError(
+            "Two sets of samples are needed: pass --calibration DATA, and --data DATA with others "
+            "to compare on."
+        )
+    first, second = (
+        load_data(name, batch=batch, pictures=pictures) for name in (calibration, data)
+    )
+    return first, second

@@ -64,13 +64,15 @@ def verify(
     from qcore import LoweredProgram
     from qcore_analysis.measures import distance_of
     from qcore_analysis.models import load_model
-    from qcore_analysis.samples import called, load_data
+    from qcore_analysis.samples import called, load_data, taken_by_the_model
 
     loaded, model = LoweredProgram.load(program), load_model(against)
     samples = load_data(data, batch=batch, pictures=pictures)
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
-    with torch.no_grad():
-        expected = [called(module, sample) for sample in samples]
+    expected = []
+    for index, sample in enumerate(samples):
+        with torch.no_grad(), taken_by_the_model(index):
+            expected.append(called(module, sample))
     found = distance_of(expected, loaded.run_many(samples))
     ok = found.sqnr_db >= min_sqnr
     top1 = "" if found.top1 is None else f", top-1 agreement {found.top1:.3f}"

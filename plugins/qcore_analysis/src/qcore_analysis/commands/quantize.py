@@ -14,6 +14,7 @@ from qcore_analysis.commands.options import (
     Data,
     FromRecipe,
     KeepFloat,
+    Method,
     Model,
     Options,
     Pictures,
@@ -21,7 +22,6 @@ from qcore_analysis.commands.options import (
     Shapes,
     SomeBackend,
     chosen_recipe,
-    settings,
 )
 from qcore_analysis.errors import InputError
 
@@ -44,7 +44,7 @@ def quantize(
     keep_float: KeepFloat = None,
     batch: Batch = 1,
     pictures: Pictures = "",
-    method: Annotated[str, typer.Option(help="How ranges are chosen.")] = "",
+    method: Method = "",
     option: Options = None,
     recipe: FromRecipe = None,
     save_recipe: Annotated[Path | None, typer.Option(help="Write every choice to it.")] = None,
@@ -70,11 +70,11 @@ def quantize(
         backend=backend,
         data=calibration,
         scheme=scheme,
-        batch=batch if batch != 1 else 0,
         pictures=pictures,
         calibration=method,
-        options=settings(option),
-        keep_float=keep_float or (),
+        batch=batch,
+        option=option,
+        keep_float=keep_float,
     )
     if not chosen.model:
         raise InputError("No model: name a .pt2 file or package.module:factory.")
@@ -137,8 +137,10 @@ def explain(
         recipe,
         backend=backend,
         scheme=scheme,
-        options=settings(option),
-        keep_float=keep_float or (),
+        pictures=pictures,
+        batch=batch,
+        option=option,
+        keep_float=keep_float,
     )
     quantizer = chosen.quantizer()
     if chosen.is_source(quantizer):
@@ -148,7 +150,7 @@ def explain(
         )
     loaded = load_model(model)
     if data:
-        example: Any = load_data(data, batch=batch, pictures=pictures)[0]
+        example: Any = load_data(data, batch=chosen.batch, pictures=chosen.pictures)[0]
     else:
         example = example_inputs(loaded, tuple(input_shape or ()))
     report = qcore.explain(loaded, quantizer, example)
