@@ -196,6 +196,12 @@ def test_a_wrong_model_is_named_with_the_next_step(
         ("quantize shop:net -b xnnpack --calibration rows.npz -o .", ". is a folder"),
         ("quantize shop:net -b xnnpack --calibration rows.npz -o x --scheme 3q", "not a scheme's"),
         ("quantize shop:net -b xnnpack --calibration rows.npz -o x --option threads", "NAME=VALUE"),
+        (
+            "quantize shop:net -b xnnpack --calibration rows.npz -o x --scheme 8da4w "
+            "--node-data x.json",
+            "Leave --node-data out",
+        ),
+        ("quantize shop:net -b xnnpack --calibration rows.npz -o x --report no/x.html", "-p no"),
         ("quantize shop:net --recipe none.toml -o x.pte", "Cannot read the recipe none.toml"),
         ("explain shop:net -b xnnpack", "--input-shape 1x3x224x224"),
         ("explain shop:net -b xnnpack --input-shape 1,3", "Write them as 1x3x224x224"),

@@ -87,13 +87,11 @@ def write_node_data(path: str | os.PathLike[str], made: Made) -> Path:
         The path.
 
     Raises:
-        InputError: The file cannot be written, or the stages were not compared.
+        InputError: The file cannot be written.
     """
-    modules = _measured(made.stages)
-    if not modules:
-        raise InputError("Weights were quantized before capture: no error by node is known.")
+    results = {m.node: {"value": round(m.made_here_db, 2)} for m in _measured(made.stages)}
     graph = {
-        "results": {m.node: {"value": round(m.made_here_db, 2)} for m in modules},
+        "results": results,
         "gradient": [{"stop": 0, "bgColor": "#b3261e"}, {"stop": 1, "bgColor": "#e8f0fe"}],
     }
     data = json.dumps({"main": graph}, indent=1).encode()
@@ -142,8 +140,8 @@ def _figures(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _measured(stages: StageReport | None) -> tuple[ModuleRecord, ...]:
-    """Return the modules of the last stage that has them."""
-    found = [stage.modules for stage in stages.stages if len(stage.modules) > 1] if stages else []
+    """Return the modules of the last stage before the program, which names the wrong one alone."""
+    found = [s.modules for s in stages.stages if s.name != "executed"] if stages else []
     return found[-1] if found else ()
 
 

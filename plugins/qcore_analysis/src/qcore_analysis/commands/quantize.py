@@ -84,14 +84,19 @@ def quantize(
             ".safetensors, .npz or .pt file, a folder of pictures, or package.module:iterable."
         )
     _check_writable(output, save_recipe, report, node_data)
-    chosen.quantizer()  # A wrong backend or scheme is known before anything takes long.
+    # What is wrong is known before anything takes long.
+    if chosen.is_source(chosen.quantizer()) and node_data:
+        raise InputError(
+            f"{chosen.scheme or chosen.backend} treats weights before the model is captured: no "
+            "error by node is known. Leave --node-data out."
+        )
     with stage("reading the model and the data", quiet):
         loaded = load_model(chosen.model)
         samples = load_data(chosen.data, batch=chosen.batch, pictures=chosen.pictures)
         others = load_data(data, batch=chosen.batch, pictures=chosen.pictures) if data else samples
     compare_on = others[:_COMPARED] if report or node_data else ()
     chosen.check_made_with(loaded, samples)
-    with stage("quantizing and lowering", quiet):
+    with stage("quantizing and lowering", quiet or bool(compare_on)):  # Comparing has its own.
         progress = False if quiet else None
         made = chosen.make(loaded, samples, progress=progress, compare_on=compare_on)
     if output.suffix == ".qpt2" and made.result is not None:
