@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from qcore.report import NodeRecord
+from qcore_executorch.cycles import split_cycles
 from qcore_executorch.importing import import_executorch
 from qcore_executorch.inspection import computes, quantizes, record
 
@@ -112,6 +113,7 @@ class Veto:
         finally:
             for node, target in hidden.items():
                 node.target = target
+        split_cycles(result)
         nodes = result.tagged_exported_program.graph.nodes
         computing = [n for n in nodes if _TAG in n.meta and computes(n) and not quantizes(n)]
         for node in computing:
