@@ -110,11 +110,11 @@ def _entry_points(group: str, path: object) -> Sequence[importlib_metadata.Entry
 
 
 def _state(folder: str) -> tuple[str, int]:
-    place = folder or os.getcwd()
     try:
+        place = folder or os.getcwd()
         return place, os.stat(place).st_mtime_ns
     except OSError:
-        return place, 0
+        return folder, 0
 
 
 _registered: dict[str, BackendInfo] = {}

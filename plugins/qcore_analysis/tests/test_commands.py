@@ -82,21 +82,25 @@ def test_schemes_are_listed_as_the_backend_declares_them(in_json: Callable[..., 
     "arguments", [("--help",), ("backends",), ("schemes", "ethosu"), ("doctor", "--quick")]
 )
 def test_light_commands_start_at_once_and_import_no_torch(arguments: tuple[str, ...]) -> None:
-    code = (
+    at_exit = (
         "import atexit, sys, time; "
         "atexit.register(lambda: print('torch' in sys.modules, time.process_time())); "
-        "from qcore.cli import main; main()"
     )
 
-    def once() -> float:
+    def seconds(code: str) -> float:
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+            [sys.executable, "-c", at_exit + code, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
         )
-        imported, seconds = done.stdout.splitlines()[-1].split()
+        imported, taken = done.stdout.splitlines()[-1].split()
         assert imported == "False"
-        return float(seconds)
+        return float(taken)
 
-    assert min(once() for _ in range(3)) < 0.3
+    # Python alone takes 0.02 s of CPU; on a machine that is slow or busy both take longer.
+    alone = max(0.02, min(seconds("pass") for _ in range(3)))
+    assert min(seconds("from qcore.cli import main; main()") for _ in range(3)) < 15 * alone
 
 
 def corrupt(folder: Path) -> str:
