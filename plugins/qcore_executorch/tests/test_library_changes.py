@@ -1,22 +1,29 @@
-"""Each change that is made to torch while a model is lowered fits it, and is needed.
+"""Each change that is made to torch and ExecuTorch while a model is lowered fits it, and is needed.
 
-A test that fails here says that torch does by itself what is changed: remove the change.
+A test that fails here says that the library does by itself what is changed: remove the change.
 """
 
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch._export import utils
+from torch.fx import Graph, GraphModule
 from torch.fx.traceback import NodeSource
 
 from qcore.testing.compat import LibraryChanges
+from qcore_executorch import import_executorch
+from qcore_executorch.compat.executorch import quick_merging
 from qcore_executorch.compat.torch import quick_decompositions, shared_provenance
+
+GROUPS = "executorch.exir.backend.canonical_partitioners.group_partitioner"
 
 
 class TestChanges(LibraryChanges):
@@ -72,3 +79,40 @@ def test_registering_a_kernel_evaluates_type_hints() -> None:
     assert not isinstance(hint(), str)
     with quick_decompositions():
         assert isinstance(hint(), str)
+
+
+def _proposals(seed: int) -> list[list[str]]:
+    """Return what is proposed for a graph of random edges, half of it taken, some in groups."""
+    grouping = import_executorch(GROUPS)
+    choose = random.Random(seed)
+    graph = Graph()
+    nodes = [graph.placeholder("x")]
+    for _ in range(60):
+        inputs = choose.choices(nodes[-6:], k=2)
+        nodes.append(graph.call_function(torch.add, tuple(inputs)))
+    graph.output(nodes[-1])
+    taken = [n for n in nodes[1:] if choose.random() < 0.6]
+    support = SimpleNamespace(is_node_supported=lambda modules, node: node in taken)
+    groups = [taken[i : i + 2] for i in range(0, len(taken) - 1, 4)]
+    found = grouping.GroupBasedPartitioner(
+        GraphModule({}, graph), support, allows_single_node_partition=True, node_groups=groups
+    ).propose_partitions()
+    return sorted(sorted(n.name for n in one.nodes) for one in found)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_partitions_found_by_sets_of_bits_are_those_found_by_walks(seed: int) -> None:
+    walked = _proposals(seed)
+    with quick_merging():
+        assert _proposals(seed) == walked
+    assert len(walked) > 1
+
+
+def test_a_merge_walks_the_graph() -> None:
+    grouping = import_executorch(GROUPS)
+    graph = Graph()
+    graph.output(graph.call_function(torch.neg, (graph.placeholder("x"),)))
+    root = GraphModule({}, graph)
+    assert grouping._DependencyViewer(root).downstreams
+    with quick_merging():
+        assert not hasattr(grouping._DependencyViewer(root), "downstreams")

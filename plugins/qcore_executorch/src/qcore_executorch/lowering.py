@@ -14,6 +14,7 @@ from qcore.errors import LoweringError, QcoreError
 from qcore.lowering import LoweredProgram, Runner, TensorSpec, program_specs
 from qcore.quiet import quiet, spared_gc
 from qcore.report import NodeRecord
+from qcore_executorch.compat.executorch import quick_merging
 from qcore_executorch.compat.torch import quick_decompositions, shared_provenance
 from qcore_executorch.embeddings import fuse_embeddings
 from qcore_executorch.importing import import_executorch
@@ -89,6 +90,7 @@ class ExecuTorchLowering:
             spared_gc(),
             shared_provenance(),
             quick_decompositions(),
+            quick_merging(),
             self.around(),
         ):
             with clock.stage("rewrite"):
