@@ -247,3 +247,24 @@ def test_a_converted_model_is_exported_once(scheme: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.export, "export", noted)
     quantizer.lower(converted, (x,), check=False)
     assert len(exported) == 1
+
+
+def test_a_value_that_is_cast_to_the_type_it_has_is_not_rounded_twice(
+    through: Callable[..., Any],
+) -> None:
+    class Norm(nn.Module):
+        """As in Llama: the cast back stands there for models in half precision."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(99, 16)
+            self.weight = nn.Parameter(torch.ones(16))
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            x = self.embedding(tokens)
+            normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+            return self.weight * normed.to(x.dtype)
+
+    run = through(Norm(), torch.arange(12).reshape(1, 12))
+    assert run.program.report.mended == ()
+    assert run.steps.max() <= 1

@@ -16,6 +16,7 @@ from qcore_executorch.rewriting import Tensors, rewritten
 from qcore_xnnpack.float_forms import in_delegable_forms
 
 __all__ = [
+    "drop_repeated_rounding",
     "dynamic_weights_per_channel",
     "fuse_padding",
     "no_scalar_activations",
@@ -26,6 +27,16 @@ aten = torch.ops.aten
 
 _PADS: Final[tuple[Any, ...]] = (aten.pad.default, aten.constant_pad_nd.default)
 _CONVOLUTIONS: Final[tuple[Any, ...]] = (aten.conv1d.default, aten.conv2d.default)
+#: What leaves a value as it is where type, shape and strides stay; ExecuTorch drops it then.
+_COPIES: Final[tuple[Any, ...]] = (
+    aten._to_copy.default,
+    aten.alias.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+)
 
 
 def prepare_for_partitioner(program: ExportedProgram) -> ExportedProgram:
@@ -134,6 +145,42 @@ def _reshaped(source: Node, before: Node, shape: list[int]) -> Node:
     return node
 
 
+def drop_repeated_rounding(model: GraphModule) -> int:
+    """Drop pairs of quantize and dequantize that round again what is rounded.
+
+    Such a pair stands behind a conversion to the type that a value has, as in the norms of many
+    language models. What XNNPACK computes from the value is then wrong in places, and differs from
+    process to process.
+
+    Args:
+        model: An exported converted model; changed in place.
+
+    Returns:
+        How many pairs were dropped.
+    """
+    operators = torch.ops.quantized_decomposed
+    dropped = 0
+    for node in model.graph.find_nodes(
+        op="call_function", target=operators.quantize_per_tensor.default
+    ):
+        source = node.args[0]
+        while source.target in _COPIES and _is_the_same(source, source.args[0]):
+            source = source.args[0]
+        if (
+            source.target is operators.dequantize_per_tensor.default
+            and source.args[1:6] == node.args[1:]
+            and all(user.op != "output" for user in node.users)
+        ):
+            node.replace_all_uses_with(source.args[0])
+            dropped += 1
+    return dropped
+
+
+def _is_the_same(copy: Node, source: Node) -> bool:
+    a, b = copy.meta["val"], source.meta["val"]
+    return (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
+
+
 def fuse_padding(model: GraphModule) -> int:
     """Let padding with zeros run in int8 as part of the convolutions that it feeds.
 
@@ -185,6 +232,7 @@ def _drop_pair_after(pad: Node) -> bool:
 
 
 _PASSES: Final[tuple[Callable[[GraphModule], int], ...]] = (
+    drop_repeated_rounding,
     fuse_padding,
     explicit_pool_strides,
     no_scalar_activations,
