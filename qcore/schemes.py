@@ -260,6 +260,16 @@ def _holds(stored: NumberFormat | None, wanted: NumberFormat | None) -> bool:
     return stored.holds(wanted)
 
 
+#: What other tools call the schemes, in small letters and without what separates parts.
+_ELSEWHERE: Final = {
+    **dict.fromkeys(("int8", "8bit", "a8w8", "w8a8", "8x8", "static", "int8static"), ("8a8w",)),
+    **dict.fromkeys(("dynamic", "int8dynamic", "dynamicint8"), ("8da8w",)),
+    **dict.fromkeys(("int16", "16x8", "a16w8", "w8a16"), ("16a8w",)),
+    **dict.fromkeys(("int4", "4bit", "w4a8", "a8w4", "w4"), ("8da4w", "4w")),
+    **dict.fromkeys(("int8weightonly", "weightonly", "w8"), ("8w",)),
+}
+
+
 def parse_name(text: str, supported: Iterable[QuantizationScheme], backend: str) -> SchemeName:
     """Read the name of a scheme.
 
@@ -278,10 +288,15 @@ def parse_name(text: str, supported: Iterable[QuantizationScheme], backend: str)
     if name is not None:
         return name
     offered = tuple(supported)
-    close = near_misses(text, {s.name for s in offered})
+    names = {s.name for s in offered}
+    meant = _ELSEWHERE.get(text.lower().replace("-", "").replace("_", "").replace(" ", ""), ())
+    close = [name for name in meant if name in names] or near_misses(text, names)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    if meant and not names & set(meant):
+        called = " or ".join(map(repr, meant))
+        hint = f" qcore calls it {called}, which {backend} does not execute in this flow."
     raise UnsupportedSchemeError(
-        f"{text!r} is not a scheme's name. {backend} executes: {listed(offered)}."
-        + (f" Did you mean {' or '.join(map(repr, close))}?" if close else "")
+        f"{text!r} is not a scheme's name. {backend} executes: {listed(offered)}.{hint}"
     )
 
 

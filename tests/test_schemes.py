@@ -151,6 +151,19 @@ def test_a_mistyped_name_lists_the_schemes(name: str) -> None:
         resolve_config(name, SCHEMES, "toy")
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("int8", r"Did you mean '8a8w'\?$"),
+        ("W8-A8", r"Did you mean '8a8w'\?$"),
+        ("16x8", "qcore calls it '16a8w', which toy does not execute in this flow.$"),
+    ],
+)
+def test_a_name_of_another_tool_is_translated(name: str, hint: str) -> None:
+    with pytest.raises(UnsupportedSchemeError, match=hint):
+        resolve_config(name, SCHEMES, "toy")
+
+
 def test_something_else_is_refused_with_how_to_build_a_configuration() -> None:
     with pytest.raises(
         UnsupportedSchemeError, match="got dict.*Build one with qcore.get_symmetric"
