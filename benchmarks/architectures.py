@@ -311,7 +311,9 @@ def _is_chosen(name: str, parts: list[str]) -> bool:
 
 def _row(name: str, outcome: Outcome) -> str:
     detail = outcome.detail.replace("|", "\\|")
-    detail += f" no decision: {', '.join(outcome.undecided)}" if outcome.undecided else ""
+    few, others = outcome.undecided[:3], len(outcome.undecided[3:])
+    detail += f" no decision: {', '.join(few)}" if few else ""
+    detail += f" and {others} others" if others else ""
     detail += f" mended: {'; '.join(outcome.mended)}" if outcome.mended else ""
     cells = (name, outcome.kind, outcome.delegates, outcome.outside, detail.strip())
     return f"| {' | '.join(str(cell) for cell in cells)} |"
