@@ -112,7 +112,8 @@ def test_children_are_started_again_when_what_forks_them_was_killed(program, sam
 def test_a_process_that_was_forked_has_children_of_its_own(program, sample):
     expected = program.run(sample)
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        torch.testing.assert_close(pool.apply(program.run, (sample,)), expected)
+        output = pool.apply_async(program.run, (sample,)).get(timeout=60)
+    torch.testing.assert_close(output, expected)
     torch.testing.assert_close(program.run(sample), expected)
 
 
