@@ -1,7 +1,7 @@
 """For backends of qcore on ExecuTorch: lowering in steps, its runtime in a process of its own.
 
-Importing this package imports neither torch nor ExecuTorch; both load when something is lowered or
-run.
+Importing this package imports torch. ExecuTorch loads when something is lowered, its runtime in a
+process of its own when something is run.
 """
 
 from __future__ import annotations

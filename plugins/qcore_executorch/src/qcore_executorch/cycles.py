@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
+
+from qcore_executorch.inspection import DELEGATION_TAG
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
 __all__ = ["split_cycles"]
-
-# Where partitioners note the delegate of a node.
-_TAG: Final = "delegation_tag"
 
 
 def split_cycles(result: Any) -> None:
@@ -28,18 +27,18 @@ def split_cycles(result: Any) -> None:
     for cycle in _cycles(nodes):
         steps = _steps([n for n in nodes if _unit(n) in cycle])
         for node, step in steps.items():
-            if _TAG in node.meta and step:
-                tag = node.meta[_TAG]
-                node.meta[_TAG] = f"{tag}_{step}"
-                result.partition_tags[node.meta[_TAG]] = result.partition_tags[tag]
-    used = {node.meta.get(_TAG) for node in nodes}
+            if DELEGATION_TAG in node.meta and step:
+                tag = node.meta[DELEGATION_TAG]
+                node.meta[DELEGATION_TAG] = f"{tag}_{step}"
+                result.partition_tags[node.meta[DELEGATION_TAG]] = result.partition_tags[tag]
+    used = {node.meta.get(DELEGATION_TAG) for node in nodes}
     for tag in set(result.partition_tags) - used:
         del result.partition_tags[tag]
 
 
 def _unit(node: Node) -> str | Node:
     """Return what runs at once with a node: its partition, or itself."""
-    tag: str | None = node.meta.get(_TAG)
+    tag: str | None = node.meta.get(DELEGATION_TAG)
     return tag or node
 
 

@@ -6,7 +6,7 @@ import logging
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from qcore.lowering import recorded_module_path
 from qcore.report import NodeRecord, StrayNode
@@ -16,7 +16,18 @@ from qcore_executorch.report import PORTABLE
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
-__all__ = ["Inspection", "computes", "inspect_lowered", "quantizes", "record", "stated_reasons"]
+__all__ = [
+    "DELEGATION_TAG",
+    "Inspection",
+    "computes",
+    "inspect_lowered",
+    "quantizes",
+    "record",
+    "stated_reasons",
+]
+
+#: Where partitioners note the delegate of a node, in its metadata.
+DELEGATION_TAG: Final = "delegation_tag"
 
 _DELEGATE_CALL = "executorch_call_delegate"
 _QUANTIZING = ("quantize", "dequantize", "choose_qparams")

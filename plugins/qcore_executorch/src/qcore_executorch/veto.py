@@ -10,7 +10,7 @@ import attrs
 from qcore.report import NodeRecord
 from qcore_executorch.cycles import split_cycles
 from qcore_executorch.importing import import_executorch
-from qcore_executorch.inspection import computes, quantizes, record
+from qcore_executorch.inspection import DELEGATION_TAG, computes, quantizes, record
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -20,8 +20,6 @@ __all__ = ["Veto", "name_origins", "origin"]
 
 # Key in a node's ``custom`` metadata, which every tracing keeps.
 _ORIGIN: Final = "qcore_node"
-# Where partitioners note the delegate of a node.
-_TAG: Final = "delegation_tag"
 
 
 def name_origins(program: ExportedProgram) -> None:
@@ -115,11 +113,12 @@ class Veto:
                 node.target = target
         split_cycles(result)
         nodes = result.tagged_exported_program.graph.nodes
-        computing = [n for n in nodes if _TAG in n.meta and computes(n) and not quantizes(n)]
+        delegated = [n for n in nodes if DELEGATION_TAG in n.meta]
+        computing = [n for n in delegated if computes(n) and not quantizes(n)]
         for node in computing:
             self.taken.setdefault(origin(node), record(node, "", ""))
         if hidden:
-            _drop_idle(result, {node.meta[_TAG] for node in computing})
+            _drop_idle(result, {node.meta[DELEGATION_TAG] for node in computing})
         return result
 
 
@@ -132,5 +131,5 @@ def _drop_idle(result: Any, computing: set[str]) -> None:
     for tag in set(result.partition_tags) - computing:
         del result.partition_tags[tag]
     for node in result.tagged_exported_program.graph.nodes:
-        if node.meta.get(_TAG, "") not in {"", *computing}:
-            del node.meta[_TAG]
+        if node.meta.get(DELEGATION_TAG, "") not in {"", *computing}:
+            del node.meta[DELEGATION_TAG]

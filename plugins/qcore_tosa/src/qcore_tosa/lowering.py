@@ -19,6 +19,7 @@ from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, check_options, private_copy
 from qcore_executorch import ExecuTorchLowering, import_executorch
 from qcore_executorch.compat.executorch import at_level
+from qcore_executorch.inspection import DELEGATION_TAG
 from qcore_executorch.kernels import portable_forms
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
@@ -39,8 +40,6 @@ _LOGGER = logging.getLogger("executorch.backends.qcore_tosa")
 # Operators that take a tensor for its shape.
 _SHAPE_ONLY = re.compile(r"\baten\.(\w+_like|new_\w+)\b")
 
-# Where partitioners note the delegate of a node.
-_TAG = "delegation_tag"
 
 # An operator in a reason, printed with its schema.
 _SCHEMA = re.compile(r"<EdgeOpOverload: ([^>]+)>: schema = .*")
@@ -239,13 +238,13 @@ def _untag_constants(module: GraphModule, program: ExportedProgram, tags: set[st
             varying.add(node)
     results = defaultdict(set)
     for node in module.graph.nodes:
-        tag = node.meta.get(_TAG)
-        if any(user.meta.get(_TAG) != tag for user in node.users):
+        tag = node.meta.get(DELEGATION_TAG)
+        if any(user.meta.get(DELEGATION_TAG) != tag for user in node.users):
             results[tag].add(node)
     constant = {tag for tag in tags if not results[tag] & varying}
     for node in module.graph.nodes:
-        if node.meta.get(_TAG) in constant:
-            del node.meta[_TAG]
+        if node.meta.get(DELEGATION_TAG) in constant:
+            del node.meta[DELEGATION_TAG]
     return constant
 
 
