@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from qcore_executorch.importing import import_executorch
 from qcore_executorch.kernels import RUNTIME
 from qcore_executorch.lowering import QUANTIZED_KERNELS
 
-__all__ = ["REINSTALL", "check", "delegate_is_registered"]
+__all__ = ["REINSTALL", "check", "delegate_is_registered", "imports"]
 
 REINSTALL = "pip install --force-reinstall --no-deps executorch"
 
@@ -23,6 +24,20 @@ def check() -> Iterator[tuple[str, str]]:
         yield "the runtime registers no portable kernels", REINSTALL
     if "quantized_decomposed::quantize_per_tensor.out" not in names:
         yield f"{QUANTIZED_KERNELS} registers no kernels", REINSTALL
+
+
+def imports(module: str, what: str, fix: str) -> Iterator[tuple[str, str]]:
+    """Yield a problem where a module does not import.
+
+    Args:
+        module: Its name.
+        what: What it is, for the message.
+        fix: The command that installs it.
+    """
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        yield f"{what} does not import: {error}", fix
 
 
 def delegate_is_registered(name: str, fix: str = REINSTALL) -> Iterator[tuple[str, str]]:
