@@ -9,7 +9,7 @@ import torch
 from attrs import define, frozen
 from torch.fx import GraphModule, Interpreter, Node
 
-from qcore.graph import module_path
+from qcore.graph import module_path, tensor_attribute
 from qcore_analysis.tracing import flat_inputs
 
 __all__ = ["Histogram", "histograms_of"]
@@ -119,8 +119,8 @@ class _Watch(Interpreter):  # type: ignore[misc]
 
 def _weight(model: GraphModule, node: Node) -> Histogram:
     tensor, arguments = node.args[0], list(node.args[1:])
-    values = _attribute(model, tensor)
-    scales = [_attribute(model, a) if isinstance(a, Node) else a for a in arguments]
+    values = tensor_attribute(model, tensor)
+    scales = [tensor_attribute(model, a) if isinstance(a, Node) else a for a in arguments]
     per_channel = "per_channel" in getattr(node.target, "__name__", "")
     least, most = scales[3:5] if per_channel else scales[2:4]
     largest = float(scales[0].max()) if isinstance(scales[0], torch.Tensor) else float(scales[0])
@@ -135,10 +135,3 @@ def _weight(model: GraphModule, node: Node) -> Histogram:
         most * largest,
         most - least + 1,
     )
-
-
-def _attribute(model: GraphModule, node: Node) -> Any:
-    value: Any = model
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value
