@@ -9,7 +9,7 @@ from attrs import frozen
 
 from qcore.formats import LABEL
 
-__all__ = ["Granularity", "SchemeName"]
+__all__ = ["Granularity", "SchemeName", "names_elsewhere"]
 
 Granularity = Literal["per_tensor", "per_channel", "per_group", "per_operator"]
 
@@ -19,6 +19,19 @@ _NAME: Final = re.compile(
     r"(?:[ -]per[-_](?:(?P<granularity>tensor|channel|axis|operator)"
     r"|(?P<group>group)(?:[ -](?P<size>[1-9]\d*))?))?"
 )
+#: What other tools call the schemes, in small letters and without what separates parts.
+_ELSEWHERE: Final = {
+    **dict.fromkeys(("int8", "8bit", "a8w8", "w8a8", "8x8", "static", "int8static"), ("8a8w",)),
+    **dict.fromkeys(("dynamic", "int8dynamic", "dynamicint8"), ("8da8w",)),
+    **dict.fromkeys(("int16", "16x8", "a16w8", "w8a16"), ("16a8w",)),
+    **dict.fromkeys(("int4", "4bit", "w4a8", "a8w4", "w4"), ("8da4w", "4w")),
+    **dict.fromkeys(("int8weightonly", "weightonly", "w8"), ("8w",)),
+}
+
+
+def names_elsewhere(text: str) -> tuple[str, ...]:
+    """Return the names here of what other tools call by a name; empty where none is known."""
+    return _ELSEWHERE.get(re.sub("[-_ ]", "", text.lower()), ())
 
 
 class _Named(Protocol):

@@ -25,7 +25,7 @@ from qcore.formats import (
     NumberFormat,
     integer_format,
 )
-from qcore.grammar import Granularity, SchemeName
+from qcore.grammar import Granularity, SchemeName, names_elsewhere
 
 __all__ = [
     "PER_CHANNEL",
@@ -260,16 +260,6 @@ def _holds(stored: NumberFormat | None, wanted: NumberFormat | None) -> bool:
     return stored.holds(wanted)
 
 
-#: What other tools call the schemes, in small letters and without what separates parts.
-_ELSEWHERE: Final = {
-    **dict.fromkeys(("int8", "8bit", "a8w8", "w8a8", "8x8", "static", "int8static"), ("8a8w",)),
-    **dict.fromkeys(("dynamic", "int8dynamic", "dynamicint8"), ("8da8w",)),
-    **dict.fromkeys(("int16", "16x8", "a16w8", "w8a16"), ("16a8w",)),
-    **dict.fromkeys(("int4", "4bit", "w4a8", "a8w4", "w4"), ("8da4w", "4w")),
-    **dict.fromkeys(("int8weightonly", "weightonly", "w8"), ("8w",)),
-}
-
-
 def parse_name(text: str, supported: Iterable[QuantizationScheme], backend: str) -> SchemeName:
     """Read the name of a scheme.
 
@@ -289,12 +279,13 @@ def parse_name(text: str, supported: Iterable[QuantizationScheme], backend: str)
         return name
     offered = tuple(supported)
     names = {s.name for s in offered}
-    meant = _ELSEWHERE.get(text.lower().replace("-", "").replace("_", "").replace(" ", ""), ())
+    meant = names_elsewhere(text)
     close = [name for name in meant if name in names] or near_misses(text, names)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    if meant and not names & set(meant):
+    if meant and names.isdisjoint(meant):
         called = " or ".join(map(repr, meant))
         hint = f" qcore calls it {called}, which {backend} does not execute in this flow."
+    else:
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise UnsupportedSchemeError(
         f"{text!r} is not a scheme's name. {backend} executes: {listed(offered)}.{hint}"
     )
