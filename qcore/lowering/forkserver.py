@@ -124,6 +124,11 @@ class ForkServer:
             os.close(theirs)
         return Forked(int(answer), os.fdopen(ours, "wb"), status)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether a request has failed, after which the server is of no use."""
+        return self._control.fileno() < 0
+
     def close(self) -> None:
         """End the server; its children go on."""
         self._control.close()

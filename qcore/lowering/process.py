@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from qcore.errors import RuntimeCrashError, RuntimeExecutionError, RuntimeUnavailableError
 from qcore.lowering.forkserver import Forked, ForkServer
@@ -34,6 +34,14 @@ def _file_of(module: str) -> str:
     assert spec is not None, module
     assert spec.origin is not None, module
     return spec.origin
+
+
+def _server(key: Hashable, make: Callable[[], ForkServer]) -> ForkServer:
+    """Return the server of a key, which is made where there is none that lives."""
+    with _LOCK:
+        if key not in _SERVERS or _SERVERS[key].is_closed:
+            _SERVERS[key] = make()
+        return _SERVERS[key]
 
 
 class ChildProcess:
@@ -113,11 +121,20 @@ class ChildProcess:
         (self.folder / "start.json").write_text(json.dumps(start), encoding="utf-8")
         try:
             with self._log.open("wb") as log:
-                self._process = self._forked(
-                    (os.getpid(), tuple(preload), tuple(sorted(env.items()))),
-                    lambda: ForkServer(("qcore.lowering.serving", *preload), environ, log),
-                    (log, (child_answers, child_lifeline), self._timeout_s),
-                )
+                key = (os.getpid(), tuple(preload), tuple(sorted(env.items())))
+                modules = ("qcore.lowering.serving", *preload)
+                inherited = (child_answers, child_lifeline)
+
+                def forked() -> Forked:
+                    forking = _server(key, lambda: ForkServer(modules, environ, log))
+                    return forking.fork(self.folder / "start.json", log, inherited, self._timeout_s)
+
+                try:
+                    self._process = forked()
+                except TimeoutError:
+                    raise
+                except OSError:  # The server has died since it was last asked; there is another.
+                    self._process = forked()
         except OSError as error:
             os.close(answers)
             os.close(lifeline)
@@ -129,26 +146,6 @@ class ChildProcess:
             os.close(child_answers)
             os.close(child_lifeline)
         self._answers, self._lifeline = answers, lifeline
-
-    def _forked(
-        self,
-        key: Hashable,
-        make: Callable[[], ForkServer],
-        given: tuple[IO[bytes], Sequence[int], float],
-    ) -> Forked:
-        """Have the server of a key fork; one that has died since is replaced."""
-        for again in (True, False):
-            with _LOCK:
-                server = _SERVERS.get(key) or _SERVERS.setdefault(key, make())
-            try:
-                return server.fork(self.folder / "start.json", *given)
-            except OSError as error:
-                with _LOCK:
-                    if _SERVERS.get(key) is server:
-                        del _SERVERS[key]
-                if isinstance(error, TimeoutError) or not again:
-                    raise
-        raise AssertionError("unreachable")
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send one request and wait for its answer.
