@@ -25,6 +25,8 @@ __all__ = [
 
 aten = torch.ops.aten
 
+_QUANTIZE: Final = torch.ops.quantized_decomposed.quantize_per_tensor.default
+_DEQUANTIZE: Final = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 _PADS: Final[tuple[Any, ...]] = (aten.pad.default, aten.constant_pad_nd.default)
 _CONVOLUTIONS: Final[tuple[Any, ...]] = (aten.conv1d.default, aten.conv2d.default)
 #: What leaves a value as it is where type, shape and strides stay; ExecuTorch drops it then.
@@ -158,22 +160,25 @@ def drop_repeated_rounding(model: GraphModule) -> int:
     Returns:
         How many pairs were dropped.
     """
-    operators = torch.ops.quantized_decomposed
     dropped = 0
-    for node in model.graph.find_nodes(
-        op="call_function", target=operators.quantize_per_tensor.default
-    ):
+    for node in model.graph.find_nodes(op="call_function", target=_QUANTIZE):
         source = node.args[0]
         while source.target in _COPIES and _is_the_same(source, source.args[0]):
             source = source.args[0]
-        if (
-            source.target is operators.dequantize_per_tensor.default
-            and source.args[1:6] == node.args[1:]
-            and all(user.op != "output" for user in node.users)
-        ):
+        if _rounds_again(node, source) and all(user.op != "output" for user in node.users):
             node.replace_all_uses_with(source.args[0])
             dropped += 1
     return dropped
+
+
+def _rounds_again(rounded: Node, source: Any) -> bool:
+    """Say whether a quantize node has the parameters of the dequantize node that is its source."""
+    return (
+        rounded.target is _QUANTIZE
+        and isinstance(source, Node)
+        and source.target is _DEQUANTIZE
+        and rounded.args[1:] == source.args[1:6]
+    )
 
 
 def _is_the_same(copy: Node, source: Node) -> bool:
@@ -210,17 +215,13 @@ def _pads_with_zeros(pad: Node) -> bool:
 
 
 def _drop_pair_after(pad: Node) -> bool:
-    operators = torch.ops.quantized_decomposed
-    quantize = operators.quantize_per_tensor.default
-    dequantize = operators.dequantize_per_tensor.default
-    source = pad.args[0]
-    if not isinstance(source, Node) or source.target is not dequantize or len(pad.users) != 1:
+    if len(pad.users) != 1:
         return False
     (rounded,) = pad.users
-    if rounded.target is not quantize or rounded.args[1:] != source.args[1:6]:
+    if not _rounds_again(rounded, pad.args[0]):
         return False
     restored = list(rounded.users)
-    if any(node.target is not dequantize for node in restored):
+    if any(node.target is not _DEQUANTIZE for node in restored):
         return False
     users = [user for node in restored for user in node.users]
     # ExecuTorch takes the pad into one convolution's partition only.
