@@ -23,6 +23,7 @@ from tqdm import tqdm
 import qcore
 from qcore.testing.fuzz import Kind, Outcome
 from qcore.testing.fuzz.workers import Worker
+from qcore.testing.support import with_parts, write_pages
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 TOKENS, VOCABULARY, SIDE = 12, 96, 32
@@ -327,19 +328,16 @@ def _summary(outcomes: dict[str, Outcome]) -> str:
 
 def write(backend: str, outcomes: dict[str, Outcome]) -> None:
     """Put the table of a backend into the page; the other backends' stay."""
-    page = PAGE.read_text(encoding="utf-8")
-    begin, end = f"<!-- {backend} -->\n", f"<!-- end {backend} -->"
-    before, _, rest = page.partition(begin)
-    if not rest:
+    if f"<!-- {backend} -->\n" not in PAGE.read_text(encoding="utf-8"):
         raise SystemExit(
-            f"{PAGE.name} has no place for {backend}: add '{begin.strip()}' and {end!r}."
+            f"{PAGE.name} has no place for {backend}: add '<!-- {backend} -->' and '<!-- end -->'."
         )
     version = importlib.metadata.version("transformers")
     head = "| architecture | what became of it | delegates | operators outside | |"
     rows = [_row(name, outcome) for name, outcome in outcomes.items()]
     text = [f"{_summary(outcomes)} transformers {version}.", "", head, "|---|---|---:|---:|---|"]
-    table = "\n".join([*text, *rows])
-    PAGE.write_text(f"{before}{begin}{table}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    table = "\n".join([*text, *rows, ""])
+    write_pages({PAGE: with_parts(PAGE, {backend: table})}, (), "make architectures")
 
 
 if __name__ == "__main__":
