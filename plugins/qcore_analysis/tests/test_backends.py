@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from typer.testing import Result
 
-from qcore_analysis import BackendReport, compare_backends
+from qcore_analysis import BackendReport, compare_backends, progress
 
 DATA = ("--calibration", "rows.npz", "--data", "shop:samples")
 
@@ -48,6 +49,33 @@ def test_a_backend_for_weights_alone_is_a_row_that_says_what_to_use(
     samples = imported("shop:samples", "data")
     report = compare_backends(imported("shop:net", "model"), ["xnnpack"], samples, samples)
     assert "xnnpack has schemes of qcore.quantize_ alone" in report.rows[0].failure
+
+
+def test_a_row_that_takes_too_long_says_so_and_the_next_has_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from qcore_analysis.models import imported
+
+    def never(*_: Any, **__: Any) -> None:
+        with progress.stage("waiting"):
+            try:
+                time.sleep(20)
+            except Exception:
+                pytest.fail("what catches errors must not catch this")
+
+    monkeypatch.setattr("qcore.quantize", never)
+    samples, told = imported("shop:samples", "data"), []
+    report = compare_backends(
+        imported("shop:net", "model"),
+        ["xnnpack", "nowhere"],
+        samples,
+        samples,
+        time_limit=0.2,
+        on_row=lambda row: told.append(row.backend),
+    )
+    assert "the time limit of 0.2 s was up, xnnpack: quantizing" in report.rows[0].failure
+    assert "No backend" in report.rows[1].failure
+    assert told == ["xnnpack", "nowhere"]
 
 
 def test_an_option_without_its_backend_is_refused(qcore: Callable[..., Result]) -> None:

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import attrs
 
 import qcore
-from qcore.errors import QcoreError, RuntimeUnavailableError
+from qcore.errors import QcoreError
 from qcore.report import LoweringReport, Report, as_text
+from qcore_analysis.errors import TimeLimitError
+from qcore_analysis.progress import time_limit as limited_to
 from qcore_analysis.stages import Compared, compare
 
 __all__ = ["BackendReport", "BackendRow", "compare_backends"]
@@ -87,6 +89,9 @@ def compare_backends(
     schemes: Sequence[str] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     metric: Metric | None = None,
+    time_limit: float | None = None,
+    on_row: Callable[[BackendRow], object] = lambda row: None,
+    quiet: bool = True,
 ) -> BackendReport:
     """Quantize a model for several backends and put what came of it into one table.
 
@@ -98,17 +103,26 @@ def compare_backends(
         schemes: Schemes to try on each; none takes the first of each backend.
         options: Options of the backends' classes, by backend.
         metric: From the outputs of all samples, as the program returns them, to a figure.
+        time_limit: Seconds that each row may take; None for any. Needs the main thread.
+        on_row: Called with each row when it is ready.
+        quiet: Whether to show no stages on a terminal.
 
     Returns:
         The table. A backend that fails is a row with its reason.
     """
     calibration, evaluation = list(calibration_data), list(evaluation_data)
-    rows = tuple(
-        _row(model, name, scheme, calibration, evaluation, (options or {}).get(name, {}), metric)
-        for name in backends
-        for scheme in schemes or ("",)
-    )
-    return BackendReport("all", len(evaluation), rows)
+    rows = []
+    for name in backends:
+        for scheme in schemes or ("",):
+            own, start = (options or {}).get(name, {}), time.perf_counter()
+            try:
+                with limited_to(time_limit):
+                    row = _row(model, name, scheme, calibration, evaluation, own, metric, quiet)
+            except TimeLimitError as error:
+                row = BackendRow(name, scheme, failure=str(error))
+            rows.append(attrs.evolve(row, seconds=time.perf_counter() - start))
+            on_row(rows[-1])
+    return BackendReport("all", len(evaluation), tuple(rows))
 
 
 def _row(
@@ -119,8 +133,8 @@ def _row(
     evaluation: list[Any],
     options: Mapping[str, Any],
     metric: Metric | None,
+    quiet: bool,
 ) -> BackendRow:
-    start = time.perf_counter()
     try:
         quantizer = qcore.get_quantizer(name, **options)
         if not scheme and not quantizer.supported_schemes:
@@ -140,13 +154,12 @@ def _row(
             execute=True,
             least_db=20.0,
             lowering={},
-            quiet=True,
+            quiet=quiet,
         )
-        row = _measured(name, chosen, compared, evaluation, metric)
+        return _measured(name, chosen, compared, evaluation, metric)
     except Exception as error:  # Whatever stops one backend, the others have their rows.
         reason = str(error) if isinstance(error, QcoreError) else f"{type(error).__name__}: {error}"
-        row = BackendRow(name, scheme, failure=reason)
-    return attrs.evolve(row, seconds=time.perf_counter() - start)
+        return BackendRow(name, scheme, failure=reason)
 
 
 def _measured(
@@ -172,19 +185,17 @@ def _measured(
         sram_bytes=getattr(lowered, "sram_bytes", None),
         loss=f"{worst.module}: {worst.made_here_db:.1f} dB" if worst else "",
     )
-    try:
-        outputs = program.run_many(evaluation)
-        # A compiler that counts cycles knows the device; what runs here then only models it.
-        sample = evaluation[0]
-        keywords = sample if isinstance(sample, Mapping) else {}
-        given = () if keywords else sample if isinstance(sample, (tuple, list)) else (sample,)
-        timed = None if cycles is not None else program.benchmark(*given, runs=5, **keywords)
-    except RuntimeUnavailableError:
+    if compared.outputs is None:
         return row
+    # A compiler that counts cycles knows the device; what runs here then only models it.
+    sample = evaluation[0]
+    keywords = sample if isinstance(sample, Mapping) else {}
+    given = () if keywords else sample if isinstance(sample, (tuple, list)) else (sample,)
+    timed = None if cycles is not None else program.benchmark(*given, runs=5, **keywords)
     return attrs.evolve(
         row,
         executed_db=by_name["executed"].sqnr_db,
-        metric=None if metric is None else float(metric(outputs)),
+        metric=None if metric is None else float(metric(compared.outputs)),
         latency_ms=None if timed is None else timed.median_ms,
         executed_by=str(getattr(lowered, "execution", "") or "its runtime, on this machine"),
     )

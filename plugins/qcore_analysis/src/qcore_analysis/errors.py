@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qcore.errors import QcoreError
 
-__all__ = ["InputError", "RecipeError"]
+__all__ = ["InputError", "RecipeError", "TimeLimitError"]
 
 
 class InputError(QcoreError):
@@ -13,3 +13,7 @@ class InputError(QcoreError):
 
 class RecipeError(QcoreError):
     """A recipe cannot be read, says what it must not, or was made for something else."""
+
+
+class TimeLimitError(QcoreError):
+    """Something took longer than it may."""

@@ -133,11 +133,13 @@ class Compared:
         report: The comparison.
         result: The quantized model.
         program: The program; None where it was not to be executed.
+        outputs: What it returned for each sample; None where nothing executed it.
     """
 
     report: StageReport
     result: QuantizedModel
     program: LoweredProgram | None
+    outputs: list[Any] | None
 
 
 def compare_stages(
@@ -205,21 +207,27 @@ def compare(
     import qcore
 
     watch = _Watch()
-    with stage("quantizing", quiet):
+    with stage(f"{quantizer.name}: quantizing", quiet):
         result = qcore.quantize(model, quantizer, calibration_data, algorithms=[*algorithms, watch])
     converted = result.model
-    with stage("comparing the stages", quiet):
+    with stage(f"{quantizer.name}: comparing the stages", quiet):
         way = _Way.of(model, watch, converted, samples)
         records = way.eager_records(least_db)
-    program = None
+    program, outputs = None, None
     if execute:
-        with stage("lowering", quiet):
+        with stage(f"{quantizer.name}: lowering", quiet):
             program = quantizer.lower(converted, as_example(samples[0]), **lowering)
-        with stage("executing", quiet):
+        with stage(f"{quantizer.name}: executing", quiet):
             is_wrong = runs_wrongly(converted, quantizer, samples[:2], least_db, lowering)
-            records.append(way.executed_record(program, samples, least_db, is_wrong))
+            try:
+                outputs = program.run_many(samples)
+            except RuntimeUnavailableError as error:
+                note = f"not executed: {error}"
+                records.append(StageRecord("executed", NO_NOISE_DB, 1.0, 0.0, note=note))
+            else:
+                records.append(way.executed_record(outputs, least_db, is_wrong))
     report = StageReport(quantizer.name, len(samples), least_db, tuple(records))
-    return Compared(report, result, program)
+    return Compared(report, result, program, outputs)
 
 
 class _Watch(Algorithm):
@@ -321,17 +329,13 @@ class _Way:
 
     def executed_record(
         self,
-        program: LoweredProgram,
-        samples: Sequence[Any],
+        returned: Sequence[Any],
         least_db: float,
         is_wrong: Callable[[Anchor], bool],
     ) -> StageRecord:
         """Return the stage that a runtime executes, with the first module that it gets wrong."""
         converted = self.found[-1][1]
-        try:
-            outputs = [tree_leaves(output) for output in program.run_many(samples)]
-        except RuntimeUnavailableError as error:
-            return StageRecord("executed", NO_NOISE_DB, 1.0, 0.0, note=f"not executed: {error}")
+        outputs = [tree_leaves(output) for output in returned]
         to_converted = distance_of(converted, outputs)
         if to_converted.sqnr_db >= least_db:
             return _record("executed", self.references, converted, outputs)

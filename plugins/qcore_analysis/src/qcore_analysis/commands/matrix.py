@@ -32,11 +32,14 @@ def matrix(
     option: Annotated[
         list[str] | None, typer.Option(help="As ethosu.target=ethos-u85-256, for one backend.")
     ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds that each row may take.", min=1)
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare backends: a row for each, a failure is a row with its reason."""
-    from qcore_analysis.backends import compare_backends
+    from qcore_analysis.backends import BackendRow, compare_backends
     from qcore_analysis.models import load_model
 
     names = [name.strip() for name in backends.split(",") if name.strip()]
@@ -51,8 +54,22 @@ def matrix(
             raise InputError(f"{name} is of no backend in --backends {backends}. Add {backend}.")
         options.setdefault(backend, {})[key] = value
     samples, others = both_sets(calibration, data, batch=batch, pictures=pictures)
+
+    def tell(row: BackendRow) -> None:
+        if not quiet:
+            came = f"failed, {row.failure}" if row.failure else "done"
+            typer.echo(f"{row.backend}: {came} ({row.seconds:.1f} s)", err=True)
+
     report = compare_backends(
-        load_model(model), names, samples, others, schemes=tuple(scheme or ()), options=options
+        load_model(model),
+        names,
+        samples,
+        others,
+        schemes=tuple(scheme or ()),
+        options=options,
+        time_limit=time_limit,
+        on_row=tell,
+        quiet=quiet,
     )
     answer(report, report.to_dict(), as_json, quiet)
     raise typer.Exit(int(all(row.failure for row in report.rows)))
