@@ -1,17 +1,18 @@
-"""Keeping the noise of the compiler's stack away from the user, and nothing else."""
+"""Keeping the noise of the compiler's stack away from the user, but not from who asks for it."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import warnings
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from qcore.sharing import shared
 
-__all__ = ["quiet", "quieten", "spared_gc"]
+__all__ = ["HIDDEN", "quiet", "quieten", "spared_gc"]
 
 # New objects between two collections, and collections between those of older ones.
 _RARELY = (200_000, 20, 20)
@@ -19,6 +20,10 @@ _LIBRARIES = {"torch", "torchao"}
 # They stand in for a library whose C code they call back from.
 _GO_BETWEENS = ("copyreg", "functools", "contextlib", "importlib", "<frozen importlib")
 _QUIET = ContextVar("quiet", default=False)
+_WARNED = ContextVar("warned", default="")
+
+HIDDEN: deque[str] = deque(maxlen=2000)
+"""The last lines that were hidden; the command line keeps them where it fails."""
 
 
 class _LibraryNoise(logging.Filter):
@@ -30,7 +35,11 @@ class _LibraryNoise(logging.Filter):
         # Libraries also log through the root logger, where only the path tells who spoke.
         path = record.pathname.replace("\\", "/")
         by_name = record.name.split(".")[0] in _LIBRARIES
-        return not by_name and not any(f"site-packages/{name}/" in path for name in _LIBRARIES)
+        if not by_name and not any(f"site-packages/{name}/" in path for name in _LIBRARIES):
+            return True
+        with suppress(Exception):  # Whose arguments do not fit is not heard of without us, either.
+            HIDDEN.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+        return False
 
 
 def _handlers() -> list[logging.Handler]:
@@ -52,6 +61,14 @@ def quieten(library: str) -> None:
     _LIBRARIES.add(library)
 
 
+class _AnyText:
+    """Stands in a warning filter for the text, which is asked before the module: remembers it."""
+
+    def match(self, text: str) -> bool:
+        _WARNED.set(text)
+        return True
+
+
 class _LibraryModules:
     """Stands in a warning filter for the name of a module: a library's, in a thread that is quiet.
 
@@ -59,7 +76,10 @@ class _LibraryModules:
     """
 
     def match(self, module: str) -> bool:
-        return _QUIET.get() and module.startswith((*_LIBRARIES, *_GO_BETWEENS))
+        hides = _QUIET.get() and module.startswith((*_LIBRARIES, *_GO_BETWEENS))
+        if hides:
+            HIDDEN.append(f"WARNING {module}: {_WARNED.get()}")
+        return hides
 
 
 @shared
@@ -71,7 +91,8 @@ def _filters() -> Iterator[None]:
     noise = _LibraryNoise()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filters[0] = ("ignore", None, Warning, _LibraryModules(), 0)  # type: ignore[index]
+        hides = ("ignore", _AnyText(), Warning, _LibraryModules(), 0)
+        warnings.filters[0] = hides  # type: ignore[index]
         if placeholder is not None:
             root.addHandler(placeholder)
         handlers = _handlers()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
 import tomllib
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from qcore import registry
 from qcore.cli import app, main, scaffold
 from qcore.errors import ScaffoldError
+from qcore.quiet import HIDDEN, quiet
 
 CODE = "import sys; from qcore.cli import main; sys.argv[0] = 'qcore'; main()"
 
@@ -25,6 +28,30 @@ def qcore(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
     return subprocess.run(
         [sys.executable, "-c", CODE, *arguments], cwd=cwd, capture_output=True, text=True
     )
+
+
+def test_an_error_names_a_file_with_what_libraries_said_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        with quiet():
+            logging.getLogger("torch.noise").warning("a record of %s", "torch")
+            warnings.warn_explicit("a warning of torch", UserWarning, "t.py", 1, "torch.noise")
+        raise ScaffoldError("no luck")
+
+    monkeypatch.setattr(scaffold, "write_backend", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    HIDDEN.clear()
+    done = CliRunner().invoke(app.app, ["new-backend", "x"])
+    (log,) = tmp_path.glob("qcore-*.log")
+    assert (done.exit_code, done.stderr) == (
+        1,
+        f"qcore: no luck\nWhat the libraries said meanwhile: {log}\n",
+    )
+    text = log.read_text()
+    assert "WARNING torch.noise: a record of torch" in text
+    assert "WARNING torch.noise: a warning of torch" in text
+    HIDDEN.clear()
 
 
 def test_help_answers_in_less_than_a_third_of_a_second() -> None:

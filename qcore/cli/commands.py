@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import tempfile
 from typing import Any, Final
 
 import importlib_metadata
@@ -56,8 +58,23 @@ class CommandGroup(TyperGroup):
             if error.errno != errno.ENOSPC:
                 raise
             message = f"{error}. Free some space there, or set TMPDIR to a folder that has some."
-        typer.echo(f"qcore: {message}", err=True)
+        typer.echo(f"qcore: {message}{_log()}", err=True)
         raise typer.Exit(1)
+
+
+def _log() -> str:
+    """Write what libraries said and was hidden into a file; return a line that names it."""
+    from qcore.quiet import HIDDEN
+
+    if not HIDDEN:
+        return ""
+    try:
+        handle, path = tempfile.mkstemp(prefix="qcore-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write("\n".join(HIDDEN) + "\n")
+    except OSError:  # The error itself matters more.
+        return ""
+    return f"\nWhat the libraries said meanwhile: {path}"
 
 
 def _added() -> dict[str, list[importlib_metadata.EntryPoint]]:
