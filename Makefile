@@ -17,7 +17,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help architectures docs drawing demo test matrix support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
+.PHONY: help architectures backends docs drawing demo test matrix support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -88,6 +88,9 @@ fuzz: $(STAMP)  ## Take random models all the way (BACKEND=xnnpack, FLOW=pt2e or
 
 architectures: $(STAMP)  ## Take transformers' architectures all the way, small and random (BACKEND=xnnpack)
 	@$(BIN)/python benchmarks/architectures.py --backend $(BACKEND) --write
+
+backends: $(STAMP)  ## Take EfficientNet-Lite0 to every backend, ExecuTorch's quantizer and ONNX Runtime, into README.md's table
+	@$(BIN)/python benchmarks/backends.py --write
 
 lint: $(STAMP)  ## Check style and types
 	@$(BIN)/ruff check
