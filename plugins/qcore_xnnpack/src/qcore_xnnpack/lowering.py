@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 from qcore.lowering import check_options
 from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner, import_executorch
-from qcore_xnnpack.compat.executorch import SOFTMAX
+from qcore_xnnpack.compat.executorch import SOFTMAX, quick_passes
 from qcore_xnnpack.graph_passes import prepare_for_partitioner
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ class XnnpackLowering(ExecuTorchLowering):
     def rewritten(self, program: ExportedProgram) -> ExportedProgram:
         """Apply what the partitioner needs."""
         return prepare_for_partitioner(program)
+
+    def around(self) -> AbstractContextManager[Any]:
+        """Leave out those of XNNPACK's passes that have nothing to do."""
+        return quick_passes()
 
 
 def lower_to_xnnpack(program: ExportedProgram, **options: Any) -> LoweredProgram:

@@ -1,12 +1,14 @@
-"""What is overridden of ExecuTorch's XNNPACK partitioner."""
+"""What is overridden of ExecuTorch's XNNPACK partitioner, and changed of its passes."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
-from qcore.compat import Requirement
+from qcore.compat import Change, Requirement
 
-__all__ = ["SOFTMAX"]
+__all__ = ["SOFTMAX", "quick_passes"]
 
 #: Its rules for softmax.
 SOFTMAX: Final = Requirement(
@@ -18,3 +20,49 @@ SOFTMAX: Final = Requirement(
     why="it delegates the softmax of images beside convolutions, which XNNPACK computes over the "
     "channels.",
 )
+
+_PASSES: Final = Change(
+    __name__,
+    "executorch",
+    ">=1.4.1,<1.6",
+    "executorch.backends.xnnpack._passes:XNNPACKPassManager",
+    ["transform"],
+    why="each of its passes interprets the whole delegate again, where it matches nothing, too.",
+)
+
+#: A part of the name of the operators that a pass is for; without them it changes nothing.
+_FOR: Final = {
+    "DimOrderOpsRevertPass": ("dim_order",),
+    "ConvertToUpsampleBilinear2d": ("index",),
+    "ConvertToSDPAPass": ("softmax",),
+    "FuseBatchNormPass": ("batch_norm",),
+    "DecomposeBatchNorm": ("batch_norm",),
+    "FuseActivationPass": ("relu", "hardtanh", "clamp"),
+    "DecomposeConcatenate": ("cat",),
+    "InsertPadQDQPass": ("pad",),
+    "Conv1dUnsqueezePass": ("convolution", "batch_norm"),
+    "PReLUReshapePass": ("prelu",),
+}
+
+
+@contextmanager
+def quick_passes() -> Iterator[None]:
+    """Let XNNPACK's passes run on a delegate only if an operator that they are for is in it.
+
+    Yields:
+        Nothing.
+    """
+    (original,) = _PASSES.originals()
+
+    def transform(self: Any) -> Any:
+        nodes = self.exported_program.graph.nodes
+        operators = " ".join({str(n.target) for n in nodes if n.op == "call_function"})
+        self.passes = [
+            each
+            for each in self.passes
+            if any(name in operators for name in _FOR.get(each.__name__, ("",)))
+        ]
+        return original(self)
+
+    with _PASSES.applied(transform):
+        yield
