@@ -31,8 +31,11 @@ import imagenet
 README: Final = Path(__file__).parents[1] / "README.md"
 BACKENDS: Final = ("xnnpack", "vgf", "ethosu", "vulkan")
 OPTIONS: Final = {"ethosu": {"target": "ethos-u85-256"}}
-#: Executes, but not as fast as a device; no time is told.
-EMULATED: Final = {"vgf": "Arm's emulation, on this machine"}
+#: What executes in place of a device; not as fast, so its time is not told.
+EMULATED: Final = {
+    "vgf": "Arm's emulation, on this machine",
+    "ethosu": "Arm's reference model; cycles are Vela's",
+}
 CALIBRATION_CROPS: Final = 32
 WARM_UP, RUNS = 5, 30
 HEADS: Final = ("", "quantized", "SQNR", "top-1 as float", "size", "one run", "executed by", "took")
