@@ -101,3 +101,38 @@ def test_weights_that_are_quantized_stay_quantized() -> None:
 
     program = export_for_lowering(torch.export.export(Called(restored), (X,)), (X,))
     assert in_delegable_forms(program) is program
+
+
+def _of_varying_length(function: Model) -> Any:
+    x, length = torch.randn(1, 6, 32), torch.export.Dim("length", min=2, max=16)
+    program = torch.export.export(Called(function), (x,), dynamic_shapes=(({1: length},),))
+    return in_delegable_forms(export_for_lowering(program, (x,)))
+
+
+def _rotated(x: torch.Tensor) -> torch.Tensor:
+    heads = x.view(1, x.shape[1], 4, 8)
+    return torch.cat([-heads[..., 4:], heads[..., :4]], -1)
+
+
+def test_rotary_embeddings_of_a_varying_length_are_products_and_reshapes() -> None:
+    written = _of_varying_length(_rotated)
+    called = {operator_name(n).split(".")[1] for n in written.graph.nodes if is_compute_node(n)}
+    assert called <= {"view", "linear", "sym_size"}
+    for length in (2, 6, 16):
+        x = torch.randn(1, length, 32)
+        assert torch.equal(written.module()(x), _rotated(x))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.cat([-x[..., :16], x[..., 16:]], -1),
+        lambda x: torch.cat([-x[..., 16:], x.exp()[..., :16]], -1),
+        lambda x: torch.cat([-x[..., 16:], x[..., :16]], 0),
+        lambda x: torch.cat([-x[..., 16::2], x[..., :16:2]], -1),
+        lambda x: torch.cat([x[..., 16:].exp(), x[..., :16]], -1),
+    ],
+)
+def test_other_concatenations_stay(function: Model) -> None:
+    written = _of_varying_length(function)
+    assert any(node.target is torch.ops.aten.cat.default for node in written.graph.nodes)

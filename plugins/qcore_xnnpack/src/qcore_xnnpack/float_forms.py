@@ -87,7 +87,7 @@ class _Writer:
     def _written(node: Node) -> Written | None:
         form = _FORMS.get(node.target)
         value = tensor_value(node)
-        source = tensor_value(node.args[0]) if form and node.args else None
+        source = tensor_value(node.all_input_nodes[0]) if form and node.all_input_nodes else None
         if form is None or source is None or source.dtype is not torch.float32:
             return None
         if value is not None and value.dtype is not torch.float32:
@@ -307,6 +307,47 @@ def _selected(model: GraphModule, node: Node) -> Written | None:
     return Written(lambda x, *_: aten.slice.Tensor(x, axis, first, first + 1).reshape(shape))
 
 
+def _inferred(model: GraphModule, node: Node) -> Written | None:
+    """Leave the one size that varies to be inferred, which is all that XNNPACK's reshape takes."""
+    shape = static_shape(node.meta["val"].shape)
+    if shape is None or -1 not in shape or shape == [*each_dimension(node.args[1])]:
+        return None
+    target: Any = node.target
+    return Written(target, (node.args[0], shape))
+
+
+def _half_turn(model: GraphModule, node: Node) -> Written | None:
+    """Write (-b, a) for (a, b), as in rotary embeddings, as a product with a constant.
+
+    Slices of a tensor with a size that varies are not delegated, products are.
+    """
+    parts: Any = node.args[0]
+    if len(parts) != 2 or parts[0].target is not aten.neg.default:
+        return None
+    halves = parts[0].args[0], parts[1]
+    source = parts[1].args[0]
+    if any(h.target is not aten.slice.Tensor or h.args[0] is not source for h in halves):
+        return None
+    x = tensor_value(source)
+    assert x is not None
+    size, axis = x.shape[-1], x.dim() - 1
+    if not isinstance(size, int) or all(isinstance(one, int) for one in x.shape):
+        return None
+    half = size // 2
+    ranges = [_slice_of_last(one, axis, size) for one in halves]
+    if argument_of(node, "dim", 0) % x.dim() != axis or ranges != [range(half, size), range(half)]:
+        return None
+    turn = torch.zeros(size, size)
+    turn[:half, half:], turn[half:, :half] = -torch.eye(half), torch.eye(half)
+    return Written(functional.linear, (source, turn))
+
+
+def _slice_of_last(node: Node, axis: int, size: int) -> range | None:
+    if argument_of(node, "dim", 0) % (axis + 1) != axis or argument_of(node, "step", 1) != 1:
+        return None
+    return range(size)[argument_of(node, "start", None) : argument_of(node, "end", None)]
+
+
 def _power(model: GraphModule, node: Node) -> Written | None:
     exponent: Any = node.args[1]
     function = _POWERS.get(exponent)
@@ -337,6 +378,9 @@ _FORMS: Final[dict[Any, Form]] = {
     aten.layer_norm.default: _layer_norm,
     aten.mean.dim: _mean,
     aten.sum.dim_IntList: _mean,
+    aten.cat.default: _half_turn,
+    aten.reshape.default: _inferred,
+    aten.view.default: _inferred,
     aten.softmax.int: _softmax,
     aten.scaled_dot_product_attention.default: _attention,
     aten.matmul.default: _matmul,
