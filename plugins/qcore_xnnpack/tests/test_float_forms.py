@@ -123,6 +123,10 @@ def test_rotary_embeddings_of_a_varying_length_are_products_and_reshapes() -> No
         assert torch.equal(written.module()(x), _rotated(x))
 
 
+def _with_halves_of_unequal_size(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([-x[..., 15:], x[..., :15]], -1)
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -131,6 +135,9 @@ def test_rotary_embeddings_of_a_varying_length_are_products_and_reshapes() -> No
         lambda x: torch.cat([-x[..., 16:], x[..., :16]], 0),
         lambda x: torch.cat([-x[..., 16::2], x[..., :16:2]], -1),
         lambda x: torch.cat([x[..., 16:].exp(), x[..., :16]], -1),
+        lambda x: torch.cat([-x, x], -1),
+        lambda x: torch.cat([-x.tanh(), x.tanh()], -1),
+        lambda x: _with_halves_of_unequal_size(x[..., :31].exp()),
     ],
 )
 def test_other_concatenations_stay(function: Model) -> None:

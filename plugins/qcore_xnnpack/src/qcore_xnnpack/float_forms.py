@@ -325,13 +325,15 @@ def _half_turn(model: GraphModule, node: Node) -> Written | None:
     if len(parts) != 2 or parts[0].target is not aten.neg.default:
         return None
     halves = parts[0].args[0], parts[1]
-    source = parts[1].args[0]
-    if any(h.target is not aten.slice.Tensor or h.args[0] is not source for h in halves):
+    if any(half.target is not aten.slice.Tensor for half in halves):
         return None
+    source, other = (half.args[0] for half in halves)
     x = tensor_value(source)
     assert x is not None
     size, axis = x.shape[-1], x.dim() - 1
-    if not isinstance(size, int) or all(isinstance(one, int) for one in x.shape):
+    if source is not other or all(isinstance(one, int) for one in x.shape):
+        return None
+    if not isinstance(size, int) or size % 2:
         return None
     half = size // 2
     ranges = [_slice_of_last(one, axis, size) for one in halves]
