@@ -65,7 +65,7 @@ def test_help_answers_in_less_than_a_third_of_a_second() -> None:
         # On a machine that is busy with something else, the wall clock measures that.
         return min(time.perf_counter() - start, busy)
 
-    assert any(seconds() < 0.3 for _ in range(8))
+    assert min(seconds() for _ in range(3)) < 0.3
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("backends",), ("new-backend", "tiny")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from functools import cached_property
 from typing import Any, Final
 
 import importlib_metadata
@@ -28,16 +29,24 @@ class CommandGroup(TyperGroup):
     A command that cannot be imported says so when it is asked, and spoils no other.
     """
 
+    @cached_property
+    def _added(self) -> dict[str, list[importlib_metadata.EntryPoint]]:
+        """The entry points by name; finding them reads the metadata of all that is installed."""
+        found: dict[str, list[importlib_metadata.EntryPoint]] = {}
+        for point in importlib_metadata.entry_points(group=COMMANDS):
+            found.setdefault(point.name, []).append(point)
+        return found
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names, the core's first."""
         own = super().list_commands(ctx)
-        return [*own, *(name for name in sorted(_added()) if name not in own)]
+        return [*own, *(name for name in sorted(self._added) if name not in own)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command; imports what an installed distribution adds."""
         own = super().get_command(ctx, cmd_name)
-        points = _added().get(cmd_name, [])
-        return own if own is not None or not points else _command(cmd_name, points)
+        points = [] if own is not None else self._added.get(cmd_name, [])
+        return _command(cmd_name, points) if points else own
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that is asked for; a mistyped name is answered with what is close."""
@@ -75,13 +84,6 @@ def _log() -> str:
     except OSError:  # The error itself matters more.
         return ""
     return f"\nWhat the libraries said meanwhile: {path}"
-
-
-def _added() -> dict[str, list[importlib_metadata.EntryPoint]]:
-    found: dict[str, list[importlib_metadata.EntryPoint]] = {}
-    for point in importlib_metadata.entry_points(group=COMMANDS):
-        found.setdefault(point.name, []).append(point)
-    return found
 
 
 def _command(name: str, points: list[importlib_metadata.EntryPoint]) -> Any:
