@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import attrs
@@ -13,6 +14,7 @@ from qcore.errors import QcoreError
 from qcore.report import LoweringReport, Report, as_text
 from qcore_analysis.errors import TimeLimitError
 from qcore_analysis.progress import time_limit as limited_to
+from qcore_analysis.samples import called
 from qcore_analysis.stages import Compared, compare
 
 __all__ = ["BackendReport", "BackendRow", "compare_backends"]
@@ -188,10 +190,8 @@ def _measured(
     if compared.outputs is None:
         return row
     # A compiler that counts cycles knows the device; what runs here then only models it.
-    sample = evaluation[0]
-    keywords = sample if isinstance(sample, Mapping) else {}
-    given = () if keywords else sample if isinstance(sample, (tuple, list)) else (sample,)
-    timed = None if cycles is not None else program.benchmark(*given, runs=5, **keywords)
+    benchmark = partial(program.benchmark, runs=5)
+    timed = None if cycles is not None else called(benchmark, evaluation[0])
     return attrs.evolve(
         row,
         executed_db=by_name["executed"].sqnr_db,

@@ -136,7 +136,7 @@ def load_data(text: str, *, batch: int = 1, pictures: str = "") -> list[Any]:
 
 
 def called(model: Any, sample: Any) -> Any:
-    """Call a model with a sample."""
+    """Call a model, or what takes its arguments, with a sample."""
     if isinstance(sample, Mapping):
         return model(**sample)
     return model(*sample) if isinstance(sample, (tuple, list)) else model(sample)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,13 +105,11 @@ def bench(
 ) -> None:
     """Time a program inside the process that runs it."""
     from qcore import LoweredProgram
-    from qcore_analysis.samples import load_data
+    from qcore_analysis.samples import called, load_data
 
     loaded = LoweredProgram.load(program)
     sample = load_data(inputs, batch=batch, pictures=pictures)[0] if inputs else _random(loaded)
-    keywords = sample if isinstance(sample, dict) else {}
-    given = () if keywords else sample if isinstance(sample, (tuple, list)) else (sample,)
-    latency = loaded.benchmark(*given, runs=runs, warmup=warmup, **keywords)
+    latency = called(partial(loaded.benchmark, runs=runs, warmup=warmup), sample)
     answer(f"{loaded.backend}: {latency}", attrs.asdict(latency), as_json, quiet)
 
 
