@@ -7,7 +7,6 @@ README.md.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -18,11 +17,10 @@ from typing import Any, Final
 
 import torch
 
-from qcore.lowering import LoweredProgram
+from qcore.lowering import Latency
 from qcore.testing.support import markdown_table, with_parts, write_pages
 from qcore_analysis import compare_backends
 from qcore_analysis.backends import BackendRow
-from qcore_executorch import ExecuTorchRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -91,7 +89,8 @@ def main() -> int:
     print(table)
     if not arguments.write:
         return 0
-    return write_pages({README: with_parts(README, {"all backends": f"\n{table}\n"})}, (), "")
+    pages = {README: with_parts(README, {"all backends": f"\n{table}\n"})}
+    return write_pages(pages, (), "make backends")
 
 
 def cells(row: BackendRow) -> list[str]:
@@ -117,20 +116,17 @@ Made = tuple[int, torch.Tensor, float]
 
 
 def executorch_s(
-    model: torch.nn.Module, seen: Sequence[Any], unseen: Sequence[Any], folder: Path
+    model: torch.nn.Module, seen: Sequence[Any], unseen: Sequence[Any], _: Path
 ) -> Made:
     """Quantize with ExecuTorch's own quantizer; return bytes, scores and median milliseconds."""
+    from xnnpack import host_runner
     from xnnpack_side import with_executorch
 
-    _, buffer, _ = with_executorch(model, list(seen), {})
-    path = folder / "model.pte"
-    path.write_bytes(buffer)
-    runner = ExecuTorchRunner(
-        backends=("XnnpackBackend",), modules=("executorch.kernels.quantized",)
-    )
-    program = LoweredProgram.load(path, backend="xnnpack", runner=runner)
-    scores = torch.cat(list(program.run_many(unseen)))
-    return len(buffer), scores, program.benchmark(unseen[0], runs=RUNS).median_ms
+    buffer = with_executorch(model, list(seen), {})[1]
+    with host_runner().session(buffer) as session:
+        scores = torch.cat([session.run([sample])[0] for sample in unseen])
+        latency = session.benchmark([unseen[0]], warmup=WARM_UP, runs=RUNS)
+    return len(buffer), scores, latency.median_ms
 
 
 def onnxruntime_s(
@@ -159,12 +155,12 @@ def onnxruntime_s(
         return session.run(None, {"x": sample.numpy()})[0]
 
     scores = torch.cat([torch.from_numpy(run(sample)) for sample in unseen])
-    times = []
+    seconds = []
     for _ in range(WARM_UP + RUNS):
         start = time.perf_counter()
         run(unseen[0])
-        times.append(time.perf_counter() - start)
-    return quantized.stat().st_size, scores, 1e3 * statistics.median(times[WARM_UP:])
+        seconds.append(time.perf_counter() - start)
+    return quantized.stat().st_size, scores, Latency.of(seconds[WARM_UP:]).median_ms
 
 
 if __name__ == "__main__":

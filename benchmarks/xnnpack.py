@@ -101,12 +101,8 @@ def compare_programs(folders: dict[str, Path], results: Results) -> dict[str, An
 
     import imagenet
     from qcore.lowering import LoweredProgram
-    from qcore_executorch import ExecuTorchRunner
 
-    crops = imagenet.evaluation_crops()
-    runner = ExecuTorchRunner(
-        backends=("XnnpackBackend",), modules=("executorch.kernels.quantized",)
-    )
+    crops, runner = imagenet.evaluation_crops(), host_runner()
     for side, folder in folders.items():
         scores = torch.load(folder / "scores.pt", weights_only=True)
         program = LoweredProgram.load(folder / "model.pte", backend="xnnpack", runner=runner)
@@ -122,6 +118,13 @@ def compare_programs(folders: dict[str, Path], results: Results) -> dict[str, An
         }
     programs = {side: (folder / "model.pte").read_bytes() for side, folder in folders.items()}
     return alternating_latency(runner, programs, crops[0])
+
+
+def host_runner() -> Any:
+    """Return what executes the programs of both sides."""
+    from qcore_executorch import ExecuTorchRunner
+
+    return ExecuTorchRunner(backends=("XnnpackBackend",), modules=("executorch.kernels.quantized",))
 
 
 def alternating_latency(runner: Any, programs: dict[str, bytes], sample: Any) -> dict[str, Any]:
