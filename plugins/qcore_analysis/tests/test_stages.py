@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,7 @@ from typer.testing import Result
 import qcore
 from qcore.report import schema
 from qcore_analysis import StageReport, compare_stages
-from qcore_analysis.bisection import ending_at, first_wrong
-from qcore_analysis.tracing import Anchor, anchors_of
+from qcore_analysis.tracing import anchors_of
 
 Command = Callable[..., Result]
 COMPARE = ("--calibration", "rows.npz", "--data", "shop:samples")
@@ -101,32 +99,6 @@ def test_on_vgf_the_bad_layer_is_named_and_keeping_it_in_float_gains_ten_decibel
     after = compared(shop("planted"), quantizer("vgf").set_module_name("2", None))
     assert [record.name for record in after.stages][-1] == "executed"
     assert after.stages[-1].sqnr_db >= before.stages[-1].sqnr_db + 10
-
-
-@pytest.mark.parametrize("wrong", [0, 3, 12, None])
-def test_the_first_wrong_module_is_found_within_the_logarithm(wrong: int | None) -> None:
-    anchors = [Anchor(str(index), f"n{index}", f"n{index}") for index in range(13)]
-    asked = []
-
-    def is_wrong(anchor: Anchor) -> bool:
-        asked.append(anchor)
-        return wrong is not None and int(anchor.module) >= wrong
-
-    found = first_wrong(anchors, is_wrong)
-    assert found == (None if wrong is None else anchors[wrong])
-    assert len(asked) <= math.ceil(math.log2(13)) + 1
-
-
-def test_a_model_that_ends_at_a_module_gives_its_quantized_value() -> None:
-    samples = shop("samples")
-    model = shop("net").eval()
-    converted = qcore.quantize(model, quantizer(), samples).model
-    cut = ending_at(converted, Anchor("1", "relu", "relu"))
-    assert cut is not None
-    near = model[:2](samples[0])
-    assert cut(samples[0]).shape == near.shape
-    assert (cut(samples[0]) - near).abs().max() < 0.05
-    assert ending_at(converted, Anchor("9", "nowhere", "nowhere")) is None
 
 
 def test_modules_are_those_that_give_values() -> None:

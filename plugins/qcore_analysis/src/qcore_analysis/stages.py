@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import attrs
@@ -15,7 +16,7 @@ from qcore.errors import RuntimeUnavailableError
 from qcore.graph import clone
 from qcore.quiet import quiet as quiet_libraries
 from qcore.report import Report, as_text, figure
-from qcore_analysis.bisection import first_wrong, runs_wrongly
+from qcore_analysis.bisection import wrong_module
 from qcore_analysis.measures import NO_NOISE_DB, Distance, distance_of
 from qcore_analysis.progress import stage
 from qcore_analysis.samples import as_example, taken_by_the_model
@@ -218,14 +219,16 @@ def compare(
         with stage(f"{quantizer.name}: lowering", quiet):
             program = quantizer.lower(converted, as_example(samples[0]), **lowering)
         with stage(f"{quantizer.name}: executing", quiet):
-            is_wrong = runs_wrongly(converted, quantizer, samples[:2], least_db, lowering)
             try:
                 outputs = program.run_many(samples)
             except RuntimeUnavailableError as error:
                 note = f"not executed: {error}"
                 records.append(StageRecord("executed", NO_NOISE_DB, 1.0, 0.0, note=note))
             else:
-                records.append(way.executed_record(outputs, least_db, is_wrong))
+                find = partial(
+                    wrong_module, converted, quantizer, way.anchors, samples[:2], least_db, lowering
+                )
+                records.append(way.executed_record(outputs, least_db, find))
     report = StageReport(quantizer.name, len(samples), least_db, tuple(records))
     return Compared(report, result, program, outputs)
 
@@ -331,7 +334,7 @@ class _Way:
         self,
         returned: Sequence[Any],
         least_db: float,
-        is_wrong: Callable[[Anchor], bool],
+        find: Callable[[], Anchor | None],
     ) -> StageRecord:
         """Return the stage that a runtime executes, with the first module that it gets wrong."""
         converted = self.found[-1][1]
@@ -339,7 +342,7 @@ class _Way:
         to_converted = distance_of(converted, outputs)
         if to_converted.sqnr_db >= least_db:
             return _record("executed", self.references, converted, outputs)
-        wrong = first_wrong(self.anchors, is_wrong)
+        wrong = find()
         note = f"the program differs from the converted model ({to_converted.sqnr_db:.1f} dB)"
         if wrong is None:
             note += "; programs that end at single modules do not"

@@ -1,0 +1,147 @@
+"""A wrong kernel inside a delegate is named, with few programs that end in the middle."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import attrs
+import numpy
+import pytest
+import torch
+
+import qcore
+from qcore import registry
+from qcore_analysis import StageReport, compare_stages
+from qcore_analysis.bisection import ending_at, ends_of, first_wrong
+from qcore_analysis.tracing import Anchor, anchors_of
+from qcore_integer import interpreter
+from qcore_integer.backend import IntegerBackend
+
+
+class Here:
+    """Executes a program of the example backend in this process, and gives nothing but outputs."""
+
+    def __init__(self, buffer: bytes = b"") -> None:
+        self.buffer = buffer
+
+    @contextmanager
+    def session(self, buffer: bytes) -> Iterator[Any]:
+        yield Here(buffer)
+
+    def run(self, inputs: Any, *, method: str = "forward") -> tuple[Any, ...]:
+        with numpy.load(io.BytesIO(self.buffer)) as archive:
+            constants = dict(archive)
+        program = json.loads(str(constants.pop("program")))
+        outputs = interpreter.execute(program, constants, [x.numpy() for x in inputs])
+        return tuple(map(torch.from_numpy, outputs))
+
+
+class CountingBackend(IntegerBackend):
+    """The example backend; counts what it lowers."""
+
+    name: ClassVar[str] = "counting"
+    lowered: ClassVar[list[int]] = []
+
+    @qcore.hookimpl
+    def lower(self, program: Any, options: Any) -> Any:
+        made = IntegerBackend.lower(self, program, options)
+        self.lowered.append(len(made.report.delegated))
+        return attrs.evolve(made, runner=Here())
+
+
+@pytest.fixture
+def counting() -> Iterator[list[int]]:
+    """Registers the backend; returns the count of delegated nodes of each program it lowered."""
+    qcore.register_backend("counting", CountingBackend)
+    CountingBackend.lowered.clear()
+    yield CountingBackend.lowered
+    registry.unregister_backend("counting")
+
+
+def network() -> torch.nn.Module:
+    """Thirteen modules that are eight steps; without biases no error gets small beside them."""
+    torch.manual_seed(4)
+    layers = [
+        layer
+        for _ in range(5)
+        for layer in (torch.nn.Conv2d(4, 4, 3, padding=1, bias=False), torch.nn.ReLU())
+    ]
+    head = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 4, bias=False))
+    return torch.nn.Sequential(*layers, *head).eval()
+
+
+SAMPLES = list(torch.rand(8, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1)))
+
+
+def compared() -> StageReport:
+    quantizer = qcore.get_quantizer("counting").set_global("8a8w")
+    return compare_stages(network(), quantizer, SAMPLES[:4], SAMPLES[4:], least_db=10)
+
+
+def quantized(model: torch.nn.Module) -> Any:
+    quantizer = qcore.get_quantizer("counting").set_global("8a8w")
+    return qcore.quantize(model, quantizer, SAMPLES).model
+
+
+@pytest.mark.parametrize(
+    ("operator", "module"),
+    [("conv2d", "0"), ("adaptive_avg_pool2d", "10"), ("linear", "12")],
+)
+def test_a_wrong_kernel_inside_a_delegate_is_named_within_the_logarithm_of_lowerings(
+    operator: str, module: str, counting: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = interpreter.KERNELS[f"aten.{operator}.default"]
+
+    def rolled(*args: Any) -> Any:
+        return numpy.roll(right(*args), 1, axis=1)
+
+    monkeypatch.setitem(interpreter.KERNELS, f"aten.{operator}.default", rolled)
+    report = compared()
+    assert (report.first_stage, report.first_module) == ("executed", module)
+    assert counting[0] == 13, "all is delegated"
+    assert len(counting) <= math.ceil(math.log2(8)) + 1
+
+
+def test_no_module_is_named_where_the_program_is_right(counting: list[int]) -> None:
+    report = compared()
+    assert (report.first_stage, counting) == ("", [13])
+
+
+def test_a_layer_and_its_clamp_are_one_step_that_has_the_name_of_the_layer(
+    counting: list[int],
+) -> None:
+    converted = quantized(network())
+    anchors = anchors_of(converted)
+    assert [end.module for end in ends_of(converted, anchors)] == [
+        *("0", "2", "4", "6", "8"),
+        *("10", "11", "12"),
+    ]
+    gone = Anchor("9", "nowhere", "nowhere")
+    assert ends_of(converted, [gone]) == []
+
+
+@pytest.mark.parametrize("wrong", [0, 3, 12, None])
+def test_the_first_wrong_module_is_found_within_the_logarithm(wrong: int | None) -> None:
+    anchors = [Anchor(str(index), f"n{index}", f"n{index}") for index in range(13)]
+    asked = []
+
+    def is_wrong(anchor: Anchor) -> bool:
+        asked.append(anchor)
+        return wrong is not None and int(anchor.module) >= wrong
+
+    found = first_wrong(anchors, is_wrong)
+    assert found == (None if wrong is None else anchors[wrong])
+    assert len(asked) <= math.ceil(math.log2(13 + 1))
+
+
+def test_a_model_that_ends_at_a_module_gives_its_quantized_value(counting: list[int]) -> None:
+    model = network()
+    cut = ending_at(quantized(model), Anchor("1", "relu", "relu"))
+    near = model[:2](SAMPLES[0])
+    assert cut(SAMPLES[0]).shape == near.shape
+    assert (cut(SAMPLES[0]) - near).abs().max() < 0.05
