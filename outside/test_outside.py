@@ -319,3 +319,28 @@ def test_a_compiler_of_ones_own_is_written_as_its_page_says(environment: Make) -
     said = follow(page, made)
     assert "delegated: aten.linear.default x2, aten.relu.default x1" in said
     assert re.search(r"\d\d passed, \d+ skipped", said)
+
+
+SHOP = """
+import torch
+
+def net():
+    torch.manual_seed(0)
+    conv, linear = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 4)
+    pool = torch.nn.AdaptiveAvgPool2d(1)
+    return torch.nn.Sequential(conv, torch.nn.ReLU(), pool, torch.nn.Flatten(), linear)
+
+samples = list(torch.rand(8, 1, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+"""
+
+
+def test_a_recipe_makes_the_same_bytes_in_another_environment(environment: Make) -> None:
+    first, second = (environment("qcore-analysis", "qcore-xnnpack") for _ in range(2))
+    for made in (first, second):
+        (made.folder / "shop.py").write_text(SHOP)
+    command = ("qcore", "quantize", "-o", "net.pte", "--quiet")
+    chosen = ("--backend", "xnnpack", "--calibration", "shop:samples", "--save-recipe", "net.toml")
+    first.run(*command, "shop:net", *chosen, PYTHONHASHSEED="1")
+    shutil.copy(first.folder / "net.toml", second.folder)
+    second.run(*command, "--recipe", "net.toml", PYTHONHASHSEED="2")
+    assert (second.folder / "net.pte").read_bytes() == (first.folder / "net.pte").read_bytes()
