@@ -10,6 +10,8 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.t
 BIN := .venv/bin
 STAMP := .venv/.set-up
 FACTS := build/facts
+# On a terminal pip shows what it loads and the time that is left of that; in a log it is silent.
+QUIET := test -t 2 || echo -qq
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 # By default torch's threads spin while they wait for each other. On a machine that is busy with
@@ -118,7 +120,7 @@ $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	@echo "Setting up .venv (1/3): a new environment"
 	@$(PYTHON) -m venv .venv
 	@echo "Setting up .venv (2/3): torch, torchao and ExecuTorch; takes minutes"
-	@$(PIP) install -qq torch torchao executorch
+	@$(PIP) install $$($(QUIET)) torch torchao executorch
 	@echo "Setting up .venv (3/3): qcore, its plugins and their tools"
-	@$(PIP) install -qq --editable '.[cli,dev,demo,docs,language-models]' $(addprefix --editable ./,$(PLUGINS))
+	@$(PIP) install $$($(QUIET)) --editable '.[cli,dev,demo,docs,language-models]' $(addprefix --editable ./,$(PLUGINS))
 	@touch $@

@@ -59,9 +59,11 @@ class Progress:
 
 
 def counted(samples: list[torch.Tensor], tell: Callable[[str], None]) -> Iterator[torch.Tensor]:
-    """Yield samples and tell how many there have been."""
-    for count, sample in enumerate(samples, 1):
-        tell(f"sample {count} of {len(samples)}")
+    """Yield samples and tell how many there have been, and how long the others may take."""
+    start = time.perf_counter()
+    for done, sample in enumerate(samples):
+        left = (time.perf_counter() - start) / max(done, 1) * (len(samples) - done)
+        tell(f"sample {done + 1} of {len(samples)}" + f", {left:.0f} s left" * bool(done))
         yield sample
 
 
@@ -104,8 +106,9 @@ def demo(
         float_latency = fp32.benchmark(cat, warmup=warmup, runs=runs) if fp32 else None
     evaluation = evaluation[:FEW_CROPS] if slow else evaluation
     crops = len(evaluation)
-    with progress.step(f"Running the program on the picture and on {crops} other crops"):
-        int8_scores = torch.cat(int8.run_many([cat, *evaluation]))
+    step = progress.step(f"Running the program on the picture and on {crops} other crops")
+    with step as tell, int8.session() as run:
+        int8_scores = torch.cat([run(crop) for crop in counted([cat, *evaluation], tell)])
         float_scores = imagenet.logits(model, [cat, *evaluation])
 
     console.print(f"\n[bold]chelsea.png, classified by EfficientNet-Lite0 on {backend}[/bold]")

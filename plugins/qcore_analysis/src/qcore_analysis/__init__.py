@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qcore_analysis.backends import BackendReport, compare_backends
     from qcore_analysis.recipe import Recipe
-    from qcore_analysis.stages import StageReport, compare_stages
+    from qcore_analysis.stage_report import StageReport
+    from qcore_analysis.stages import compare_stages
 
 __all__ = ["BackendReport", "Recipe", "StageReport", "compare_backends", "compare_stages"]
 
@@ -18,7 +19,7 @@ _HOMES = {
     "BackendReport": "qcore_analysis.backends",
     "compare_backends": "qcore_analysis.backends",
     "Recipe": "qcore_analysis.recipe",
-    "StageReport": "qcore_analysis.stages",
+    "StageReport": "qcore_analysis.stage_report",
     "compare_stages": "qcore_analysis.stages",
 }
 

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from qcore.graph import clone
 from qcore_analysis.measures import distance_of
+from qcore_analysis.progress import Over
 from qcore_analysis.samples import as_example, called
 from qcore_analysis.tracing import Anchor, quantized_value
 
@@ -48,6 +49,7 @@ def wrong_module(
     samples: Sequence[Any],
     least_db: float,
     lowering: Mapping[str, Any],
+    over: Over,
 ) -> Anchor | None:
     """Find the first module that a program gets wrong whose output is wrong.
 
@@ -59,19 +61,22 @@ def wrong_module(
         samples: Inputs to compare with.
         least_db: The SQNR below which a program that ends at a module is wrong.
         lowering: Options for ``quantizer.lower``.
+        over: Shows how many of the programs there were.
 
     Returns:
         The module; None where programs that end at single modules are right.
     """
+    ends = ends_of(model, anchors)
+    programs = over(range((len(ends) - 1).bit_length()))
 
     def is_wrong(anchor: Anchor) -> bool:
+        next(programs, None)
         cut = ending_at(model, anchor)
         program = quantizer.lower(cut, as_example(samples[0]), **lowering)
         expected = [tree_leaves(called(cut, sample)) for sample in samples]
         actual = [tree_leaves(output) for output in program.run_many(samples)]
         return distance_of(expected, actual).sqnr_db < least_db
 
-    ends = ends_of(model, anchors)
     if not ends:
         return None
     found = first_wrong(ends[:-1], is_wrong)

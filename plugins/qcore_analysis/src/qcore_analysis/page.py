@@ -16,8 +16,9 @@ from qcore_analysis.measures import NO_NOISE_DB
 
 if TYPE_CHECKING:
     from qcore_analysis.histograms import Histogram
-    from qcore_analysis.recipe import Made, Recipe
-    from qcore_analysis.stages import ModuleRecord, StageReport
+    from qcore_analysis.making import Made
+    from qcore_analysis.recipe import Recipe
+    from qcore_analysis.stage_report import ModuleRecord, StageReport
 
 __all__ = ["write_html", "write_node_data"]
 

@@ -19,10 +19,9 @@ from qcore_analysis.errors import RecipeError
 
 if TYPE_CHECKING:
     import qcore
-    from qcore import LoweredProgram, QuantizedModel
-    from qcore_analysis.stages import StageReport
+    from qcore_analysis.making import Made
 
-__all__ = ["IN_FLOAT", "Made", "Recipe", "RecipeRule", "recipe_schema"]
+__all__ = ["IN_FLOAT", "Recipe", "RecipeRule", "recipe_schema"]
 
 IN_FLOAT: Final = "float"
 """The scheme of what stays in float; TOML has no null."""
@@ -241,73 +240,9 @@ class Recipe:
         Raises:
             QcoreError: As ``qcore.quantize`` and ``quantizer.lower``.
         """
-        import qcore
-        from qcore_analysis.samples import as_example
-        from qcore_analysis.stages import compare
+        from qcore_analysis.making import make
 
-        quantizer = self.quantizer()
-        if self.is_source(quantizer):
-            return self._make_by_source(model, samples, quantizer)
-        if compare_on:
-            found = compare(
-                model,
-                quantizer,
-                samples,
-                list(compare_on),
-                algorithms=self.algorithms,
-                execute=True,
-                least_db=20.0,
-                lowering=self.lowering,
-                quiet=progress is False,
-            )
-            assert found.program is not None
-            return Made(found.program, found.result.report, found.result, found.report)
-        result = qcore.quantize(
-            model, quantizer, samples, algorithms=self.algorithms, progress=progress
-        )
-        return Made(
-            quantizer.lower(result.model, as_example(samples[0]), **self.lowering),
-            result.report,
-            result,
-        )
-
-    def _make_by_source(self, model: Any, samples: list[Any], quantizer: Any) -> Made:
-        import copy
-
-        import torch
-
-        import qcore
-        from qcore_analysis.samples import as_example
-
-        if not isinstance(model, torch.nn.Module):
-            raise RecipeError(
-                f"{self.scheme or self.backend} quantizes weights before the model is captured, "
-                "and this model is exported already. Name a function that makes the module."
-            )
-        treated = copy.deepcopy(model)
-        scheme = self.scheme or quantizer.source_schemes[0].name
-        names: dict[Any, Any] = {
-            r.name: None if r.scheme == IN_FLOAT else r.scheme for r in self.rules
-        }
-        report = qcore.quantize_(treated, quantizer, scheme, rules=names or None)
-        return Made(quantizer.lower(treated, as_example(samples[0]), **self.lowering), report, None)
-
-
-@attrs.frozen
-class Made:
-    """What a recipe makes.
-
-    Attributes:
-        program: The program.
-        report: What became of the model: an ``AnnotationReport``, or a ``SourceReport``.
-        result: What ``qcore.quantize`` returned; None for a scheme of ``qcore.quantize_``.
-        stages: The comparison of the stages, where one was asked for.
-    """
-
-    program: LoweredProgram
-    report: Any
-    result: QuantizedModel | None
-    stages: StageReport | None = None
+        return make(self, model, samples, quiet=progress is False, compare_on=compare_on)
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from attrs import frozen
@@ -16,12 +16,17 @@ from torch.utils._pytree import tree_leaves
 from qcore.errors import near_misses
 from qcore_analysis.errors import InputError
 from qcore_analysis.models import imported, tensor_bytes
+from qcore_analysis.progress import Over
+
+if TYPE_CHECKING:
+    from qcore import LoweredProgram
 
 __all__ = [
     "Preprocessing",
     "as_example",
     "called",
     "data_digest",
+    "executed",
     "load_data",
     "taken_by_the_model",
 ]
@@ -140,6 +145,12 @@ def called(model: Any, sample: Any) -> Any:
     if isinstance(sample, Mapping):
         return model(**sample)
     return model(*sample) if isinstance(sample, (tuple, list)) else model(sample)
+
+
+def executed(program: LoweredProgram, samples: Sequence[Any], over: Over = iter) -> list[Any]:
+    """Return what a program gives for each sample, in one process; ``over`` shows how many."""
+    with program.session() as run:
+        return [called(run, sample) for sample in over(samples)]
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 import torch
@@ -15,115 +14,20 @@ from qcore.algorithms import Algorithm
 from qcore.errors import RuntimeUnavailableError
 from qcore.graph import clone
 from qcore.quiet import quiet as quiet_libraries
-from qcore.report import Report, as_text, figure
 from qcore_analysis.bisection import wrong_module
 from qcore_analysis.measures import NO_NOISE_DB, Distance, distance_of
-from qcore_analysis.progress import stage
-from qcore_analysis.samples import as_example, taken_by_the_model
+from qcore_analysis.progress import Over, stage
+from qcore_analysis.samples import as_example, executed, taken_by_the_model
+from qcore_analysis.stage_report import ModuleRecord, StageRecord, StageReport
 from qcore_analysis.tracing import Anchor, Trace, anchors_of, flat_inputs, float_counterparts
 
 if TYPE_CHECKING:
     from qcore import LoweredProgram, QuantizedModel, Quantizer
 
-__all__ = ["Compared", "ModuleRecord", "StageRecord", "StageReport", "compare", "compare_stages"]
+__all__ = ["Compared", "compare", "compare_stages"]
 
 #: What a rewrite before quantizing keeps: floating-point sums in another order.
 SAME_NUMERICS_DB: Final = 60.0
-
-
-@attrs.frozen
-class ModuleRecord:
-    """One module of the source at one stage, against float.
-
-    Attributes:
-        module: Its name in the model; an operator outside of all modules has its node's.
-        node: The node whose value it gives.
-        sqnr_db: Signal to quantization noise in decibels, with the errors of all before it.
-        made_here_db: The same where it is fed with float inputs.
-        cosine: Cosine of the angle to the float value.
-        max_abs_error: The largest difference of one element.
-        diverges: Whether the error made here is larger than the stage should make.
-    """
-
-    module: str
-    node: str
-    sqnr_db: float
-    made_here_db: float
-    cosine: float
-    max_abs_error: float
-    diverges: bool
-
-
-@attrs.frozen
-class StageRecord:
-    """The model's outputs at one stage, against float, and its modules.
-
-    Attributes:
-        name: The stage: transformed, fake-quantized, converted or executed.
-        sqnr_db: Signal to quantization noise of the outputs in decibels.
-        cosine: Cosine of the angle between the outputs.
-        max_abs_error: The largest difference of one element.
-        top1: Share of rows with the same largest element; null where the outputs are no logits.
-        before_db: SQNR against the stage before.
-        note: Why there is no more.
-        modules: In the order of the graph; none where a runtime gives no values out.
-    """
-
-    name: str
-    sqnr_db: float
-    cosine: float
-    max_abs_error: float
-    top1: float | None = None
-    before_db: float | None = None
-    note: str = ""
-    modules: tuple[ModuleRecord, ...] = ()
-
-    @property
-    def diverging(self) -> list[ModuleRecord]:
-        """The modules that lose too much, the worst first."""
-        found = [record for record in self.modules if record.diverges]
-        return sorted(found, key=lambda record: record.made_here_db)
-
-
-@attrs.frozen
-class StageReport(Report):
-    """Where accuracy goes between the float model and what is executed.
-
-    Attributes:
-        samples: How many samples were compared.
-        least_db: The SQNR below which an error counts as too large.
-        stages: In the order of the way.
-    """
-
-    kind: ClassVar[str] = "stages"
-
-    samples: int = 0
-    least_db: float = 20.0
-    stages: tuple[StageRecord, ...] = ()
-
-    @property
-    def first(self) -> tuple[StageRecord, ModuleRecord] | None:
-        """The first stage in which a module loses too much, and the module that loses most."""
-        for record in self.stages:
-            if record.diverging:
-                return record, record.diverging[0]
-        return None
-
-    @figure
-    def first_stage(self) -> str:
-        """The first stage in which a module loses too much; empty where none does."""
-        return self.first[0].name if self.first else ""
-
-    @figure
-    def first_module(self) -> str:
-        """The module that loses most there; empty where none does."""
-        return self.first[1].module if self.first else ""
-
-    @property
-    def worst(self) -> ModuleRecord | None:
-        """The module with the largest error made in it, at the last stage that has modules."""
-        with_modules = [record.modules for record in self.stages if record.modules]
-        return min(with_modules[-1], key=lambda m: m.made_here_db) if with_modules else None
 
 
 @attrs.frozen
@@ -209,26 +113,33 @@ def compare(
 
     watch = _Watch()
     with stage(f"{quantizer.name}: quantizing", quiet):
-        result = qcore.quantize(model, quantizer, calibration_data, algorithms=[*algorithms, watch])
+        acting, progress = [*algorithms, watch], False if quiet else None
+        result = qcore.quantize(
+            model, quantizer, calibration_data, algorithms=acting, progress=progress
+        )
     converted = result.model
-    with stage(f"{quantizer.name}: comparing the stages", quiet):
-        way = _Way.of(model, watch, converted, samples)
+    with stage(f"{quantizer.name}: comparing the stages", quiet) as over:
+        way = _Way.of(model, watch, converted, samples, over)
         records = way.eager_records(least_db)
     program, outputs = None, None
     if execute:
         with stage(f"{quantizer.name}: lowering", quiet):
             program = quantizer.lower(converted, as_example(samples[0]), **lowering)
-        with stage(f"{quantizer.name}: executing", quiet):
-            try:
-                outputs = program.run_many(samples)
-            except RuntimeUnavailableError as error:
-                note = f"not executed: {error}"
-                records.append(StageRecord("executed", NO_NOISE_DB, 1.0, 0.0, note=note))
-            else:
-                find = partial(
-                    wrong_module, converted, quantizer, way.anchors, samples[:2], least_db, lowering
-                )
-                records.append(way.executed_record(outputs, least_db, find))
+        try:
+            with stage(f"{quantizer.name}: executing", quiet) as over:
+                outputs = executed(program, samples, over)
+        except RuntimeUnavailableError as error:
+            note = f"not executed: {error}"
+            records.append(StageRecord("executed", NO_NOISE_DB, 1.0, 0.0, note=note))
+        else:
+
+            def find() -> Anchor | None:
+                with stage(f"{quantizer.name}: finding the module that differs", quiet) as over:
+                    return wrong_module(
+                        converted, quantizer, way.anchors, samples[:2], least_db, lowering, over
+                    )
+
+            records.append(way.executed_record(outputs, least_db, find))
     report = StageReport(quantizer.name, len(samples), least_db, tuple(records))
     return Compared(report, result, program, outputs)
 
@@ -272,7 +183,14 @@ class _Way:
     found: list[tuple[str, list[list[Any]], dict[str, tuple[Distance, Distance]]]]
 
     @classmethod
-    def of(cls, model: Any, watch: _Watch, converted: GraphModule, samples: Sequence[Any]) -> _Way:
+    def of(
+        cls,
+        model: Any,
+        watch: _Watch,
+        converted: GraphModule,
+        samples: Sequence[Any],
+        over: Over,
+    ) -> _Way:
         transformed, prepared = watch.transformed, watch.prepared
         assert transformed is not None
         assert prepared is not None
@@ -286,7 +204,7 @@ class _Way:
             name: {anchor.node: (Distance(), Distance()) for anchor in anchors} for name in graphs
         }
         outputs: dict[str, list[list[Any]]] = {name: [] for name in ("float", *graphs)}
-        for index, sample in enumerate(samples):
+        for index, sample in enumerate(over(samples)):
             source = Trace(captured, frozenset(counterparts.values()))
             with taken_by_the_model(index):
                 outputs["float"].append(source.of(flat_inputs(captured, sample)))
@@ -387,32 +305,3 @@ def _record(
         note,
         modules,
     )
-
-
-@as_text.register
-def _(report: StageReport) -> str:
-    lines = [f"{report.backend}: {report.samples} samples, each stage against float"]
-    if report.first:
-        where, module = report.first
-        lines.append(
-            f"  First to diverge: {module.module}, {where.name}: {module.made_here_db:.1f} dB made "
-            f"there (below {report.least_db:g} dB)"
-        )
-    else:
-        lines.append(f"  No module makes an error below {report.least_db:g} dB.")
-    for record in report.stages:
-        top1 = "" if record.top1 is None else f", top-1 agreement {record.top1:.3f}"
-        figures = f"{record.sqnr_db:6.1f} dB, largest difference {record.max_abs_error:.3g}{top1}"
-        lines.append(f"  {record.name:>14}: {record.note if not record.before_db else figures}")
-        if record.note and record.before_db:
-            lines.append(f"                  {record.note}")
-    with_modules = [record for record in report.stages if len(record.modules) > 1]
-    if with_modules:
-        lines.append(f"  Modules, {with_modules[-1].name}, the largest error made there first:")
-        worst = sorted(with_modules[-1].modules, key=lambda m: m.made_here_db)
-        lines += [
-            f"    {m.made_here_db:6.1f} dB made here, {m.sqnr_db:6.1f} dB in all  {m.module}"
-            for m in worst[:10]
-        ]
-        lines += [f"    and {len(worst) - 10} more, see --json"] if len(worst) > 10 else []
-    return "\n".join(lines)

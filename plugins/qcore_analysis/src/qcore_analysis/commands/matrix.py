@@ -55,10 +55,16 @@ def matrix(
         options.setdefault(backend, {})[key] = value
     samples, others = both_sets(calibration, data, batch=batch, pictures=pictures)
 
+    taken: list[float] = []
+    rows = len(names) * max(len(scheme or ()), 1)
+
     def tell(row: BackendRow) -> None:
+        taken.append(row.seconds)
         if not quiet:
             came = f"failed, {row.failure}" if row.failure else "done"
-            typer.echo(f"{row.backend}: {came} ({row.seconds:.1f} s)", err=True)
+            left = sum(taken) / len(taken) * (rows - len(taken))
+            rest = f"; {len(taken)} of {rows}, {left:.0f} s left" * (len(taken) < rows)
+            typer.echo(f"{row.backend}: {came} ({row.seconds:.1f} s{rest})", err=True)
 
     report = compare_backends(
         load_model(model),

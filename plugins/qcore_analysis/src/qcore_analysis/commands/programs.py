@@ -34,10 +34,13 @@ def run(
     from torch.utils._pytree import tree_leaves
 
     from qcore import LoweredProgram
-    from qcore_analysis.samples import load_data
+    from qcore_analysis.progress import stage
+    from qcore_analysis.samples import executed, load_data
 
     loaded = LoweredProgram.load(program)
-    outputs = loaded.run_many(load_data(inputs, batch=batch, pictures=pictures))
+    samples = load_data(inputs, batch=batch, pictures=pictures)
+    with stage("executing", quiet) as over:
+        outputs = executed(loaded, samples, over)
     flat = [tree_leaves(one) for one in outputs]
     if output is not None:
         _write(output, flat)
@@ -65,16 +68,19 @@ def verify(
     from qcore import LoweredProgram
     from qcore_analysis.measures import distance_of
     from qcore_analysis.models import load_model
-    from qcore_analysis.samples import called, load_data, taken_by_the_model
+    from qcore_analysis.progress import stage
+    from qcore_analysis.samples import called, executed, load_data, taken_by_the_model
 
     loaded, model = LoweredProgram.load(program), load_model(against)
     samples = load_data(data, batch=batch, pictures=pictures)
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     expected = []
-    for index, sample in enumerate(samples):
-        with torch.no_grad(), taken_by_the_model(index):
-            expected.append(called(module, sample))
-    found = distance_of(expected, loaded.run_many(samples))
+    with stage("running the float model", quiet) as over:
+        for index, sample in enumerate(over(samples)):
+            with torch.no_grad(), taken_by_the_model(index):
+                expected.append(called(module, sample))
+    with stage("executing", quiet) as over:
+        found = distance_of(expected, executed(loaded, samples, over))
     ok = found.sqnr_db >= min_sqnr
     top1 = "" if found.top1 is None else f", top-1 agreement {found.top1:.3f}"
     text = (
@@ -105,11 +111,13 @@ def bench(
 ) -> None:
     """Time a program inside the process that runs it."""
     from qcore import LoweredProgram
+    from qcore_analysis.progress import stage
     from qcore_analysis.samples import called, load_data
 
     loaded = LoweredProgram.load(program)
     sample = load_data(inputs, batch=batch, pictures=pictures)[0] if inputs else _random(loaded)
-    latency = called(partial(loaded.benchmark, runs=runs, warmup=warmup), sample)
+    with stage(f"{warmup + runs} runs", quiet):
+        latency = called(partial(loaded.benchmark, runs=runs, warmup=warmup), sample)
     answer(f"{loaded.backend}: {latency}", attrs.asdict(latency), as_json, quiet)
 
 

@@ -96,9 +96,7 @@ def quantize(
         others = load_data(data, batch=chosen.batch, pictures=chosen.pictures) if data else samples
     compare_on = others[:_COMPARED] if report or node_data else ()
     chosen.check_made_with(loaded, samples)
-    with stage("quantizing and lowering", quiet or bool(compare_on)):  # Comparing has its own.
-        progress = False if quiet else None
-        made = chosen.make(loaded, samples, progress=progress, compare_on=compare_on)
+    made = chosen.make(loaded, samples, progress=False if quiet else None, compare_on=compare_on)
     if output.suffix == ".qpt2" and made.result is not None:
         made.result.save(output)
     else:
@@ -107,7 +105,8 @@ def quantize(
     if save_recipe is not None:
         used.save(save_recipe)
     if report is not None:
-        write_html(report, chosen.model, made, used, compare_on, unseen=bool(data))
+        with stage("writing the page", quiet) as over:
+            write_html(report, chosen.model, made, used, over(compare_on), unseen=bool(data))
     if node_data is not None:
         write_node_data(node_data, made)
     answered = {
@@ -136,6 +135,7 @@ def explain(
     """Say what would be quantized, what not and why; nothing is calibrated."""
     import qcore
     from qcore_analysis.models import example_inputs, load_model
+    from qcore_analysis.progress import stage
     from qcore_analysis.samples import load_data
 
     chosen = chosen_recipe(
@@ -158,7 +158,8 @@ def explain(
         example: Any = load_data(data, batch=chosen.batch, pictures=chosen.pictures)[0]
     else:
         example = example_inputs(loaded, tuple(input_shape or ()))
-    report = qcore.explain(loaded, quantizer, example)
+    with stage("capturing and annotating", quiet):
+        report = qcore.explain(loaded, quantizer, example)
     answer(report, report.to_dict(), as_json, quiet)
 
 
