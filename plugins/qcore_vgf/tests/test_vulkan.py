@@ -37,8 +37,7 @@ def machine(*devices: dict[str, object]) -> dict[str, object]:
 
 def test_the_device_here_executes_vgf_programs():
     found = find_device()
-    with vulkan_environment() as env:
-        first = vulkan._probe(env)["devices"][0]
+    first = vulkan._probe(vulkan_environment())["devices"][0]
     assert first["name"] == found.name
     assert set(NATIVE) <= set(first["extensions"])
 
@@ -62,8 +61,11 @@ def test_the_graph_layer_is_found_before_the_tensor_layer(tmp_path):
 def test_a_device_with_arms_extensions_is_used_without_layers(monkeypatch):
     answer_probe(monkeypatch, machine(device(*NATIVE)))
     assert not find_device().emulated
-    with vulkan_environment() as env:
-        assert env == {}
+    assert vulkan_environment() == {}
+
+
+def test_sessions_share_an_environment_and_so_the_process_that_they_are_forked_from():
+    assert vulkan_environment() == vulkan_environment() != {}
 
 
 def test_a_device_that_is_not_the_first_is_made_the_first(monkeypatch, tmp_path):

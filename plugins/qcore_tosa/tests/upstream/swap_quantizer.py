@@ -232,8 +232,8 @@ def main() -> int:
     cases = [str(folder / argument) for argument in arguments if "::" in argument]
     rest = [argument for argument in arguments if "::" not in argument]
     command = [sys.executable, "-m", "pytest", *options, *(cases or [str(folder)]), *rest]
-    with vulkan_environment() as env:
-        return subprocess.run(command, env={**os.environ, **env}, check=False).returncode
+    env = {**os.environ, **vulkan_environment()}
+    return subprocess.run(command, env=env, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -40,7 +40,6 @@ class VgfRunner(ExecuTorchRunner):
             RuntimeExecutionError: The bytes are no complete program, or the runtime refuses it.
             RuntimeCrashError: The child died while it loaded the program.
         """
-        with vulkan_environment() as env:
-            runner = attrs.evolve(self, env={**env, **self.env})
-            with ExecuTorchRunner.session(runner, buffer) as session:
-                yield session
+        runner = attrs.evolve(self, env={**vulkan_environment(), **self.env})
+        with ExecuTorchRunner.session(runner, buffer) as session:
+            yield session

@@ -8,8 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -99,7 +98,7 @@ class Emulation:
         for in; each manifest gets a folder of its own, with the library's full path in it.
 
         Args:
-            folder: An empty folder, which has to outlive the process.
+            folder: Where they go, which has to outlive the process.
 
         Returns:
             The environment variables that switch the layers on.
@@ -111,7 +110,7 @@ class Emulation:
             library = self.libraries / Path(manifest["layer"]["library_path"]).name
             manifest["layer"]["library_path"] = str(library)
             own = folder / layer
-            own.mkdir()
+            own.mkdir(exist_ok=True)
             (own / source.name).write_text(json.dumps(manifest), encoding="utf-8")
             folders.append(str(own))
             names.append(manifest["layer"]["name"])
@@ -125,30 +124,26 @@ def _joined(*paths: str | None) -> str:
     return os.pathsep.join(path for path in paths if path)
 
 
-@contextmanager
-def vulkan_environment() -> Iterator[dict[str, str]]:
+def vulkan_environment() -> dict[str, str]:
     """Provide the environment in which a child process finds a device for VGF programs.
 
-    Yields:
-        Environment variables; what they point to exists as long as the context.
+    Returns:
+        Environment variables; what they point to exists as long as this process.
 
     Raises:
         RuntimeUnavailableError: Something is missing; the message says what to install.
     """
     device = find_device()
-    with _environment(device.manifest, device.emulated) as env:
-        yield env
+    return _environment(device.manifest, device.emulated)
 
 
-@contextmanager
-def _environment(manifest: Path | None, emulated: bool) -> Iterator[dict[str, str]]:
+def _environment(manifest: Path | None, emulated: bool) -> dict[str, str]:
     env = {}
     if manifest is not None:
         # Loaders before 1.3.207 know the second name only; later ones prefer the first.
         env = {"VK_DRIVER_FILES": str(manifest), "VK_ICD_FILENAMES": str(manifest)}
     if not emulated:
-        yield env
-        return
+        return env
     emulation = Emulation.find()
     if emulation is None:
         raise RuntimeUnavailableError(
@@ -156,8 +151,14 @@ def _environment(manifest: Path | None, emulated: bool) -> Iterator[dict[str, st
             "the package ai_ml_emulation_layer_for_vulkan, which is not installed. Install it: "
             f'pip install "executorch[vgf]". {_WITHOUT_VULKAN}'
         )
-    with tempfile.TemporaryDirectory(prefix="qcore-vulkan-") as folder:
-        yield {**env, **emulation.write_manifests(Path(folder))}
+    return {**env, **emulation.write_manifests(Path(_folder(os.getpid()).name))}
+
+
+@cache
+def _folder(process: int) -> tempfile.TemporaryDirectory[str]:
+    # One for all sessions: children with the same environment are forked from one process.
+    del process
+    return tempfile.TemporaryDirectory(prefix="qcore-vulkan-")
 
 
 def find_device() -> VulkanDevice:
@@ -191,8 +192,7 @@ def _native_device(devices: Sequence[Mapping[str, Any]]) -> VulkanDevice:
     if _has(devices[0], _NATIVE):
         return VulkanDevice(devices[0]["name"], devices[0]["driver"], None, emulated=False)
     for manifest in _driver_manifests("*.json"):
-        with _environment(manifest, emulated=False) as env:
-            found = _probe(env)["devices"]
+        found = _probe(_environment(manifest, emulated=False))["devices"]
         if found and _has(found[0], _NATIVE):
             return VulkanDevice(found[0]["name"], found[0]["driver"], manifest, emulated=False)
     return _emulated_device()
@@ -204,8 +204,7 @@ def _emulated_device() -> VulkanDevice:
         _unavailable("Mesa's software driver for Vulkan (llvmpipe)", "mesa-vulkan-drivers")
     # One for each architecture: those of others have no device.
     for manifest in manifests:
-        with _environment(manifest, emulated=True) as env:
-            answer = _probe(env)
+        answer = _probe(_environment(manifest, emulated=True))
         if answer["devices"]:
             break
     else:
