@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import ClassVar
 
 import pytest
 from attrs import evolve
 
+import qcore
+from qcore import registry
 from qcore.testing.fuzz import Kind, Recipe, Step, linear_recipe, random_recipe, shrunk, try_recipe
 from qcore.testing.fuzz.__main__ import main
 from qcore.testing.fuzz.workers import Worker
@@ -44,6 +47,20 @@ def test_a_failure_is_shrunk_to_the_operator_that_shows_it():
 def test_a_model_that_does_not_run_in_float_says_nothing_about_a_backend():
     broken = evolve(RECIPE, steps=(Step("v0", "{0} @ {0}", ("x",)),), outputs=("v0",), output="{0}")
     assert try_recipe(broken, "none", "pt2e").kind is Kind.INVALID
+
+
+def test_a_backend_is_built_with_the_options_that_it_states_for_its_tests(toy_backend):
+    class Targeted(toy_backend):
+        conformance: ClassVar = {"options": {"target": "small"}}
+
+        def __init__(self, target: str) -> None:
+            super().__init__(target)
+
+    qcore.register_backend("targeted", Targeted)
+    outcome = try_recipe(RECIPE, "targeted", "pt2e")
+    registry.unregister_backend("targeted")
+    assert outcome.kind is Kind.REFUSED
+    assert "Nothing is quantized" in outcome.detail
 
 
 class _Deadly:

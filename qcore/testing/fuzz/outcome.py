@@ -16,6 +16,7 @@ from qcore.errors import QcoreError, RuntimeUnavailableError
 from qcore.testing.comparison import sqnr_db
 from qcore.testing.fuzz.builder import linear_recipe, random_recipe
 from qcore.testing.fuzz.recipe import Recipe
+from qcore.testing.requirements import Requirements
 
 __all__ = ["FLOWS", "Kind", "Outcome", "recipe_of", "shrunk", "try_recipe"]
 
@@ -89,7 +90,7 @@ _SCOPE = ("model", "samples", "dynamic_shapes")
 
 
 def _pt2e(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any) -> Outcome:
-    quantizer = qcore.get_quantizer(backend)
+    quantizer = _quantizer(backend)
     quantizer.set_global(_scheme(quantizer, None))
     undecided: tuple[str, ...] = ()
     try:
@@ -103,6 +104,10 @@ def _pt2e(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any
     return evolve(outcome, undecided=undecided)
 
 
+def _quantizer(backend: str) -> qcore.Quantizer:
+    return qcore.get_quantizer(backend, **Requirements.declared_by(backend).options)
+
+
 def _scheme(quantizer: Any, layer: str | None) -> str:
     """Return the first scheme that the backend executes for a kind of layer; None: in PT2E."""
     schemes = quantizer.backend.supported_schemes()
@@ -110,7 +115,7 @@ def _scheme(quantizer: Any, layer: str | None) -> str:
 
 
 def _source(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any) -> Outcome:
-    quantizer = qcore.get_quantizer(backend)
+    quantizer = _quantizer(backend)
     try:
         qcore.quantize_(model, backend, scheme=_scheme(quantizer, "linear"), group_size=32)
     except QcoreError as error:
