@@ -290,17 +290,16 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
     given = parser.parse_args()
     chosen = [a for a in ARCHITECTURES if _is_chosen(a.model, given.only)]
-    outcomes = {}
+    rows: dict[str, str] = {}
     with Worker(given.backend, "pt2e", given.timeout) as worker:
         for architecture in tqdm(chosen, disable=None, leave=False):
-            outcome = worker.outcome(architecture)
-            outcomes[architecture.model] = outcome
-            tqdm.write(_row(architecture.model, outcome))
+            rows[architecture.model] = _row(architecture.model, worker.outcome(architecture))
+            tqdm.write(rows[architecture.model])
             sys.stdout.flush()
-    print(_summary(outcomes))
-    if given.write:
-        write(given.backend, outcomes)
-    return int(any(o.kind in _FAILURES for o in outcomes.values()))
+            if given.write:
+                write(given.backend, rows)
+    print(_summary(rows))
+    return int(any(_kind(row) in _FAILURES for row in rows.values()))
 
 
 _FAILURES: Final = (Kind.STOPPED, Kind.LATE, Kind.CRASH, Kind.WRONG, Kind.BARE)
@@ -320,24 +319,30 @@ def _row(name: str, outcome: Outcome) -> str:
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
-def _summary(outcomes: dict[str, Outcome]) -> str:
-    counts = Counter(outcome.kind for outcome in outcomes.values())
+def _kind(row: str) -> Kind:
+    return Kind(row.split(" | ")[1])
+
+
+def _summary(rows: dict[str, str]) -> str:
+    counts = Counter(map(_kind, rows.values()))
     kinds = ", ".join(f"{counts[kind]} {kind}" for kind in Kind if counts[kind])
-    return f"{len(outcomes)} architectures: {kinds}."
+    return f"{len(rows)} architectures: {kinds}."
 
 
-def write(backend: str, outcomes: dict[str, Outcome]) -> None:
-    """Put the table of a backend into the page; the other backends' stay."""
-    if f"<!-- {backend} -->\n" not in PAGE.read_text(encoding="utf-8"):
-        raise SystemExit(
-            f"{PAGE.name} has no place for {backend}: add '<!-- {backend} -->' and '<!-- end -->'."
-        )
+def write(backend: str, rows: dict[str, str]) -> None:
+    """Put rows into the table of a backend; the rows of other architectures stay."""
+    start, page = f"<!-- {backend} -->\n", PAGE.read_text(encoding="utf-8")
+    if start not in page:
+        raise SystemExit(f"{PAGE.name} has no place for {backend}: add {start!r} and an end.")
+    table = page.partition(start)[2].partition("<!-- end -->")[0]
+    earlier = {row.split(" ")[1]: row for row in table.splitlines() if " | " in row}
+    names = [a.model for a in ARCHITECTURES]
+    rows = {name: row for name in names if (row := {**earlier, **rows}.get(name))}
     version = importlib.metadata.version("transformers")
     head = "| architecture | what became of it | delegates | operators outside | |"
-    rows = [_row(name, outcome) for name, outcome in outcomes.items()]
-    text = [f"{_summary(outcomes)} transformers {version}.", "", head, "|---|---|---:|---:|---|"]
-    table = "\n".join([*text, *rows, ""])
-    write_pages({PAGE: with_parts(PAGE, {backend: table})}, (), "make architectures")
+    lines = [f"{_summary(rows)} transformers {version}.", "", head, "|---|---|---:|---:|---|"]
+    text = "\n".join([*lines, *rows.values(), ""])
+    write_pages({PAGE: with_parts(PAGE, {backend: text})}, (), "make architectures")
 
 
 if __name__ == "__main__":
