@@ -1,9 +1,9 @@
-"""Making what a recipe describes."""
+"""Making a program, and what is told of it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -13,12 +13,11 @@ import qcore
 from qcore import LoweredProgram, QuantizedModel, Quantizer
 from qcore_analysis.errors import RecipeError
 from qcore_analysis.progress import stage
-from qcore_analysis.recipe import IN_FLOAT, Recipe
 from qcore_analysis.samples import as_example
 from qcore_analysis.stage_report import StageReport
 from qcore_analysis.stages import compare
 
-__all__ = ["Made", "make"]
+__all__ = ["Made", "make", "make_by_source"]
 
 
 @attrs.frozen
@@ -39,60 +38,60 @@ class Made:
 
 
 def make(
-    recipe: Recipe,
     model: Any,
+    quantizer: Quantizer,
     samples: list[Any],
     *,
-    quiet: bool,
+    algorithms: Sequence[str],
+    lowering: Mapping[str, Any],
     compare_on: Sequence[Any],
+    quiet: bool,
 ) -> Made:
-    """Quantize a model as a recipe says and lower it; as :meth:`Recipe.make`."""
-    quantizer = recipe.quantizer()
-    if recipe.is_source(quantizer):
-        return _make_by_source(recipe, model, samples, quantizer, quiet)
+    """Quantize a model and lower it; compare the stages where there is something to compare on."""
     if compare_on:
         found = compare(
             model,
             quantizer,
             samples,
             list(compare_on),
-            algorithms=recipe.algorithms,
+            algorithms=algorithms,
             execute=True,
             least_db=20.0,
-            lowering=recipe.lowering,
+            lowering=lowering,
             quiet=quiet,
         )
         assert found.program is not None
         return Made(found.program, found.result.report, found.result, found.report)
-    with stage(f"{recipe.backend}: quantizing", quiet):
+    with stage(f"{quantizer.name}: quantizing", quiet):
         progress = False if quiet else None
-        result = qcore.quantize(
-            model, quantizer, samples, algorithms=recipe.algorithms, progress=progress
-        )
-    program = _lowered(recipe, quantizer, result.model, samples, quiet)
+        result = qcore.quantize(model, quantizer, samples, algorithms=algorithms, progress=progress)
+    program = _lowered(quantizer, result.model, samples, lowering, quiet)
     return Made(program, result.report, result)
 
 
-def _make_by_source(
-    recipe: Recipe, model: Any, samples: list[Any], quantizer: Quantizer, quiet: bool
+def make_by_source(
+    model: Any,
+    quantizer: Quantizer,
+    scheme: str,
+    rules: Mapping[Any, Any],
+    samples: list[Any],
+    lowering: Mapping[str, Any],
+    quiet: bool,
 ) -> Made:
+    """Treat the weights of a module before it is captured, and lower it."""
     if not isinstance(model, torch.nn.Module):
         raise RecipeError(
-            f"{recipe.scheme or recipe.backend} quantizes weights before the model is captured, "
-            "and this model is exported already. Name a function that makes the module."
+            f"{scheme} quantizes weights before the model is captured, and this model is exported "
+            "already. Name a function that makes the module."
         )
     treated = copy.deepcopy(model)
-    scheme = recipe.scheme or quantizer.source_schemes[0].name
-    names: dict[Any, Any] = {
-        r.name: None if r.scheme == IN_FLOAT else r.scheme for r in recipe.rules
-    }
-    with stage(f"{recipe.backend}: quantizing", quiet):
-        report = qcore.quantize_(treated, quantizer, scheme, rules=names or None)
-    return Made(_lowered(recipe, quantizer, treated, samples, quiet), report, None)
+    with stage(f"{quantizer.name}: quantizing", quiet):
+        report = qcore.quantize_(treated, quantizer, scheme, rules=dict(rules) or None)
+    return Made(_lowered(quantizer, treated, samples, lowering, quiet), report, None)
 
 
 def _lowered(
-    recipe: Recipe, quantizer: Quantizer, model: Any, samples: list[Any], quiet: bool
+    quantizer: Quantizer, model: Any, samples: list[Any], lowering: Mapping[str, Any], quiet: bool
 ) -> LoweredProgram:
-    with stage(f"{recipe.backend}: lowering", quiet):
-        return quantizer.lower(model, as_example(samples[0]), **recipe.lowering)
+    with stage(f"{quantizer.name}: lowering", quiet):
+        return quantizer.lower(model, as_example(samples[0]), **lowering)

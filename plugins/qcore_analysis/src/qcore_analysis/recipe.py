@@ -240,9 +240,22 @@ class Recipe:
         Raises:
             QcoreError: As ``qcore.quantize`` and ``quantizer.lower``.
         """
-        from qcore_analysis.making import make
+        from qcore_analysis.making import make, make_by_source
 
-        return make(self, model, samples, quiet=progress is False, compare_on=compare_on)
+        quantizer, quiet = self.quantizer(), progress is False
+        if self.is_source(quantizer):
+            scheme = self.scheme or quantizer.source_schemes[0].name
+            rules = {r.name: None if r.scheme == IN_FLOAT else r.scheme for r in self.rules}
+            return make_by_source(model, quantizer, scheme, rules, samples, self.lowering, quiet)
+        return make(
+            model,
+            quantizer,
+            samples,
+            algorithms=self.algorithms,
+            lowering=self.lowering,
+            compare_on=compare_on,
+            quiet=quiet,
+        )
 
 
 def recipe_schema() -> dict[str, Any]:
