@@ -54,6 +54,44 @@ def test_an_error_names_a_file_with_what_libraries_said_meanwhile(
     HIDDEN.clear()
 
 
+NOISY = """
+import os, subprocess, sys
+from qcore.cli import app
+from qcore.errors import QcoreError
+
+@app.app.command("noisy")
+def noisy():
+    os.write(2, b"native words\\n")
+    subprocess.run([sys.executable, "-c", "import sys; print('a child', file=sys.stderr)"])
+    print("Python's words", file=sys.stderr)
+    if os.environ["ENDS_IN"] == "crash":
+        os.abort()
+    raise QcoreError("no luck")
+
+app.run()
+"""
+
+
+def noisy(argument: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", NOISY, "noisy"]
+    environ = {**os.environ, "TMPDIR": str(folder), "ENDS_IN": argument}
+    return subprocess.run(command, env=environ, capture_output=True, text=True)
+
+
+def test_what_native_code_and_children_write_goes_to_the_log_file(tmp_path: Path) -> None:
+    done = noisy("", tmp_path)
+    (log,) = tmp_path.iterdir()
+    assert log.read_text() == "native words\na child\n"
+    shown = f"Python's words\nqcore: no luck\nWhat the libraries said meanwhile: {log}\n"
+    assert (done.returncode, done.stderr) == (1, shown)
+
+
+def test_a_crash_of_the_command_itself_is_shown(tmp_path: Path) -> None:
+    done = noisy("crash", tmp_path)
+    assert "Fatal Python error: Aborted" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_answers_in_less_than_a_third_of_a_second() -> None:
     def seconds() -> float:
         before = os.times()

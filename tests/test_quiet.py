@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ import torch
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 import qcore
+from qcore.lowering import ChildProcess
 from qcore.quantizer import Quantizer
-from qcore.quiet import quiet, spared_gc
+from qcore.quiet import HIDDEN, quiet, spared_gc
 
 # As of a library: its module decides what a warning points at, its name what a record is of.
 _LIBRARY: dict[str, Any] = {"__name__": "torchao.somewhere"}
@@ -125,3 +127,18 @@ def test_threads_that_overlap_leave_warnings_and_the_garbage_collector_as_they_w
         for index in (first_to_leave, 1 - first_to_leave):
             threads[index].submit(stacks[index].close).result(timeout=10)
     assert (list(warnings.filters), gc.get_threshold(), gc.get_freeze_count()) == before
+
+
+def test_what_a_child_process_says_is_kept_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chatty.py").write_text(
+        "import sys; from qcore.lowering.serving import serve\n"
+        "print('words of a runtime', file=sys.stderr)\n"
+        "serve(sys.argv[1:], lambda folder, config: {})"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    HIDDEN.clear()
+    ChildProcess("chatty", files={}, config={}, env={}, timeout_s=60).close()
+    assert list(HIDDEN) == ["words of a runtime"]
+    HIDDEN.clear()

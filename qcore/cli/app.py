@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from qcore.cli.commands import CommandGroup
+from qcore.cli.log import native_noise_hidden
 from qcore.cli.options import AsJson, Quiet, answer
 from qcore.errors import QcoreWarning
 from qcore.registry import NO_BACKEND, backends
@@ -87,4 +88,5 @@ def run() -> None:
             shown(message, category, *where, **more)
 
     warnings.showwarning = show
-    app(prog_name="qcore")
+    with native_noise_hidden():
+        app(prog_name="qcore")

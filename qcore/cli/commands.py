@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import tempfile
 from functools import cached_property
 from typing import Any, Final
 
@@ -12,6 +10,7 @@ import importlib_metadata
 import typer
 from typer.core import TyperGroup
 
+from qcore.cli.log import written_log
 from qcore.errors import QcoreError, near_misses
 
 __all__ = ["COMMANDS", "CommandGroup"]
@@ -67,23 +66,8 @@ class CommandGroup(TyperGroup):
             if error.errno != errno.ENOSPC:
                 raise
             message = f"{error}. Free some space there, or set TMPDIR to a folder that has some."
-        typer.echo(f"qcore: {message}{_log()}", err=True)
+        typer.echo(f"qcore: {message}{written_log()}", err=True)
         raise typer.Exit(1)
-
-
-def _log() -> str:
-    """Write what libraries said and was hidden into a file; return a line that names it."""
-    from qcore.quiet import HIDDEN
-
-    if not HIDDEN:
-        return ""
-    try:
-        handle, path = tempfile.mkstemp(prefix="qcore-", suffix=".log")
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write("\n".join(HIDDEN) + "\n")
-    except OSError:  # The error itself matters more.
-        return ""
-    return f"\nWhat the libraries said meanwhile: {path}"
 
 
 def _command(name: str, points: list[importlib_metadata.EntryPoint]) -> Any:

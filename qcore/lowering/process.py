@@ -20,10 +20,11 @@ from typing import Any, ClassVar, NoReturn
 
 from qcore.errors import RuntimeCrashError, RuntimeExecutionError, RuntimeUnavailableError
 from qcore.lowering.forkserver import Forked, ForkServer
+from qcore.quiet import HIDDEN
 
 __all__ = ["ChildProcess"]
 
-_TAIL_LINES = 8
+_LOG, _TAIL_LINES = "child.log", 8
 _LOCK = threading.Lock()
 _SERVERS: dict[Hashable, ForkServer] = {}
 
@@ -79,7 +80,7 @@ class ChildProcess:
         self._pending = b""
         self._log_at = 0
         self.folder = Path(tempfile.mkdtemp(prefix="qcore-run-"))
-        self._log = self.folder / "child.log"
+        self._log = self.folder / _LOG
         try:
             for name, content in files.items():
                 (self.folder / name).write_bytes(content)
@@ -89,7 +90,7 @@ class ChildProcess:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
         self.close = weakref.finalize(
-            self, _end, self._process, (self._answers, self._lifeline), self.folder
+            self, _end, self._process, (self._answers, self._lifeline), self.folder, self.noise
         )
         try:
             reply = self._read("start")
@@ -224,12 +225,13 @@ class ChildProcess:
         return RuntimeExecutionError(f"{reply['text']}{self._tail()}")
 
     def _tail(self) -> str:
-        with self._log.open("rb") as log:
-            log.seek(self._log_at)
-            text = log.read().decode("utf-8", errors="replace")
-        lines = [line for line in text.splitlines() if line.strip()]
-        lines = [line for line in lines if not line.startswith(self.noise)][-_TAIL_LINES:]
+        lines = _said(self._log, self._log_at, self.noise)[-_TAIL_LINES:]
         return "".join(f"\n  | {line}" for line in lines)
+
+
+def _said(log: Path, start: int, noise: tuple[str, ...]) -> list[str]:
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    return [line for line in text.splitlines() if line.strip() and not line.startswith(noise)]
 
 
 def _kill(process: Forked) -> None:
@@ -242,8 +244,12 @@ def _kill(process: Forked) -> None:
     process.wait()
 
 
-def _end(process: Forked, descriptors: tuple[int, ...], folder: Path) -> None:
+def _end(
+    process: Forked, descriptors: tuple[int, ...], folder: Path, noise: tuple[str, ...]
+) -> None:
     _kill(process)
+    with contextlib.suppress(OSError):
+        HIDDEN.extend(_said(folder / _LOG, 0, noise))
     # A request that the child never read may still be buffered.
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()

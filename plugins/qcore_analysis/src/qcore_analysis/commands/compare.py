@@ -21,6 +21,7 @@ from qcore_analysis.commands.options import (
     SomeBackend,
     both_sets,
     chosen_recipe,
+    load_torch,
 )
 
 __all__ = ["compare"]
@@ -44,6 +45,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Say where accuracy goes, stage by stage and module by module."""
+    load_torch(quiet)
     from qcore_analysis.models import load_model
     from qcore_analysis.stages import compare_stages
 

@@ -14,6 +14,7 @@ from qcore_analysis.commands.options import (
     Model,
     Pictures,
     both_sets,
+    load_torch,
     settings,
 )
 from qcore_analysis.errors import InputError
@@ -39,6 +40,7 @@ def matrix(
     quiet: Quiet = False,
 ) -> None:
     """Compare backends: a row for each, a failure is a row with its reason."""
+    load_torch(quiet)
     from qcore_analysis.backends import BackendRow, compare_backends
     from qcore_analysis.models import load_model
 

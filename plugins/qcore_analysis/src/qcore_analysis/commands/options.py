@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "SomeBackend",
     "both_sets",
     "chosen_recipe",
+    "load_torch",
     "settings",
 ]
 
@@ -129,6 +131,14 @@ def chosen_recipe(
         options={**base.options, **settings(option)},
         rules=(*base.rules, *added),
     )
+
+
+def load_torch(quiet: bool) -> None:
+    """Import what takes seconds, and say so; before the modules that need it."""
+    from qcore_analysis.progress import stage
+
+    with stage("loading PyTorch", quiet):
+        import_module("torch")
 
 
 def both_sets(

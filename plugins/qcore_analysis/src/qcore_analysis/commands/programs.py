@@ -10,7 +10,7 @@ import attrs
 import typer
 
 from qcore.cli.options import AsJson, Quiet, answer
-from qcore_analysis.commands.options import Batch, Data, Pictures
+from qcore_analysis.commands.options import Batch, Data, Pictures, load_torch
 from qcore_analysis.errors import InputError
 
 __all__ = ["bench", "run", "verify"]
@@ -31,6 +31,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a program on data."""
+    load_torch(quiet)
     from torch.utils._pytree import tree_leaves
 
     from qcore import LoweredProgram
@@ -63,6 +64,7 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Compare a program with its float model; exit status 1 where it is too far away."""
+    load_torch(quiet)
     import torch
 
     from qcore import LoweredProgram
@@ -110,6 +112,7 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Time a program inside the process that runs it."""
+    load_torch(quiet)
     from qcore import LoweredProgram
     from qcore_analysis.progress import stage
     from qcore_analysis.samples import called, load_data

@@ -22,6 +22,7 @@ from qcore_analysis.commands.options import (
     Shapes,
     SomeBackend,
     chosen_recipe,
+    load_torch,
 )
 from qcore_analysis.errors import InputError
 
@@ -59,6 +60,7 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Quantize a model and write a program for a backend."""
+    load_torch(quiet)
     from qcore_analysis.models import load_model
     from qcore_analysis.page import write_html, write_node_data
     from qcore_analysis.progress import stage
@@ -133,6 +135,7 @@ def explain(
     quiet: Quiet = False,
 ) -> None:
     """Say what would be quantized, what not and why; nothing is calibrated."""
+    load_torch(quiet)
     import qcore
     from qcore_analysis.models import example_inputs, load_model
     from qcore_analysis.progress import stage
