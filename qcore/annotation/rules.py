@@ -154,7 +154,7 @@ def product_scale_bias(
 def _product_scale(observers: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     scales = [observer.calculate_qparams()[0] for observer in observers]
     scale = (scales[0] * scales[1]).to(torch.float32)
-    return scale, torch.zeros_like(scale, dtype=torch.int32)
+    return scale, torch.zeros_like(scale, dtype=torch.int64)  # as those of weights
 
 
 @frozen

@@ -137,6 +137,19 @@ def test_a_program_with_stray_nodes_still_runs(stray):
     torch.testing.assert_close(program.run(x), expected)
 
 
+class Max(torch.nn.Module):
+    def forward(self, x):
+        return torch.max(x, -1), x
+
+
+def test_outputs_of_torchs_own_tuple_types_come_back_as_these():
+    x = torch.randn(2, 3)
+    program = lower(torch.export.export(Max(), (x,)), (x,), partitioners=[])
+    largest, same = program.run(x)
+    assert isinstance(largest, torch.return_types.max)
+    torch.testing.assert_close((*largest, same), (*torch.max(x, -1), x))
+
+
 def test_an_exported_program_is_lowered_as_captured_and_left_alone(exported, program, sample):
     before = [(node.name, sorted(node.meta)) for node in exported.graph.nodes]
     lowered = lower(exported, None)

@@ -119,16 +119,19 @@ def test_no_clamp_is_fused_with_16_bit_activations_whose_range_is_symmetric() ->
     range_out_of(node_of(graph, aten.relu.default))
 
 
-@pytest.mark.parametrize(("groups", "axis"), [(1, 1), (4, 0)])
-def test_transposed_convolutions_have_their_scales_along_the_outputs(
-    groups: int, axis: int
-) -> None:
-    graph = converted(nn.ConvTranspose2d(4, 4, 3, groups=groups), torch.randn(1, 4, 5, 5))
+def test_transposed_convolutions_have_their_scales_along_the_outputs() -> None:
+    graph = converted(nn.ConvTranspose2d(4, 4, 3), torch.randn(1, 4, 5, 5))
     weight = node_of(graph, aten.conv_transpose2d.input).args[1]
-    assert weight.args[3] == axis
+    assert weight.args[3] == 1
 
 
-@pytest.mark.parametrize(("outputs", "groups"), [(6, 2), (8, 4)])
+def test_zero_points_are_all_int64_which_is_what_kernels_outside_of_delegates_read() -> None:
+    graph = converted(nn.Conv2d(3, 4, 3), IMAGE)
+    zero_points = [v for name, v in graph.named_buffers() if "zero_point" in name]
+    assert [value.dtype for value in zero_points] == [torch.int64, torch.int64]
+
+
+@pytest.mark.parametrize(("outputs", "groups"), [(6, 2), (8, 4), (4, 4)])
 def test_grouped_transposed_convolutions_take_one_scale_for_the_tensor(
     outputs: int, groups: int
 ) -> None:

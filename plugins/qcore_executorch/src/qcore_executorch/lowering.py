@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import attrs
+from torch.utils import _pytree as pytree
 
 from qcore.compat.torch import TRACING
 from qcore.errors import LoweringError, QcoreError
@@ -97,6 +98,7 @@ class ExecuTorchLowering:
                 exported = self.rewritten(program)
                 name_origins(exported)
             inputs, outputs = program_specs(exported)
+            structure = _flat_if_unwritable(exported)
             if self.executorch_config is None:
                 _require_bounds(inputs, self.backend)
             with clock.stage("partition"), stated_reasons() as reasons:
@@ -131,7 +133,7 @@ class ExecuTorchLowering:
                 runner=runner,
                 inputs=inputs,
                 outputs=outputs,
-                structure=exported.call_spec.out_spec,
+                structure=structure,
                 suffix=PTE.suffix,
             )
         )
@@ -269,6 +271,20 @@ def _root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def _flat_if_unwritable(program: ExportedProgram) -> Any:
+    """Return the structure of the outputs; make it flat where a ``.pte`` has no words for it.
+
+    Torch registers what ``torch.max`` and others return without a name to write it down by.
+    """
+    structure = program.call_spec.out_spec
+    try:
+        pytree.treespec_dumps(structure)
+    except NotImplementedError:
+        flat = pytree.tree_structure((0,) * structure.num_leaves)
+        program.module_call_graph[0].signature.out_spec = flat
+    return structure
 
 
 def _require_bounds(inputs: Sequence[TensorSpec], backend: str) -> None:

@@ -8,11 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcore.annotation import OperatorMatch, Rejection, convolution_groups, without_float32
-from qcore.annotation.checks import (
-    fits_histogram,
-    static_weight,
-    weight_shape,
-)
+from qcore.annotation.checks import fits_histogram, static_weight
 from qcore.graph import argument_of, each_dimension
 from qcore.schemes import PER_CHANNEL, QuantizationConfig
 
@@ -57,17 +53,18 @@ def constant_weight_if_dynamic(
 def one_axis_of_channels(
     match: OperatorMatch, config: QuantizationConfig, model: GraphModule
 ) -> Rejection | None:
-    """Reject per-channel scales for grouped transposed convolutions that are not depthwise.
+    """Reject per-channel scales for grouped transposed convolutions.
 
-    Their output channels lie along two dimensions of the weight, and a scale belongs to one.
+    Their output channels lie along two dimensions of the weight, and a scale belongs to one;
+    ExecuTorch's partitioner leaves those out whose channels do not (depthwise ones), too.
     """
     del model
-    groups, shape = convolution_groups(match.root), weight_shape(match)
+    groups = convolution_groups(match.root)
     per_channel = config.weight is not None and config.weight.qscheme in PER_CHANNEL
-    if not per_channel or shape is None or groups == 1 or shape[:2] == (groups, 1):
+    if not per_channel or groups == 1:
         return None
     return Rejection(
-        f"a transposed convolution with groups={groups} has no dimension of output channels",
+        f"a transposed convolution with groups={groups} takes one scale for its whole weight",
         "Give it a per-tensor configuration, such as '8a8w per-tensor'.",
     )
 
