@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 from tqdm import tqdm
 
@@ -28,6 +28,8 @@ from qcore.testing.support import with_parts, write_pages
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 TOKENS, VOCABULARY, SIDE = 12, 96, 32
 Inputs = dict[str, torch.Tensor]
+# What tokens are on a backend that has no 64-bit integers.
+_INTEGERS: Final = {"ethosu": torch.int32}
 
 # Sizes under the names that most configurations have.
 _TEXT: Final = {
@@ -159,6 +161,7 @@ class Architecture:
     draw: Callable[[], Inputs]
     configuration: str = ""
     seed: int = 0
+    integers: torch.dtype = torch.int64
 
     def build(self) -> dict[str, Any]:
         """Return the model with random weights, and three samples."""
@@ -173,8 +176,11 @@ class Architecture:
             mean = float(parameter.detach().mean()) if parameter.dim() < 2 else 0.0
             width = parameter[0].numel() if parameter.dim() > 1 else 150
             nn.init.normal_(parameter, mean, (1.5 / width) ** 0.5)
-        samples = [self.draw() for _ in range(3)]
+        samples = [{k: self._sized(v) for k, v in self.draw().items()} for _ in range(3)]
         return {"model": Main(model), "samples": samples, "dynamic_shapes": None}
+
+    def _sized(self, value: torch.Tensor) -> torch.Tensor:
+        return value if value.is_floating_point() else value.to(self.integers)
 
 
 class Main(nn.Module):
@@ -293,7 +299,9 @@ def main() -> int:
     rows: dict[str, str] = {}
     with Worker(given.backend, "pt2e", given.timeout) as worker:
         for architecture in tqdm(chosen, disable=None, leave=False):
-            rows[architecture.model] = _row(architecture.model, worker.outcome(architecture))
+            integers = _INTEGERS.get(given.backend, torch.int64)
+            outcome = worker.outcome(evolve(architecture, integers=integers))
+            rows[architecture.model] = _row(architecture.model, outcome)
             tqdm.write(rows[architecture.model])
             sys.stdout.flush()
             if given.write:

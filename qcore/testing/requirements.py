@@ -40,6 +40,8 @@ class Requirements:
         lowers: Whether ``lower`` works where the suite runs. If not, it raises a ``QcoreError``
             that says what is missing.
         lower_options: Options of ``lower`` that the suite passes.
+        run_options: Options of ``run`` for random models, such as those of an executor that is
+            faster than the one which the suite asks.
         delegates: Whether the backend's compiler takes quantized operators: the report lists them
             as delegated. If not, they are computed in float, between quantize and dequantize
             nodes, and listed as undelegated.
@@ -70,6 +72,7 @@ class Requirements:
     partial: bool = True
     lowers: bool = True
     lower_options: Mapping[str, Any] = field(factory=dict, converter=_copied)
+    run_options: Mapping[str, Any] = field(factory=dict, converter=_copied)
     delegates: bool = True
     runs: bool = True
     verifies: bool = False

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
+import torch
 from attrs import evolve
 
 import qcore
-from qcore import registry
+from qcore import LoweredProgram, registry
+from qcore.report import LoweringReport
 from qcore.testing.fuzz import Kind, Recipe, Step, linear_recipe, random_recipe, shrunk, try_recipe
 from qcore.testing.fuzz.__main__ import main
 from qcore.testing.fuzz.workers import Worker
@@ -49,17 +51,27 @@ def test_a_model_that_does_not_run_in_float_says_nothing_about_a_backend():
     assert try_recipe(broken, "none", "pt2e").kind is Kind.INVALID
 
 
-def test_a_backend_is_built_with_the_options_that_it_states_for_its_tests(toy_backend):
+class _Program(LoweredProgram):
+    def run(self, x: torch.Tensor, *, fast: bool = False) -> Any:
+        assert fast
+        return x.abs().sum(-1) + 1, x.abs()
+
+
+def test_a_backend_is_built_and_run_with_the_options_that_it_states_for_its_tests(toy_backend):
     class Targeted(toy_backend):
-        conformance: ClassVar = {"options": {"target": "small"}}
+        conformance: ClassVar = {"options": {"target": "small"}, "run_options": {"fast": True}}
 
         def __init__(self, target: str) -> None:
             super().__init__(target)
 
+        @qcore.hookimpl
+        def lower(self, program: Any, options: Any) -> Any:
+            return _Program(b"", "targeted", LoweringReport("targeted"))
+
     qcore.register_backend("targeted", Targeted)
     outcome = try_recipe(RECIPE, "targeted", "pt2e")
     registry.unregister_backend("targeted")
-    assert outcome.detail == "QcoreError: toy lowers nothing"
+    assert outcome.kind is Kind.RIGHT
 
 
 class _Deadly:

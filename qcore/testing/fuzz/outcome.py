@@ -141,7 +141,7 @@ def _lowered(seed: int, quantizer: Any, model: Any, samples: Any, dynamic_shapes
     sample = samples[1]
     try:
         arguments = tuple(sample.values()) if isinstance(sample, dict) else sample
-        output = program.run(*arguments)
+        output = program.run(*arguments, **Requirements.declared_by(quantizer.name).run_options)
     except RuntimeUnavailableError:
         return evolve(made, detail="not executed here")
     except QcoreError as error:

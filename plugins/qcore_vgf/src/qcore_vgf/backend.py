@@ -32,6 +32,7 @@ class VgfBackend(TosaBackend):
 
     name: ClassVar[str] = "vgf"
     conformance: ClassVar[Mapping[str, Any]] = {
+        "run_options": {"reference": True},
         "dynamic_shapes": False,
         "lowers_operators": False,
         "wide_ranges": False,
