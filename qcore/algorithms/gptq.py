@@ -1,9 +1,9 @@
 """GPTQ: round the columns of a weight one after the other, each making up for those before it.
 
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers", ICLR 2023, algorithm 1. Scales are by squared error, each column's weighted with how
-large its input is, and chosen before the first column is rounded: so columns may be taken in any
-order, and every layout of groups stays as it is.
+Transformers", ICLR 2023, algorithm 1. Scales are by squared error, each column's weighted with
+what is left of its input when the columns behind it are known, and chosen before the first column
+is rounded: so columns may be taken in any order, and every layout of groups stays as it is.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ class Gptq(WeightAlgorithm):
     Attributes:
         damping: What is added to the diagonal of the inputs' second moment, as a share of its mean.
         reorder: Take the columns with the largest inputs first.
+        equalizes: Even out the columns of layers behind a norm first.
     """
 
     name: ClassVar[str] = "gptq"
     uses_samples: ClassVar[bool] = True
     damping: float = 0.01
     reorder: bool = True
+    equalizes: bool = True
 
     def choose(
         self, weight: torch.Tensor, grid: WeightGrid, moment: torch.Tensor | None
@@ -42,16 +44,15 @@ class Gptq(WeightAlgorithm):
         """Choose scales, then integers column by column; without a moment, as ``"mse"`` does."""
         if moment is None:
             return SquaredError().choose(weight, grid, None)
-        importance = moment.diagonal()
-        # A column whose input was always 0 has no say in what the others make up for.
-        seen = importance > 0
+        diagonal = moment.diagonal()
+        order = diagonal.argsort(descending=True) if self.reorder else torch.arange(len(diagonal))
+        factor = _inverse_factor(moment[order][:, order], self.damping)
+        back = order.argsort()
         exact = weight.detach().float()
-        scales = best_scales(exact, grid, torch.where(seen, importance, importance.mean() * 1e-3))
+        # What an error costs when the columns behind it have made up for it as well as they can.
+        scales = best_scales(exact, grid, factor.diagonal().pow(-2)[back])
         by_column = scales.repeat_interleave(grid.group, 1)
-        order = importance.argsort(descending=True) if self.reorder else torch.arange(len(seen))
-        factor = _inverse_factor(moment[order][:, order], seen[order], self.damping)
-        values = _rounded(exact[:, order], by_column[:, order], grid, factor)
-        return values[:, order.argsort()], scales
+        return _rounded(exact[:, order], by_column[:, order], grid, factor)[:, back], scales
 
 
 def _rounded(
@@ -74,19 +75,17 @@ def _rounded(
     return values
 
 
-def _inverse_factor(moment: torch.Tensor, seen: torch.Tensor, damping: float) -> torch.Tensor:
+def _inverse_factor(moment: torch.Tensor, damping: float) -> torch.Tensor:
     """Return the upper Cholesky factor of the inverse of the damped moment."""
     moment = moment.clone()
     diagonal = moment.diagonal()
-    mean = diagonal[seen].mean() if bool(seen.any()) else torch.ones(())
-    diagonal[~seen] = mean
+    mean = float(diagonal.mean()) or 1.0
     added = damping * mean
     while True:
         diagonal += added
         lower, failed = torch.linalg.cholesky_ex(moment)
         if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
                 return upper
-        added = 10 * added.clamp(min=1e-6 * float(mean))
+        added = 10 * max(added, 1e-6 * mean)

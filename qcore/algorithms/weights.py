@@ -44,10 +44,13 @@ class WeightAlgorithm:
     Attributes:
         name: Its name, as in ``qcore.quantize_(..., algorithm="gptq")``.
         uses_samples: Whether it wants to know the layer's inputs: ``calibration_data`` is required.
+        equalizes: With samples: whether the columns of layers behind a norm are evened out before,
+            by factors that the norm's weight takes up.
     """
 
     name: ClassVar[str]
     uses_samples: ClassVar[bool] = False
+    equalizes: bool = False
 
     def choose(
         self, weight: torch.Tensor, grid: WeightGrid, moment: torch.Tensor | None

@@ -19,6 +19,7 @@ from qcore.errors import CalibrationError, SelectionError, UnsupportedSchemeErro
 from qcore.names import look_up
 from qcore.report import LayerRecord, SourceReport
 from qcore.schemes import LayerScheme
+from qcore.source.equalizing import equalize
 from qcore.source.modules import model_bytes, stored_bytes, stored_weight
 from qcore.source.planning import LayerPlan, Planner
 from qcore.source.rules import FilterFunction, Layers, Rules, RuleSet
@@ -199,6 +200,8 @@ def _apply(
     shared: dict[str, str] = {}
     groups = [group for group in tied_layers(plans) if any(plan.scheme for plan in group)]
     with in_mode(model, training=False):
+        if data is not None and algorithm.equalizes:
+            equalize(model, plans, data.first)
         for group, moment in staged(model, groups, data):
             owners = _other_owners(model, group)
             shared.update(quantize_layers(group, algorithm, moment))
