@@ -171,6 +171,22 @@ def test_an_embedding_and_a_tied_head_share_what_squared_error_chose():
     )
     assert report["head"].tied_with == "embed"
     assert model.head.weight.qdata.data_ptr() == model.embed.weight.qdata.data_ptr()
+    assert report["head"].algorithm == report["embed"].algorithm == "mse"
+
+
+def test_the_report_says_what_chose_the_weights_of_a_layer_that_no_sample_reaches():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32))
+    model.rare = nn.Identity()
+    model.rare.layer = nn.Linear(64, 32)
+    report = qcore.quantize_(
+        model,
+        "xnnpack",
+        "8da4w",
+        algorithm="gptq",
+        calibration_data=[torch.randn(4, 64)],
+    )
+    assert [layer.algorithm for layer in report.layers] == ["gptq", "gptq", "mse"]
+    assert "rare.layer (Linear) is 8da4w per-group 32: 'mse' chose its weights" in str(report)
 
 
 def test_an_algorithm_of_ones_own_sees_grids_and_inputs():

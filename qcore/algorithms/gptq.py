@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 import torch
 from attrs import frozen
 
-from qcore.algorithms.mse import SquaredError, best_scales
+from qcore.algorithms.mse import best_scales
 from qcore.algorithms.weights import WeightAlgorithm, WeightGrid
 
 __all__ = ["Gptq"]
@@ -41,9 +41,8 @@ class Gptq(WeightAlgorithm):
     def choose(
         self, weight: torch.Tensor, grid: WeightGrid, moment: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose scales, then integers column by column; without a moment, as ``"mse"`` does."""
-        if moment is None:
-            return SquaredError().choose(weight, grid, None)
+        """Choose scales, then integers column by column."""
+        assert moment is not None
         diagonal = moment.diagonal()
         order = diagonal.argsort(descending=True) if self.reorder else torch.arange(len(diagonal))
         factor = _inverse_factor(moment[order][:, order], self.damping)

@@ -61,7 +61,7 @@ class WeightAlgorithm:
             weight: The float weight, (outputs, inputs); not to be changed.
             grid: The values that it may take.
             moment: The sum of x x^T over the layer's inputs x, (inputs, inputs), float32; ``None``
-                where they are unknown: without samples, and for embeddings.
+                for an algorithm that uses no samples.
 
         Returns:
             Integers, (outputs, inputs), int8; and scales, (outputs, inputs / group), float32, as

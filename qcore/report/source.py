@@ -27,8 +27,9 @@ class LayerRecord:
             0 where it shares what another layer has.
         scheme: The scheme, with its group size; ``None`` where the layer stays as it is.
         rule: The rule that selected it.
-        reason: Why it stays as it is, or why its scheme is another one than asked for.
+        reason: Why it stays as it is, or why it is not quantized quite as asked for.
         tied_with: The layer whose quantized weight it shares.
+        algorithm: The name of what chose its weights, where they are quantized.
     """
 
     name: str
@@ -40,6 +41,7 @@ class LayerRecord:
     rule: str = ""
     reason: str = ""
     tied_with: str = ""
+    algorithm: str = ""
 
 
 @frozen

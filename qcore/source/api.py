@@ -87,7 +87,9 @@ def quantize_(
             as in ``(16, None)``, leaves them in float. Without a fallback they are an error.
         algorithm: How the weights are chosen: ``"round"``, to nearest; ``"mse"``, with scales by
             squared error; ``"gptq"``, from the layers' inputs on ``calibration_data``, block by
-            block; ``"hqq"``, torchao's; or a :class:`qcore.algorithms.WeightAlgorithm`.
+            block; ``"hqq"``, torchao's; or a :class:`qcore.algorithms.WeightAlgorithm`. One that
+            uses samples leaves layers whose inputs they do not show to ``"mse"``: embeddings, what
+            shares their weight, and what no sample reaches.
         calibration_data: Samples of the model's inputs, for algorithms that use them.
 
     Returns:
@@ -198,13 +200,16 @@ def _apply(
     sizes = {plan.layer.name: _weight_bytes(plan) for plan in plans}
     untied: list[str] = []
     shared: dict[str, str] = {}
+    used: dict[str, str] = {}
     groups = [group for group in tied_layers(plans) if any(plan.scheme for plan in group)]
     with in_mode(model, training=False):
         if data is not None and algorithm.equalizes:
             equalize(model, plans, data.first)
         for group, moment in staged(model, groups, data):
             owners = _other_owners(model, group)
-            shared.update(quantize_layers(group, algorithm, moment))
+            fitting = algorithm if data is None or moment is not None else SquaredError()
+            shared.update(quantize_layers(group, fitting, moment))
+            used.update({plan.layer.name: fitting.name for plan in group if plan.scheme})
             untied.extend(_untied(group, shared, owners))
     records = [
         LayerRecord(
@@ -215,12 +220,19 @@ def _apply(
             bytes_after=0 if plan.layer.name in shared else _weight_bytes(plan)[1],
             scheme=None if plan.scheme is None else str(plan.scheme),
             rule="" if plan.rule is None else str(plan.rule),
-            reason=plan.reason,
+            reason=plan.reason or _unmeasured(used.get(plan.layer.name), algorithm),
             tied_with=shared.get(plan.layer.name, ""),
+            algorithm=used.get(plan.layer.name, ""),
         )
         for plan in plans
     ]
     return SourceReport(backend, tuple(records), before, model_bytes(model), tuple(untied))
+
+
+def _unmeasured(used: str | None, algorithm: WeightAlgorithm) -> str:
+    if used in (None, algorithm.name):
+        return ""
+    return f"{used!r} chose its weights: no sample reaches it, or an embedding has the same weight"
 
 
 def _weight_bytes(plan: LayerPlan) -> tuple[int, int]:
