@@ -27,6 +27,7 @@ from packaging.utils import canonicalize_name
 
 import qcore
 from qcore_analysis.errors import InputError
+from qcore_analysis.progress import Over
 
 __all__ = ["BROKEN", "CHECKS", "WARNING", "Diagnosis", "Finding", "diagnose"]
 
@@ -86,7 +87,10 @@ class Diagnosis:
 
 
 def diagnose(
-    quick: bool = False, only: Sequence[str] = (), timeout_s: float = _TIMEOUT_S
+    quick: bool = False,
+    only: Sequence[str] = (),
+    timeout_s: float = _TIMEOUT_S,
+    over: Over = iter,
 ) -> Diagnosis:
     """Look for what is wrong with the installation.
 
@@ -94,6 +98,7 @@ def diagnose(
         quick: Whether to import nothing: versions, conflicts and resources only.
         only: Distributions whose plugins are loaded; by default all.
         timeout_s: Seconds that loading the plugins of one distribution may take.
+        over: Shows how many of them there were.
 
     Returns:
         What was found.
@@ -117,8 +122,8 @@ def diagnose(
     names = [] if quick else list(only) or loadable
     # Importing torch takes most of the time, and one core.
     with ThreadPoolExecutor(2) as pool:
-        for answer in pool.map(lambda name: _child(name, timeout_s), names):
-            findings += answer
+        for answer in over([pool.submit(_child, name, timeout_s) for name in names]):
+            findings += answer.result()
     ordered = sorted(findings, key=lambda finding: finding.level != BROKEN)
     return Diagnosis(versions, tuple(names), tuple(ordered))
 

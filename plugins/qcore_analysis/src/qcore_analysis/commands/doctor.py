@@ -26,8 +26,8 @@ def doctor(
     from qcore_analysis.doctor import diagnose
     from qcore_analysis.progress import stage
 
-    with stage("loading each plugin on its own", quiet or quick):
-        found = diagnose(quick, only or ())
+    with stage("loading each plugin on its own", quiet or quick) as over:
+        found = diagnose(quick, only or (), over=over)
     ok = f"{'ok' if found.ok else 'BROKEN'}: {len(found.versions)} distributions"
     if found.checked:
         ok += f"; loaded on their own: {', '.join(found.checked)}"
