@@ -1,22 +1,28 @@
 """EfficientNet-Lite0 on every backend, and what one would take instead on the CPU, in one table.
 
-Calibrated on crops of some pictures, compared on crops of others. ``--write`` puts the table into
-README.md.
+Calibrated on crops of some pictures, compared on crops of others. What this machine runs itself is
+timed in alternation, on one thread each. ``--write`` puts the table into README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
+import sklearn.datasets
 import torch
 
+import qcore
 from qcore.lowering import Latency
 from qcore.testing.support import markdown_table, with_parts, write_pages
 from qcore_analysis import compare_backends
@@ -35,7 +41,15 @@ EMULATED: Final = {
     "ethosu": "Arm's reference model; cycles are Vela's",
 }
 CALIBRATION_CROPS: Final = 32
-WARM_UP, RUNS = 5, 30
+#: scikit-learn's wheel has two photographs beside those of scikit-image's.
+UNSEEN: Final = (
+    *imagenet.PICTURES[1::2],
+    *(
+        str(Path(sklearn.datasets.__file__).parent / "images" / f"{n}.jpg")
+        for n in ("china", "flower")
+    ),
+)
+ROUNDS, RUNS_A_ROUND = 15, 10
 HEADS: Final = ("", "quantized", "SQNR", "top-1 as float", "size", "one run", "executed by", "took")
 
 
@@ -47,33 +61,14 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backends", default=",".join(BACKENDS), help="names, commas between")
-    parser.add_argument("--samples", type=int, default=8, help="crops to compare on")
-    parser.add_argument("--time-limit", type=float, default=240, help="seconds for each backend")
+    parser.add_argument("--samples", type=int, default=36, help="crops to compare on")
+    parser.add_argument("--time-limit", type=float, default=600, help="seconds for each backend")
     parser.add_argument("--write", action="store_true", help="write the table into README.md")
     arguments = parser.parse_args()
     model = imagenet.float_model()
     seen = imagenet.calibration_crops(CALIBRATION_CROPS, imagenet.PICTURES[::2])
-    unseen = imagenet.evaluation_crops(arguments.samples, imagenet.PICTURES[1::2])
+    unseen = imagenet.evaluation_crops(arguments.samples, UNSEEN)
     wanted = imagenet.logits(model, unseen)
-    rows = []
-    for name, made in (("ExecuTorch's quantizer", executorch_s), ("ONNX Runtime", onnxruntime_s)):
-        start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            size, scores, median_ms = made(model, seen, unseen, Path(folder))
-        rows.append(
-            [
-                f"{name}, int8",
-                "",
-                f"{imagenet.sqnr_db(wanted, scores):.1f} dB",
-                f"{imagenet.top1_agreement(wanted, scores):.3f}",
-                f"{size / 1e6:.1f} MB",
-                f"{median_ms:.1f} ms",
-                "its runtime, on this machine",
-                f"{time.perf_counter() - start:.0f} s",
-            ]
-        )
-        print(*rows[-1], sep="  ", file=sys.stderr)
     report = compare_backends(
         model,
         arguments.backends.split(","),
@@ -82,10 +77,36 @@ def main() -> int:
         options=OPTIONS,
         metric=lambda outputs: imagenet.top1_agreement(wanted, torch.cat(list(outputs))),
         time_limit=arguments.time_limit,
-        on_row=lambda row: print(*cells(row), sep="  ", file=sys.stderr),
+        on_row=lambda row: print(*cells(row, {}), sep="  ", file=sys.stderr),
         quiet=False,
     )
-    table = markdown_table(HEADS, [*map(cells, report.rows), *rows])
+    others = {}
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timed = {"xnnpack": qcore_s(model, seen, unseen, stack).timed}
+        for name, made in (
+            ("ExecuTorch's quantizer, int8", executorch_s),
+            ("ONNX Runtime, int8", onnxruntime_s),
+        ):
+            start = time.perf_counter()
+            others[name] = made(model, seen, unseen, stack), time.perf_counter() - start
+            timed[name] = others[name][0].timed
+        times = alternating(timed)
+    rows = [
+        [
+            name,
+            "",
+            f"{imagenet.sqnr_db(wanted, made.scores):.1f} dB",
+            f"{imagenet.top1_agreement(wanted, made.scores):.3f}",
+            f"{made.size / 1e6:.1f} MB",
+            f"{times[name]:.1f} ms",
+            "its runtime, on this machine",
+            f"{took:.0f} s",
+        ]
+        for name, (made, took) in others.items()
+    ]
+    rows = [*(cells(row, times) for row in report.rows), *rows]
+    table = markdown_table(HEADS, rows)
     print(table)
     if not arguments.write:
         return 0
@@ -93,13 +114,12 @@ def main() -> int:
     return write_pages(pages, (), "make backends")
 
 
-def cells(row: BackendRow) -> list[str]:
-    """Return a backend's row of the table."""
+def cells(row: BackendRow, times: Mapping[str, float]) -> list[str]:
+    """Return a backend's row of the table; ``times`` has what was timed in alternation."""
     took = f"{row.seconds:.0f} s"
     if row.failure:
         return [f"`{row.backend}`", "none", "", "", "", "", row.failure, took]
-    emulated = EMULATED.get(row.backend, "")
-    run = "" if row.latency_ms is None or emulated else f"{row.latency_ms:.1f} ms"
+    run = f"{times[row.backend]:.1f} ms" if row.backend in times else ""
     return [
         f"`{row.backend}`, {row.scheme.split()[0]}",
         f"{row.quantized} of {row.compute_nodes}",
@@ -107,30 +127,56 @@ def cells(row: BackendRow) -> list[str]:
         "" if row.metric is None else f"{row.metric:.3f}",
         f"{row.program_bytes / 1e6:.1f} MB",
         run if row.cycles is None else f"{row.cycles / 1e6:.2f} M cycles",
-        emulated or row.executed_by,
+        EMULATED.get(row.backend, row.executed_by),
         took,
     ]
 
 
-Made = tuple[int, torch.Tensor, float]
+@attrs.frozen
+class Made:
+    """A program: its size in bytes, its scores, and the median milliseconds of so many runs."""
+
+    size: int
+    scores: torch.Tensor
+    timed: Callable[[int], float]
+
+
+def alternating(timed: Mapping[str, Callable[[int], float]]) -> dict[str, float]:
+    """Time programs in turns, so that all meet the same noise; return each one's median."""
+    rounds = [{name: run(RUNS_A_ROUND) for name, run in timed.items()} for _ in range(ROUNDS + 1)]
+    return {name: statistics.median(r[name] for r in rounds[1:]) for name in timed}
+
+
+def executed(buffer: bytes, unseen: Sequence[Any], stack: ExitStack) -> Made:
+    """Execute a program for XNNPACK on one thread of ExecuTorch's runtime."""
+    from xnnpack import host_runner
+
+    session = stack.enter_context(attrs.evolve(host_runner(), threads=1).session(buffer))
+    scores = torch.cat([session.run([sample])[0] for sample in unseen])
+    bench = partial(session.benchmark, [unseen[0]], warmup=1)
+    return Made(len(buffer), scores, lambda runs: float(bench(runs=runs).median_ms))
+
+
+def qcore_s(
+    model: torch.nn.Module, seen: Sequence[Any], unseen: Sequence[Any], stack: ExitStack
+) -> Made:
+    """Make what the table's row of XNNPACK is about once more, to time it."""
+    quantizer = qcore.get_quantizer("xnnpack").set_global("8a8w")
+    program = quantizer.lower(qcore.quantize(model, quantizer, seen).model, (unseen[0],))
+    return executed(program.buffer, unseen, stack)
 
 
 def executorch_s(
-    model: torch.nn.Module, seen: Sequence[Any], unseen: Sequence[Any], _: Path
+    model: torch.nn.Module, seen: Sequence[Any], unseen: Sequence[Any], stack: ExitStack
 ) -> Made:
-    """Quantize with ExecuTorch's own quantizer; return bytes, scores and median milliseconds."""
-    from xnnpack import host_runner
+    """Quantize with ExecuTorch's own quantizer."""
     from xnnpack_side import with_executorch
 
-    buffer = with_executorch(model, list(seen), {})[1]
-    with host_runner().session(buffer) as session:
-        scores = torch.cat([session.run([sample])[0] for sample in unseen])
-        latency = session.benchmark([unseen[0]], warmup=WARM_UP, runs=RUNS)
-    return len(buffer), scores, latency.median_ms
+    return executed(with_executorch(model, list(seen), {})[1], unseen, stack)
 
 
 def onnxruntime_s(
-    model: torch.nn.Module, seen: Sequence[Any], unseen: Sequence[Any], folder: Path
+    model: torch.nn.Module, seen: Sequence[Any], unseen: Sequence[Any], stack: ExitStack
 ) -> Made:
     """Do the same with ONNX Runtime's static quantization, as its documentation says."""
     import onnxruntime
@@ -145,22 +191,28 @@ def onnxruntime_s(
             sample = next(self._left, None)
             return None if sample is None else {"x": sample.numpy()}
 
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     exported, prepared, quantized = (folder / f"{i}.onnx" for i in range(3))
     torch.onnx.export(model, (unseen[0],), exported, dynamo=False, input_names=["x"])
     quant_pre_process(exported, prepared)
     quantize_static(prepared, quantized, Reader(), per_channel=True)
-    session = onnxruntime.InferenceSession(quantized)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(quantized, options)
 
     def run(sample: Any) -> Any:
         return session.run(None, {"x": sample.numpy()})[0]
 
+    def timed(runs: int) -> float:
+        seconds = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            run(unseen[0])
+            seconds.append(time.perf_counter() - start)
+        return float(Latency.of(seconds).median_ms)
+
     scores = torch.cat([torch.from_numpy(run(sample)) for sample in unseen])
-    seconds = []
-    for _ in range(WARM_UP + RUNS):
-        start = time.perf_counter()
-        run(unseen[0])
-        seconds.append(time.perf_counter() - start)
-    return quantized.stat().st_size, scores, Latency.of(seconds[WARM_UP:]).median_ms
+    return Made(quantized.stat().st_size, scores, timed)
 
 
 if __name__ == "__main__":
