@@ -85,8 +85,8 @@ docs: $(STAMP)  ## Build the site of docs/ into build/site, every link checked
 drawing: $(STAMP)  ## Count the lines of the core by room, and draw its imports into docs/structure.md
 	@$(BIN)/python tools/drawing.py
 
-fuzz: $(STAMP)  ## Take random models all the way (BACKEND=xnnpack, FLOW=pt2e or quantize_, SEEDS=0:100)
-	@$(BIN)/python -m qcore.testing.fuzz --backend $(BACKEND) --flow $(FLOW) --seeds $(SEEDS) --shrink
+fuzz: $(STAMP)  ## Take random models all the way (BACKEND=xnnpack, FLOW=pt2e, quantize_ or executorch, SEEDS=0:100)
+	@$(BIN)/python benchmarks/fuzz.py --backend $(BACKEND) --flow $(FLOW) --seeds $(SEEDS) --write
 
 architectures: $(STAMP)  ## Take transformers' architectures all the way, small and random (BACKEND=xnnpack)
 	@$(BIN)/python benchmarks/architectures.py --backend $(BACKEND) --write

@@ -18,7 +18,7 @@ from qcore.testing.fuzz.builder import linear_recipe, random_recipe
 from qcore.testing.fuzz.recipe import Recipe
 from qcore.testing.requirements import Requirements
 
-__all__ = ["FLOWS", "Kind", "Outcome", "recipe_of", "shrunk", "try_recipe"]
+__all__ = ["FLOWS", "Kind", "Outcome", "difference", "recipe_of", "shrunk", "try_recipe"]
 
 #: The least agreement of a program with its quantized model, where rounding decides no more.
 _RIGHT_DB = 20.0
@@ -148,11 +148,11 @@ def _lowered(seed: int, quantizer: Any, model: Any, samples: Any, dynamic_shapes
         return evolve(made, kind=Kind.LATE, detail=_text(error))
     except Exception as error:
         return evolve(made, kind=Kind.BARE, detail=f"run: {_text(error)}")
-    far = _far(model, sample, output)
+    far = difference(model, sample, output)
     return evolve(made, kind=Kind.WRONG if far else Kind.RIGHT, detail=far)
 
 
-def _far(model: Any, sample: Any, output: Any) -> str:
+def difference(model: Any, sample: Any, output: Any) -> str:
     """Say how far an output is from the model's, beyond what another rounding does to it."""
     expected = torch.utils._pytree.tree_leaves(_called(model, sample))
     moved = torch.utils._pytree.tree_leaves(_called(*_moved(model, sample)))

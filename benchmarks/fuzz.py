@@ -1,0 +1,120 @@
+"""Take random models all the way on a backend, and put what became of them into a page.
+
+What became of each seed is kept in ``build/fuzz``, so that a run which was cut off goes on, and
+more seeds add to those of before. ``--flow executorch`` takes ExecuTorch's XNNPACK quantizer and
+its plain lowering instead, and runs the program in the process that asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from attrs import asdict
+from tqdm import tqdm
+
+from qcore.testing.fuzz import Kind, Outcome
+from qcore.testing.fuzz.outcome import FLOWS, difference, recipe_of
+from qcore.testing.fuzz.workers import Worker
+from qcore.testing.support import with_parts, write_pages
+
+ROOT = Path(__file__).parents[1]
+PAGE, FOUND = ROOT / "docs" / "fuzz.md", ROOT / "build" / "fuzz"
+# Heading of a column -> what is counted in it.
+COLUMNS: Final = {kind.value: kind for kind in Kind if kind is not Kind.INVALID}
+
+
+def executorch(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any) -> Outcome:
+    """Take a model all the way with ExecuTorch alone."""
+    import executorch.kernels.quantized  # noqa: F401 (registers kernels)
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    def exported(model: Any) -> Any:
+        keywords = samples[0] if isinstance(samples[0], dict) else {}
+        inputs = () if keywords else samples[0]
+        return torch.export.export(model, inputs, keywords, dynamic_shapes=dynamic_shapes)
+
+    quantizer = XNNPACKQuantizer().set_global(
+        get_symmetric_quantization_config(is_per_channel=True)
+    )
+    kind = Kind.REFUSED
+    try:
+        prepared = prepare_pt2e(exported(model).module(), quantizer)
+        for sample in samples:
+            prepared(**sample) if isinstance(sample, dict) else prepared(*sample)
+        converted = convert_pt2e(prepared)
+        kind = Kind.STOPPED
+        program = exported(converted)
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        buffer = edge.to_executorch().buffer
+        kind = Kind.LATE
+        method = Runtime.get().load_program(buffer).load_method("forward")
+        output = method.execute(torch.utils._pytree.tree_leaves(samples[1]))
+    except Exception as error:
+        return Outcome(seed, kind, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    far = difference(converted, samples[1], output)
+    return Outcome(seed, Kind.WRONG if far else Kind.RIGHT, far)
+
+
+FLOWS["executorch"] = executorch
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", default="xnnpack")
+    parser.add_argument("--flow", choices=sorted(FLOWS), default="pt2e")
+    parser.add_argument("--seeds", default="0:100", help="FIRST:END")
+    parser.add_argument("--again", nargs="*", type=int, default=[], help="seeds to take anew")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one model")
+    parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
+    given = parser.parse_args()
+    file = FOUND / f"{given.backend}-{given.flow}.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    first, _, end = given.seeds.partition(":")
+    wanted = {str(seed) for seed in range(int(first), int(end))} - set(found)
+    FOUND.mkdir(parents=True, exist_ok=True)
+    with Worker(given.backend, given.flow, given.timeout) as worker:
+        for seed in tqdm(sorted({*map(int, wanted), *given.again}), disable=None, leave=False):
+            outcome = worker.outcome(recipe_of(given.flow, seed))
+            found[str(seed)] = asdict(outcome)
+            file.write_text(json.dumps(found, indent=0), encoding="utf-8")
+            tqdm.write(f"{seed}: {outcome.kind}: {outcome.detail} {outcome.mended or ''}")
+    rows = [_row(file.stem, json.loads(file.read_text())) for file in sorted(FOUND.glob("*.json"))]
+    head = ["backend, flow", "models", *COLUMNS, "mended", "nodes without a decision"]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)]), *rows, ""]
+    print("\n".join(lines))
+    if given.write:
+        write_pages({PAGE: with_parts(PAGE, {"fuzz": "\n".join(lines)})}, (), "benchmarks/fuzz.py")
+    return 0
+
+
+def _row(name: str, found: dict[str, dict[str, Any]]) -> str:
+    outcomes = [o for o in found.values() if o["kind"] != Kind.INVALID]
+    counts = Counter(outcome["kind"] for outcome in outcomes)
+    backend, _, flow = name.partition("-")
+    cells = [f"{backend}, {flow}", len(outcomes), *(counts[kind] for kind in COLUMNS.values())]
+    cells += [sum(bool(outcome[of]) for outcome in outcomes) for of in ("mended", "undecided")]
+    return _line(cells)
+
+
+def _line(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    raise SystemExit(main())
