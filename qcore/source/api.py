@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from qcore import registry
 from qcore.algorithms import Gptq, SquaredError, WeightAlgorithm
 from qcore.backend import BackendHooks
 from qcore.calibration import CalibrationData
-from qcore.capture import in_mode
+from qcore.capture import Sample, in_mode
 from qcore.errors import CalibrationError, SelectionError, UnsupportedSchemeError
 from qcore.names import look_up
 from qcore.report import LayerRecord, SourceReport
@@ -22,6 +23,7 @@ from qcore.schemes import LayerScheme
 from qcore.source.equalizing import equalize
 from qcore.source.modules import model_bytes, stored_bytes, stored_weight
 from qcore.source.planning import LayerPlan, Planner
+from qcore.source.resuming import Kept, Recalling
 from qcore.source.rules import FilterFunction, Layers, Rules, RuleSet
 from qcore.source.scheme import GroupSize, SourceSchemeLike, check_group_size, read_scheme
 from qcore.source.stages import staged
@@ -59,6 +61,7 @@ def quantize_(
     fallback: GroupSize | Sequence[GroupSize | None] | None = None,
     algorithm: str | WeightAlgorithm = "round",
     calibration_data: Iterable[Any] | None = None,
+    resume: str | os.PathLike[str] | None = None,
 ) -> SourceReport:
     """Quantize the weights of linear layers and embeddings in place, as a backend executes them.
 
@@ -91,6 +94,8 @@ def quantize_(
             uses samples leaves layers whose inputs they do not show to ``"mse"``: embeddings, what
             shares their weight, and what no sample reaches.
         calibration_data: Samples of the model's inputs, for algorithms that use them.
+        resume: A folder that keeps what such an algorithm chose. A run that was cut off goes on
+            from there, if model, samples, schemes and algorithm are the same.
 
     Returns:
         What became of every layer, and the sizes before and after.
@@ -101,10 +106,16 @@ def quantize_(
         UnsupportedSchemeError: The backend does not execute the scheme for such a layer.
         GroupSizeError: A group size does not fit a layer, and no fallback does.
         UnknownBackendError: No backend has that name.
-        CalibrationError: The algorithm uses samples and there are none, or the other way round.
+        CalibrationError: The algorithm uses samples and there are none, or the other way round;
+            or ``resume`` cannot be written to.
     """
     _check_model(model)
-    chosen, data = _algorithm(algorithm, calibration_data)
+    chosen, samples = _algorithm(algorithm, calibration_data)
+    if resume is not None and not chosen.uses_samples:
+        raise CalibrationError(
+            f"resume keeps what an algorithm learns from samples, and {chosen.name!r} uses none. "
+            f"Leave it out, or pass algorithm='{Gptq.name}'."
+        )
     name, supported = _backend(backend)
     default = read_scheme(scheme, supported, name)
     if default is not None and group_size is not None:
@@ -124,7 +135,7 @@ def quantize_(
     )
     plans = planner.plan(Layers(model))
     _check_symmetric(plans, chosen)
-    return _apply(model, name, plans, chosen, data)
+    return _apply(model, name, plans, chosen, samples, resume)
 
 
 def _check_model(model: object) -> None:
@@ -160,7 +171,7 @@ def _fallback(
 
 def _algorithm(
     wanted: str | WeightAlgorithm, samples: Iterable[Any] | None
-) -> tuple[WeightAlgorithm, CalibrationData | None]:
+) -> tuple[WeightAlgorithm, list[Sample]]:
     own = "One of your own is an object of a subclass of qcore.algorithms.WeightAlgorithm."
     chosen = look_up(wanted, WEIGHT_ALGORITHMS, WeightAlgorithm, "algorithm of quantize_", own)
     if samples is not None and not chosen.uses_samples:
@@ -174,7 +185,7 @@ def _algorithm(
             "calibration_data=[...], typical inputs of the model; without any, "
             f"algorithm='{SquaredError.name}' is the best there is."
         )
-    return chosen, None if samples is None else CalibrationData.of(samples)
+    return chosen, [] if samples is None else list(CalibrationData.of(samples))
 
 
 def _check_symmetric(plans: Sequence[LayerPlan], algorithm: WeightAlgorithm) -> None:
@@ -194,7 +205,8 @@ def _apply(
     backend: str,
     plans: Sequence[LayerPlan],
     algorithm: WeightAlgorithm,
-    data: CalibrationData | None,
+    samples: Sequence[Sample],
+    resume: str | os.PathLike[str] | None,
 ) -> SourceReport:
     before = model_bytes(model)
     sizes = {plan.layer.name: _weight_bytes(plan) for plan in plans}
@@ -202,13 +214,19 @@ def _apply(
     shared: dict[str, str] = {}
     used: dict[str, str] = {}
     groups = [group for group in tied_layers(plans) if any(plan.scheme for plan in group)]
+    kept = None if resume is None else Kept(resume, model, groups, algorithm, samples)
     with in_mode(model, training=False):
-        if data is not None and algorithm.equalizes:
-            equalize(model, plans, data.first)
-        for group, moment in staged(model, groups, data):
+        if samples and algorithm.equalizes:
+            equalize(model, plans, samples[0])
+        for group, moment in staged(model, groups, samples, kept.has if kept else lambda _: False):
             owners = _other_owners(model, group)
-            fitting = algorithm if data is None or moment is not None else SquaredError()
-            shared.update(quantize_layers(group, fitting, moment))
+            choices = kept.read(group) if kept else {}
+            is_fit = bool(not samples or choices) or moment is not None
+            fitting = algorithm if is_fit else SquaredError()
+            chooser = Recalling(fitting, choices) if kept else fitting
+            shared.update(quantize_layers(group, chooser, moment))
+            if kept and moment is not None:
+                kept.write(group, choices)
             used.update({plan.layer.name: fitting.name for plan in group if plan.scheme})
             untied.extend(_untied(group, shared, owners))
     records = [

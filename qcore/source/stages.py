@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from qcore.calibration import CalibrationData
 from qcore.capture import Sample
 from qcore.source.planning import LayerPlan
 
@@ -24,28 +23,34 @@ __all__ = ["staged"]
 #: Layers that share one weight, and the second moment of their inputs.
 Stage: TypeAlias = tuple[Sequence[LayerPlan], torch.Tensor | None]
 
+#: Whether nobody asks for the inputs of a group of layers.
+Known: TypeAlias = Callable[[Sequence[LayerPlan]], bool]
+
 
 def staged(
-    model: nn.Module, groups: Sequence[Sequence[LayerPlan]], data: CalibrationData | None
+    model: nn.Module,
+    groups: Sequence[Sequence[LayerPlan]],
+    samples: Sequence[Sample],
+    is_known: Known,
 ) -> Iterator[Stage]:
     """Yield what to quantize next; it is quantized when the next is asked for.
 
     Args:
         model: The model.
         groups: The layers to quantize, those of one weight together.
-        data: Samples of its inputs; ``None`` where nobody asks for the inputs of the layers.
+        samples: Samples of its inputs; none where nobody asks for the inputs of the layers.
+        is_known: Whether nobody asks for those of a group.
 
     Yields:
-        Each group, with the sum of x x^T over its inputs x. That is ``None`` without samples, for
+        Each group, with the sum of x x^T over its inputs x. That is ``None`` where nobody asks, for
         embeddings and what shares their weight, and for layers that no sample reaches.
     """
-    observed = [group for group in groups if data is not None and _takes_rows(group)]
+    observed = [group for group in groups if samples and _takes_rows(group)]
     for group in groups:
         if group not in observed:
             yield group, None
-    if data is None:
+    if not samples:
         return
-    samples = list(data)
     blocks = _row(model, observed)
     chain = _inputs(model, blocks, samples) if blocks else None
     if chain is not None:
@@ -55,10 +60,10 @@ def staged(
             calls = [Sample((value, *args), kwargs) for value, (args, kwargs) in pairs]
             inside = {id(module) for module in block.modules()}
             chosen = [g for g in observed if any(id(p.layer.module) in inside for p in g)]
-            yield from _with_moments(block, chosen, calls)
+            yield from _with_moments(block, chosen, calls, is_known)
             values = [_first(_run(block, call)) for call in calls]
             observed = [group for group in observed if group not in chosen]
-    yield from _with_moments(model, observed, samples)
+    yield from _with_moments(model, observed, samples, is_known)
 
 
 def _takes_rows(group: Sequence[LayerPlan]) -> bool:
@@ -142,12 +147,14 @@ def _run(module: nn.Module, sample: Sample) -> Any:
 
 
 def _with_moments(
-    module: nn.Module, groups: Sequence[Sequence[LayerPlan]], samples: Sequence[Sample]
+    module: nn.Module,
+    groups: Sequence[Sequence[LayerPlan]],
+    samples: Sequence[Sample],
+    is_known: Known,
 ) -> Iterator[Stage]:
-    if not groups:
-        return
-    layers = {plan.layer.module for group in groups for plan in group if plan.scheme is not None}
-    moment = _moments(module, layers, samples)
+    asked = [plan for group in groups if not is_known(group) for plan in group]
+    layers = {plan.layer.module for plan in asked if plan.scheme is not None}
+    moment = _moments(module, layers, samples if layers else ())
     for group in groups:
         found = [moment(plan.layer.module) for plan in group if plan.scheme is not None]
         seen = [one for one in found if one is not None]
