@@ -247,3 +247,10 @@ def test_annotating_needs_no_time_that_grows_faster_than_the_graph(
         quantizer().transform_for_annotation(graph)
         counts.append(len(generated))
     assert counts[0] == counts[1]
+
+
+def test_what_fills_a_mask_is_limited_to_what_leaves_the_other_values_a_range() -> None:
+    lowest = torch.finfo(torch.float32).min
+    masked = Fn(lambda x: torch.softmax((x * 2.0).masked_fill(x > 0, lowest), -1))
+    scale, _ = range_out_of(node_of(converted(masked, VECTOR), aten.where.self))
+    assert scale < 2

@@ -109,6 +109,12 @@ def _addmm(model: GraphModule, node: Node) -> Written:
     return Written(added, (bias, x, weight))
 
 
+def _masked_fill(x: torch.Tensor, mask: torch.Tensor, value: float) -> torch.Tensor:
+    # ExecuTorch's passes write it so as well, but after they have looked for values as large as
+    # those of masks, which would have the whole range.
+    return torch.where(mask, torch.full_like(x, value), x)
+
+
 #: Operator -> its form: those of every backend, of ExecuTorch, and TOSA's own.
 TOSA_FORMS: Final[dict[Any, Form]] = {
     **{target: always(function) for target, function in PORTABLE_FORMS.items()},
@@ -117,6 +123,7 @@ TOSA_FORMS: Final[dict[Any, Form]] = {
     aten.argmax.default: _argmax,
     aten.argmin.default: always(lambda x, *args, **kw: torch.argmax(-x, *args, **kw)),
     aten.index.Tensor: _index,
+    aten.masked_fill.Scalar: always(_masked_fill),
     aten.conv_transpose1d.default: _transposed,
     aten.upsample_nearest2d.vec: _nearest,
 }

@@ -237,7 +237,7 @@ def _run_passes(model: GraphModule, spec: ArmCompileSpec) -> GraphModule:
         """Leaves alone what stays in float."""
 
         def call(self, graph_module: GraphModule) -> Any:
-            kept = [(node, node.args) for node in graph_module.graph.nodes if KEEP in node.meta]
+            kept = [(node, node.args) for node in graph_module.graph.nodes if node.meta.get(KEEP)]
             result = super().call(graph_module)
             for node, args in kept:
                 node.args = args
