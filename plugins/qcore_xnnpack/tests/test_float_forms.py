@@ -52,11 +52,26 @@ CASES: dict[str, tuple[Model, tuple[torch.Tensor, ...]]] = {
     "a repeated dimension": (lambda x: x[:, :1].expand(2, 3, 6, 8) + 0.0, (X,)),
     "a selected row": (lambda x: x[:, -1] * 2.0, (X,)),
     "powers": (lambda x: x.pow(3.0) + x.abs().pow(0.5), (X,)),
+    "PReLU of rows": (lambda x: F.prelu(x.flatten(1), torch.tensor([0.3])), (X,)),
+    "PReLU of sequences": (lambda x: F.prelu(x[:, 0].transpose(1, 2), NORM.weight), (X,)),
     "values of no input": (lambda x: x + torch.arange(8).float().sin(), (X,)),
 }
 
-TAKEN = {"abs", "add", "bmm", "cat", "exp", "linear", "mul", "permute", "reshape", "rsqrt", "slice"}
-TAKEN |= {"softmax", "sqrt", "sub", "transpose", "unsqueeze", "view"}
+TAKEN = {
+    "abs",
+    "add",
+    "bmm",
+    "cat",
+    "exp",
+    "linear",
+    "mul",
+    "neg",
+    "permute",
+    "reshape",
+    "rsqrt",
+    "slice",
+}
+TAKEN |= {"relu", "softmax", "sqrt", "sub", "transpose", "unsqueeze", "view"}
 # Of a mask that is an input.
 OUTSIDE = {"any", "clamp", "to"}
 

@@ -117,7 +117,8 @@ def _scheme(quantizer: Any, layer: str | None) -> str:
 def _source(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any) -> Outcome:
     quantizer = _quantizer(backend)
     try:
-        qcore.quantize_(model, backend, scheme=_scheme(quantizer, "linear"), group_size=32)
+        scheme = _scheme(quantizer, "linear")
+        qcore.quantize_(model, backend, scheme=scheme, group_size=32, fallback=(8, None))
     except QcoreError as error:
         return Outcome(seed, Kind.REFUSED, _text(error))
     except Exception as error:

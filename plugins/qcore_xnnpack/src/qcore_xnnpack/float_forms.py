@@ -356,6 +356,20 @@ def _power(model: GraphModule, node: Node) -> Written | None:
     return None if function is None else Written(lambda x, _: function(x))
 
 
+def _prelu(model: GraphModule, node: Node) -> Written | None:
+    """Write it by ReLUs but for images, which are all that the delegate's operator takes."""
+    x, weight = tensor_value(node.args[0]), tensor_value(node.args[1])
+    if x is None or weight is None or x.dim() in (1, 4):
+        return None
+    axis = -1 if weight.numel() == 1 else 1
+
+    def leaky(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        below = torch.relu(-x).transpose(axis, -1) * weight
+        return torch.relu(x) - below.transpose(axis, -1)
+
+    return Written(leaky)
+
+
 _POWERS: Final[dict[float, Any]] = {
     0.5: torch.sqrt,
     -0.5: torch.rsqrt,
@@ -389,5 +403,6 @@ _FORMS: Final[dict[Any, Form]] = {
     aten.select.int: _selected,
     aten.expand.default: _expand,
     aten.pow.Tensor_Scalar: _power,
+    aten.prelu.default: _prelu,
     aten.square.default: always(lambda x: x * x),
 }
