@@ -324,7 +324,7 @@ def _row(name: str, outcome: Outcome) -> str:
     detail += f" and {others} others" if others else ""
     detail += f" mended: {'; '.join(outcome.mended)}" if outcome.mended else ""
     cells = (name, outcome.kind, outcome.delegates, outcome.outside, detail.strip())
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
+    return f"| {' | '.join('' if cell is None else str(cell) for cell in cells)} |"
 
 
 def _kind(row: str) -> Kind:
@@ -334,7 +334,7 @@ def _kind(row: str) -> Kind:
 def _summary(rows: dict[str, str]) -> str:
     counts = Counter(map(_kind, rows.values()))
     kinds = ", ".join(f"{counts[kind]} {kind}" for kind in Kind if counts[kind])
-    return f"{len(rows)} architectures: {kinds}."
+    return f"{len(rows)} of {len(ARCHITECTURES)} architectures: {kinds}."
 
 
 def write(backend: str, rows: dict[str, str]) -> None:

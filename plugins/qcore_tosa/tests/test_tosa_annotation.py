@@ -251,6 +251,8 @@ def test_annotating_needs_no_time_that_grows_faster_than_the_graph(
 
 def test_what_fills_a_mask_is_limited_to_what_leaves_the_other_values_a_range() -> None:
     lowest = torch.finfo(torch.float32).min
-    masked = Fn(lambda x: torch.softmax((x * 2.0).masked_fill(x > 0, lowest), -1))
-    scale, _ = range_out_of(node_of(converted(masked, VECTOR), aten.where.self))
-    assert scale < 2
+    filled = Fn(lambda x: torch.softmax((x * 2.0).masked_fill(x > 0, lowest), -1))
+    chosen = Fn(lambda x: torch.softmax(torch.where(x > 0, torch.scalar_tensor(lowest), x), -1))
+    for masked in (filled, chosen):
+        scale, _ = range_out_of(node_of(converted(masked, VECTOR), aten.where.self))
+        assert scale < 2

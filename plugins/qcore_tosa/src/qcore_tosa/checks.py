@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.fx import GraphModule, Node
@@ -23,6 +23,8 @@ __all__ = [
 
 aten = torch.ops.aten
 
+_LIMITED: Final = (float("inf"), torch.finfo(torch.float32).max)
+
 
 def float_edges(
     match: OperatorMatch, config: QuantizationConfig, model: GraphModule
@@ -35,10 +37,14 @@ def float_edges(
 def constant_fits(
     match: OperatorMatch, config: QuantizationConfig, model: GraphModule
 ) -> Rejection | None:
-    """Reject constants that are too large for a histogram."""
+    """Reject constants that are too large for a histogram, and are not limited before they are.
+
+    ExecuTorch's passes put smaller ones in the place of the largest floats, which fill masks.
+    """
     del config, model
-    numbers = (value for value in match.root.args if isinstance(value, (int, float)))
-    return next(filter(None, map(fits_histogram, numbers)), None)
+    numbers = [value for value in match.root.args if isinstance(value, (int, float))]
+    rejections = (fits_histogram(value) for value in numbers if abs(value) not in _LIMITED)
+    return next(filter(None, rejections), None)
 
 
 def constant_weight_if_dynamic(
