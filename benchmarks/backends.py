@@ -61,8 +61,8 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backends", default=",".join(BACKENDS), help="names, commas between")
-    parser.add_argument("--samples", type=int, default=36, help="crops to compare on")
-    parser.add_argument("--time-limit", type=float, default=600, help="seconds for each backend")
+    parser.add_argument("--samples", type=int, default=24, help="crops to compare on")
+    parser.add_argument("--time-limit", type=float, default=1200, help="seconds for each backend")
     parser.add_argument("--write", action="store_true", help="write the table into README.md")
     arguments = parser.parse_args()
     model = imagenet.float_model()
