@@ -9,7 +9,34 @@ from pathlib import Path
 
 from qcore.errors import LoweringError, QcoreError
 
-__all__ = ["write_whole"]
+__all__ = ["check_writable", "write_whole"]
+
+
+def check_writable(
+    path: str | os.PathLike[str], what: str, example: str, error: type[QcoreError] = LoweringError
+) -> None:
+    """Raise where a file could not be written, as before the work that makes what it is to hold.
+
+    Args:
+        path: The file.
+        what: What it is to hold, for messages, such as "the program".
+        example: A file name, for the message about a folder.
+        error: What is raised.
+
+    Raises:
+        QcoreError: Of type ``error``: the folder does not exist, or the path is a folder.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise error(
+            f"Cannot save {what} to {target}: the folder {target.parent} does not exist. "
+            "Create it first, or choose another path."
+        )
+    if target.is_dir():
+        raise error(
+            f"Cannot save {what} to {target}: it is a folder. "
+            f"Pass a file name, such as {target / example}."
+        )
 
 
 def write_whole(
@@ -34,17 +61,8 @@ def write_whole(
     Raises:
         QcoreError: Of type ``error``: the folder does not exist, or the file cannot be written.
     """
+    check_writable(path, what, example, error)
     target = Path(path)
-    if not target.parent.is_dir():
-        raise error(
-            f"Cannot save {what} to {target}: the folder {target.parent} does not exist. "
-            "Create it first, or choose another path."
-        )
-    if target.is_dir():
-        raise error(
-            f"Cannot save {what} to {target}: it is a folder. "
-            f"Pass a file name, such as {target / example}."
-        )
     try:
         _replace(target, data)
     except OSError as cause:

@@ -16,7 +16,8 @@ from qcore.errors import QcoreError, near_misses
 __all__ = ["COMMANDS", "CommandGroup"]
 
 COMMANDS: Final = "qcore.commands"
-"""Entry-point group: the name is the command's, the value a function as typer takes it."""
+"""Entry-point group: the name is the command's, the value a function as typer takes it, or a
+``typer.Typer`` with commands of its own."""
 
 # The whole command line of a command that cannot be imported.
 _ANYTHING: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -76,7 +77,11 @@ def _command(name: str, points: list[importlib_metadata.EntryPoint]) -> Any:
     try:
         if len(points) > 1:
             raise QcoreError("two distributions claim it. Uninstall all but one")
-        app.command(name)(points[0].load())
+        loaded = points[0].load()
+        if isinstance(loaded, typer.Typer):
+            app = loaded
+        else:
+            app.command(name)(loaded)
         return typer.main.get_command(app)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"

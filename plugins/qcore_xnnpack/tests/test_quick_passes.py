@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import qcore
-from qcore_executorch import import_executorch
+from qcore_executorch import import_executorch, lowering
 from qcore_xnnpack.compat import executorch as changes
 
 
@@ -70,3 +71,22 @@ def test_a_pass_without_an_operator_that_it_is_for_does_not_run(
 def test_each_name_is_that_of_a_pass() -> None:
     passes = import_executorch("executorch.backends.xnnpack._passes")
     assert all(hasattr(passes, name) for name in changes._FOR)
+
+
+def test_a_program_is_the_same_when_torch_and_executorch_trace_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)).eval()
+    qcore.quantize_(model, "xnnpack", "8da4w", group_size=32)
+    sizes = {0: torch.export.Dim("rows", min=1, max=16)}
+    quantizer = qcore.get_quantizer("xnnpack")
+
+    def lowered() -> bytes:
+        example = (torch.randn(4, 64),)
+        return quantizer.lower(model, example, dynamic_shapes=(sizes,), check=False).buffer
+
+    quick = lowered()
+    for name in ("quick_fakes", "sparing_decompositions"):
+        monkeypatch.setattr(lowering, name, nullcontext)
+    assert lowered() == quick

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qcore_executorch.importing import import_executorch
-from qcore_executorch.kernels import RUNTIME
-from qcore_executorch.lowering import QUANTIZED_KERNELS
+from qcore_executorch.kernels import QUANTIZED_KERNELS, RUNTIME
 
 __all__ = ["REINSTALL", "check", "delegate_is_registered", "imports"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -16,11 +16,42 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
-__all__ = ["PORTABLE_FORMS", "RUNTIME", "missing_kernels", "portable_forms"]
+    from qcore.report import NodeRecord, StrayNode
+
+__all__ = [
+    "PORTABLE_FORMS",
+    "QUANTIZED_KERNELS",
+    "RUNTIME",
+    "kernel_modules",
+    "missing_kernels",
+    "portable_forms",
+]
 
 aten = torch.ops.aten
 
 RUNTIME: Final = "executorch.extension.pybindings.portable_lib"
+
+#: The module that registers ExecuTorch's kernels for quantize and dequantize nodes.
+QUANTIZED_KERNELS: Final = "executorch.kernels.quantized"
+
+#: Namespace of operators -> the module that registers their kernels, which nothing else does.
+_MODULES: Final = {
+    "quantized_decomposed": QUANTIZED_KERNELS,
+    "llama": "qcore_executorch.attention_kernels",
+}
+
+
+def kernel_modules(nodes: Iterable[NodeRecord | StrayNode]) -> tuple[str, ...]:
+    """Return the modules to import for the kernels of operators outside the delegates.
+
+    Args:
+        nodes: The nodes outside.
+
+    Returns:
+        The modules' names.
+    """
+    spaces = {node.operator.partition(".")[0] for node in nodes}
+    return tuple(module for space, module in _MODULES.items() if space in spaces)
 
 
 def missing_kernels(buffer: bytes, modules: Sequence[str] = ()) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 from torch.utils import _pytree as pytree
@@ -15,12 +15,16 @@ from qcore.errors import LoweringError, QcoreError
 from qcore.lowering import LoweredProgram, Runner, TensorSpec, program_specs
 from qcore.quiet import quiet, spared_gc
 from qcore.report import NodeRecord
-from qcore_executorch.compat.executorch import quick_merging
-from qcore_executorch.compat.torch import quick_decompositions, shared_provenance
+from qcore_executorch.compat.executorch import quick_merging, sparing_decompositions
+from qcore_executorch.compat.torch import (
+    quick_decompositions,
+    quick_fakes,
+    shared_provenance,
+)
 from qcore_executorch.embeddings import fuse_embeddings
 from qcore_executorch.importing import import_executorch
 from qcore_executorch.inspection import inspect_lowered, stated_reasons
-from qcore_executorch.kernels import missing_kernels
+from qcore_executorch.kernels import kernel_modules, missing_kernels
 from qcore_executorch.mending import lower_checked
 from qcore_executorch.pte import PTE
 from qcore_executorch.report import ExecuTorchReport
@@ -30,10 +34,7 @@ from qcore_executorch.veto import Veto, name_origins
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["QUANTIZED_KERNELS", "ExecuTorchLowering"]
-
-#: The module that registers ExecuTorch's kernels for quantize and dequantize nodes.
-QUANTIZED_KERNELS: Final = "executorch.kernels.quantized"
+__all__ = ["ExecuTorchLowering"]
 
 
 @attrs.define
@@ -51,6 +52,8 @@ class ExecuTorchLowering:
         edge_passes: ExecuTorch passes over the edge graph, before the partitioners.
         compile_config: ExecuTorch's ``EdgeCompileConfig``; None takes its defaults.
         executorch_config: ExecuTorch's ``ExecutorchBackendConfig``; None takes its defaults.
+        constant_methods: Values that the program returns from methods of these names, beside
+            ``forward``: numbers, tensors and lists of numbers, such as what a text runner reads.
         check: Execute the program once, compare it with the converted model, and leave to portable
             kernels what a delegate gets wrong.
     """
@@ -61,6 +64,7 @@ class ExecuTorchLowering:
     edge_passes: Sequence[Any] = attrs.field(default=(), kw_only=True)
     compile_config: Any = attrs.field(default=None, kw_only=True)
     executorch_config: Any = attrs.field(default=None, kw_only=True)
+    constant_methods: Mapping[str, Any] | None = attrs.field(default=None, kw_only=True)
     check: bool = attrs.field(default=False, kw_only=True)
     _veto: Veto | None = attrs.field(factory=Veto, init=False)
 
@@ -91,7 +95,9 @@ class ExecuTorchLowering:
             spared_gc(),
             shared_provenance(),
             quick_decompositions(),
+            quick_fakes(),
             quick_merging(),
+            sparing_decompositions(),
             self.around(),
         ):
             with clock.stage("rewrite"):
@@ -109,10 +115,9 @@ class ExecuTorchLowering:
             reasons = {**reasons, **refused, **fused}
             found = inspect_lowered(edge.exported_program().graph_module, reasons)
             runner = self.runner
-            if found.stray or fused:
-                # They have kernels on both sides, which are registered on request only.
-                import_executorch(QUANTIZED_KERNELS)
-                runner = _with_module(runner, QUANTIZED_KERNELS)
+            for module in kernel_modules([*found.stray, *found.undelegated]):
+                import_executorch(module)
+                runner = _with_module(runner, module)
             with clock.stage("emit"):
                 buffer = self.emitted(edge)
                 self._require_kernels(buffer, runner, found.undelegated)
@@ -182,17 +187,19 @@ class ExecuTorchLowering:
 
         exir = import_executorch()
         partitioners = self._veto.over(self.partitioners) if self._veto is not None else []
+        constants = dict(self.constant_methods or {}) or None
         root = program.graph_module
         if not any(m is not root and isinstance(m, GraphModule) for m in root.modules()):
             return exir.to_edge_transform_and_lower(
                 program,
                 transform_passes=list(self.edge_passes) or None,
                 partitioner=partitioners,
+                constant_methods=constants,
                 compile_config=self.compile_config,
             )
         # The one-step form keeps operators whole for the partitioners, but looks for them outside
         # the bodies of conditionals and loops only; the older form decomposes them everywhere.
-        edge = exir.to_edge(program, compile_config=self.compile_config)
+        edge = exir.to_edge(program, constant_methods=constants, compile_config=self.compile_config)
         if self.edge_passes:
             edge = edge.transform(list(self.edge_passes))
         for partitioner in partitioners:

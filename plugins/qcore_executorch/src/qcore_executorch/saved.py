@@ -14,7 +14,7 @@ from qcore_executorch.runner import ExecuTorchRunner
 
 __all__ = ["restored"]
 
-_OURS: Final = "executorch."
+_OURS: Final = ("executorch.", "qcore_executorch.")
 
 
 def restored(

@@ -100,7 +100,8 @@ def lower_to_vulkan(program: ExportedProgram, **options: Any) -> LoweredProgram:
 
     Args:
         program: The quantized model, exported.
-        **options: ``compile_options``, as ExecuTorch's ``VulkanPartitioner`` takes them.
+        **options: ``compile_options``, as ExecuTorch's ``VulkanPartitioner`` takes them;
+            ``constant_methods``, values that the program returns from methods of these names.
 
     Returns:
         The program, a :class:`VulkanProgram`.
@@ -109,13 +110,14 @@ def lower_to_vulkan(program: ExportedProgram, **options: Any) -> LoweredProgram:
         LoweringError: An option is unknown, or ExecuTorch cannot lower the model.
         RuntimeUnavailableError: ExecuTorch is not installed.
     """
-    check_options("vulkan", options, ("compile_options",))
+    check_options("vulkan", options, ("compile_options", "constant_methods"))
     compile_options = options.get("compile_options") or {}
     return VulkanLowering(
         "vulkan",
         [vulkan_partitioner(compile_options)],
         NO_RUNTIME,
         edge_passes=edge_passes(bool(compile_options.get("force_fp16"))),
+        constant_methods=options.get("constant_methods"),
     ).lower(program)
 
 

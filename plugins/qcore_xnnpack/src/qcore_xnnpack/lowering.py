@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["XnnpackLowering", "lower_to_xnnpack"]
 
-_OPTIONS: Final = ("check", "threads", "timeout_s")
+_OPTIONS: Final = ("check", "constant_methods", "threads", "timeout_s")
 
 
 class XnnpackLowering(ExecuTorchLowering):
@@ -39,6 +39,7 @@ def lower_to_xnnpack(program: ExportedProgram, **options: Any) -> LoweredProgram
     Args:
         program: The converted model, exported.
         **options: ``check=False`` leaves out executing the program once and mending it;
+            ``constant_methods``, values that the program returns from methods of these names;
             ``threads``, how many the host run uses (its default: all); ``timeout_s``, the seconds
             that one host run may take.
 
@@ -50,9 +51,11 @@ def lower_to_xnnpack(program: ExportedProgram, **options: Any) -> LoweredProgram
         RuntimeUnavailableError: ExecuTorch is not installed.
     """
     check_options("xnnpack", options, _OPTIONS)
-    check = options.pop("check", True)
+    check, constants = options.pop("check", True), options.pop("constant_methods", None)
     runner = ExecuTorchRunner(backends=("XnnpackBackend",), **options)
-    return XnnpackLowering("xnnpack", [_partitioner()], runner, check=check).lower(program)
+    return XnnpackLowering(
+        "xnnpack", [_partitioner()], runner, check=check, constant_methods=constants
+    ).lower(program)
 
 
 def _partitioner() -> Any:

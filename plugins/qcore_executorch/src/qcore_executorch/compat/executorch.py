@@ -13,7 +13,7 @@ from qcore.compat import Change
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
-__all__ = ["at_level", "quick_merging"]
+__all__ = ["at_level", "quick_merging", "sparing_decompositions"]
 
 _VERSIONS: Final = ">=1.4.1,<1.6"
 _GROUPS: Final = "executorch.exir.backend.canonical_partitioners.group_partitioner"
@@ -33,6 +33,22 @@ _MERGING: Final = Change(
     f"{_GROUPS}:GroupBasedPartitioner",
     ["_can_merge_partitions"],
     why="it walks the graph behind both partitions, for each pair of partitions.",
+)
+_EDGE: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.exir.program._program",
+    ["_gen_edge_manager_for_partitioners"],
+    why="it traces the whole model three times, of which one changes something.",
+)
+_DECOMPOSITIONS: Final = Change(
+    __name__,
+    "torch",
+    ">=2.13,<2.14",
+    "torch.export:ExportedProgram",
+    ["run_decompositions"],
+    why="it traces a program where no operator of the table is in it, too.",
 )
 
 
@@ -73,6 +89,47 @@ def quick_merging() -> Iterator[None]:
 
     with _DEPENDENCIES.applied(_Reach), _MERGING.applied(can_merge):
         yield
+
+
+@contextmanager
+def sparing_decompositions() -> Iterator[None]:
+    """Let ExecuTorch trace a model once, with the operators that partitioners keep.
+
+    Before that it makes the model functional by itself, which decomposing does, too; after it, it
+    decomposes what no partitioner keeps, which is mostly nothing.
+
+    Yields:
+        Nothing.
+    """
+    (generate,), (decompose,) = _EDGE.originals(), _DECOMPOSITIONS.originals()
+    done: dict[int, Any] = {}
+
+    def run(self: Any, decomp_table: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if type(decomp_table) is dict and not decomp_table:
+            return self
+        before = done.get(id(self))
+        if before is not None and not _has(self, decomp_table, before):
+            return self
+        program = decompose(self, decomp_table, *args, **kwargs)
+        done[id(program)] = decomp_table
+        return program
+
+    def sparing(*args: Any, **kwargs: Any) -> Any:
+        done.clear()
+        with _DECOMPOSITIONS.applied(run):
+            return generate(*args, **kwargs)
+
+    with _EDGE.applied(sparing):
+        yield
+
+
+def _has(program: Any, table: Any, before: Any) -> bool:
+    """Say whether an operator is in a program that a table decomposes, and one before did not."""
+    from torch.fx import GraphModule
+
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, GraphModule)]
+    targets = {node.target for graph in graphs for node in graph.nodes}
+    return any(target in table and target not in before for target in targets)
 
 
 class _Reach:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
+import torch
+
 from qcore.compat import Change
 
-__all__ = ["quick_decompositions", "shared_provenance"]
+__all__ = ["quick_decompositions", "quick_fakes", "shared_provenance"]
 
 _VERSIONS: Final = ">=2.13,<2.14"
 
@@ -38,6 +41,15 @@ _KERNELS: Final = Change(
     "torch._ops:OperatorBase",
     ["py_impl"],
     why="it reads the type hints of some hundred kernels for each decomposition of a graph.",
+)
+_CALLS: Final = Change(
+    __name__,
+    "torch",
+    _VERSIONS,
+    "torch._ops:OpOverload",
+    ["__call__"],
+    why="torchao's operators find sizes and types by fifteen others: where sizes are symbols, a "
+    "third of the lowering of a language model.",
 )
 
 
@@ -73,3 +85,87 @@ def quick_decompositions() -> Iterator[None]:
     cached = map(functools.cache, _LISTINGS.originals())
     with _LISTINGS.applied(*cached), _KERNELS.applied(register):
         yield
+
+
+@contextmanager
+def quick_fakes() -> Iterator[None]:
+    """Let torchao's operators on tensors without values say their results' sizes and types at once.
+
+    Yields:
+        Nothing.
+    """
+    from torch._C import _TorchDispatchModeKey as Mode
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    (original,) = _CALLS.originals()
+    known = _results()
+
+    def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        result = known.get(self)
+        if result is None or type(args[0]) is not FakeTensor:
+            return original(self, *args, **kwargs)
+        # Whoever records operators or makes them functional is to see them.
+        if torch._C._get_dispatch_mode(Mode.PROXY) or torch._C._get_dispatch_mode(Mode.FUNCTIONAL):
+            return original(self, *args, **kwargs)
+        found = result(*args, **kwargs)
+        return original(self, *args, **kwargs) if found is None else found
+
+    with _CALLS.applied(call):
+        yield
+
+
+def _results() -> dict[Any, Callable[..., Any]]:
+    """Return functions from the arguments of torchao's operators to results without values.
+
+    They return None where they do not know.
+    """
+    importlib.import_module("torchao.quantization.quant_primitives")
+
+    def quantized(x: Any, block: Any, scale: Any, zero: Any, dtype: Any, *_: Any, **__: Any) -> Any:
+        return x.new_empty(x.shape, dtype=dtype) if x.is_contiguous() else None
+
+    def dequantized(
+        x: Any,
+        block: Any,
+        scale: Any,
+        zero: Any,
+        dtype: Any,
+        low: Any = None,
+        high: Any = None,
+        output_dtype: Any = torch.float32,
+    ) -> Any:
+        return x.new_empty(x.shape, dtype=output_dtype) if x.is_contiguous() else None
+
+    def chosen(
+        x: Any,
+        mapping: str,
+        block: Any,
+        dtype: Any,
+        low: Any = None,
+        high: Any = None,
+        eps: Any = None,
+        scale_dtype: Any = None,
+        zero_dtype: Any = None,
+        keepdim: bool = False,
+    ) -> Any:
+        *rows, row = block
+        if mapping != "ASYMMETRIC" or keepdim or any(size != 1 for size in rows):
+            return None
+        if row is not x.shape[-1] and not (isinstance(row, int) and row == x.shape[-1]):
+            return None
+        sizes = x.shape[:-1]
+        return (
+            x.new_empty(sizes, dtype=scale_dtype or x.dtype),
+            x.new_empty(sizes, dtype=zero_dtype or torch.int32),
+        )
+
+    def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+        return x.new_empty((*x.shape[:-1], weight.shape[0])) if x.is_contiguous() else None
+
+    names = torch.ops.torchao
+    return {
+        torch.ops.aten.linear.default: linear,
+        names.quantize_affine.default: quantized,
+        names.dequantize_affine.default: dequantized,
+        names.choose_qparams_affine.default: chosen,
+    }

@@ -1,0 +1,194 @@
+"""``qcore llm``: quantize a language model, talk to its program, measure how well it reads."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from qcore.cli.options import AsJson, Quiet, answer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qcore_llm.program import LanguageProgram, Reader
+
+__all__ = ["llm"]
+
+llm = typer.Typer(
+    help="Language models: quantize, chat, perplexity.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+#: Tokens at the beginning of a text that are measured; calibration takes those behind.
+_MEASURED: Final = 6 * 256
+
+Text = Annotated[
+    Path | None, typer.Option(help="A text file in UTF-8; by default Python's documentation.")
+]
+
+
+@llm.command()
+def quantize(
+    model: Annotated[
+        Path, typer.Argument(help="A folder that transformers loads, or a GGUF file.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The program's file.")],
+    backend: Annotated[str, typer.Option(help="The backend's name.")] = "xnnpack",
+    scheme: Annotated[str, typer.Option(help="For the linear layers.")] = "8da4w",
+    algorithm: Annotated[str, typer.Option(help="round, mse, gptq or hqq.")] = "gptq",
+    text: Text = None,
+    max_context: Annotated[
+        int | None, typer.Option(help="Longest text in tokens, the size of the cache.")
+    ] = None,
+    max_perplexity_ratio: Annotated[
+        float | None, typer.Option(help="The most times the float model's perplexity.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize a language model; write a program with a cache and its tokenizer."""
+    from qcore.files import check_writable
+
+    check_writable(output, "the program", "model.pte")
+    import qcore_llm
+    from qcore_llm.text import read_text, token_numbers
+
+    written = read_text(text)
+    _say("reading the model", quiet)
+    loaded, tokenizer = qcore_llm.load_model(model)
+    tokens = token_numbers(tokenizer, written)
+    unseen, seen = tokens[:_MEASURED], tokens[_MEASURED:]
+    reference = None
+    if max_perplexity_ratio is not None:
+        _say("measuring the float model", quiet)
+        reference = qcore_llm.perplexity(loaded, unseen, quiet=quiet)
+    _say("quantizing", quiet)
+    report = qcore_llm.quantize(
+        loaded,
+        backend,
+        scheme,
+        algorithm=algorithm,
+        tokens=seen if algorithm == "gptq" else None,
+    )
+    _say("lowering", quiet)
+    program = qcore_llm.lower(
+        loaded,
+        backend,
+        tokenizer=tokenizer,
+        max_context=max_context,
+        max_perplexity_ratio=max_perplexity_ratio,
+        reference=reference,
+        text=unseen,
+    )
+    program.save(output)
+    figures = {
+        "program": str(output),
+        "bytes": output.stat().st_size,
+        "max_context": program.max_context,
+        "report": report.to_dict(),
+        "lowering": program.report.to_dict(),
+    }
+    wrote = f"Wrote {output}: {len(program.buffer) / 1e6:.1f} MB, {program.max_context} tokens."
+    answer(f"{report}\n{wrote}\nTalk to it: qcore llm chat {output}", figures, as_json, quiet)
+
+
+@llm.command()
+def chat(
+    program: Annotated[Path, typer.Argument(help="A program, as qcore llm quantize writes it.")],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Answer this and end.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of what is drawn.")] = None,
+) -> None:
+    """Talk to a program on this machine; an empty line ends."""
+    from qcore_llm import LanguageProgram
+
+    loaded = LanguageProgram.load(program)
+    messages: list[dict[str, str]] = []
+    read: list[int] = []
+    with loaded.reader() as reader:
+        while line := prompt if prompt is not None else _line():
+            messages.append({"role": "user", "content": line})
+            tokens = loaded.encode(messages if loaded.tokenizer.chat_template else line)
+            if tokens[: len(read)] != read:
+                reader.forget()
+                read = []
+            start = time.perf_counter()
+            written = _answer(
+                loaded,
+                reader,
+                tokens[len(read) :],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+            )
+            seconds = time.perf_counter() - start
+            # The last one may not have been read.
+            read = [*tokens, *written][: reader.position]
+            reply = loaded.tokenizer.decode(written, skip_special_tokens=True)
+            messages.append({"role": "assistant", "content": reply})
+            if sys.stderr.isatty():
+                typer.echo(f"[{len(written)} tokens in {seconds:.1f} s]", err=True)
+            if prompt is not None:
+                return
+
+
+@llm.command()
+def perplexity(
+    model: Annotated[Path, typer.Argument(help="A program, a model's folder or a GGUF file.")],
+    text: Text = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens to read.")] = _MEASURED,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how well a program, or a float model, reads text."""
+    import qcore_llm
+    from qcore_llm.text import read_text, token_numbers
+
+    written = read_text(text)
+    loaded: Any
+    if model.is_dir() or model.suffix == ".gguf":
+        loaded, tokenizer = qcore_llm.load_model(model)
+    else:
+        loaded = qcore_llm.LanguageProgram.load(model)
+        tokenizer = loaded.require_tokenizer()
+    numbers = token_numbers(tokenizer, written)[:tokens]
+    found = qcore_llm.perplexity(loaded, numbers, quiet=quiet)
+    figures = {"perplexity": found, "tokens": len(numbers)}
+    answer(f"perplexity {found:.2f} on {len(numbers)} tokens", figures, as_json, quiet)
+
+
+def _say(stage: str, quiet: bool) -> None:
+    if not quiet and sys.stderr.isatty():
+        typer.echo(f"{stage} ...", err=True)
+
+
+def _line() -> str:
+    """Return what the user writes; nothing where that ends."""
+    if sys.stdin.isatty():
+        typer.echo("> ", nl=False)
+    return sys.stdin.readline().strip()
+
+
+def _answer(program: LanguageProgram, reader: Reader, tokens: list[int], **how: Any) -> list[int]:
+    """Print what the program writes, as it is written; return its tokens."""
+    written: list[int] = []
+
+    def noted() -> Iterator[int]:
+        for token in program.generate_tokens(tokens, reader=reader, **how):
+            written.append(token)
+            yield token
+
+    for piece in program.decoded(noted()):
+        typer.echo(piece, nl=False)
+        sys.stdout.flush()
+    typer.echo()
+    return written

@@ -1,0 +1,77 @@
+"""Schemes of whole language models: layers, embedding and head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+
+import qcore
+from qcore_llm.decoder import Scorer
+from qcore_llm.text import calibration_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from qcore.report import SourceReport
+
+__all__ = ["quantize"]
+
+#: Backend -> schemes of the embedding and of the head, where they differ from the layers'. Eight
+#: bits: a head of four costs more perplexity than all layers together.
+_ENDS: Final[dict[str, tuple[str | None, str | None]]] = {"xnnpack": ("8w", "8da8w")}
+
+#: Windows of calibration text.
+_WINDOWS: Final = 12
+
+
+def quantize(
+    model: PreTrainedModel,
+    backend: str = "xnnpack",
+    scheme: str = "8da4w",
+    *,
+    algorithm: Any = None,
+    tokens: torch.Tensor | None = None,
+    **more: Any,
+) -> SourceReport:
+    """Quantize a language model in place, its embedding and head as fits the backend.
+
+    Args:
+        model: The float model of transformers.
+        backend: Name of the backend.
+        scheme: For the linear layers, as ``qcore.quantize_`` takes it.
+        algorithm: As ``qcore.quantize_`` takes it; None takes ``"gptq"`` with ``tokens`` and
+            ``"mse"`` without.
+        tokens: Token numbers [any] of text to calibrate on, int64; best of the kind that the model
+            is to read.
+        **more: As ``qcore.quantize_`` takes it; ``rules`` replace those for embedding and head.
+
+    Returns:
+        What became of every layer.
+
+    Raises:
+        QcoreError: As ``qcore.quantize_``.
+    """
+    if algorithm is None:
+        algorithm = "mse" if tokens is None else "gptq"
+    data = None
+    if tokens is not None:
+        data = [window[None] for window in calibration_windows(tokens, _WINDOWS)]
+    scorer = Scorer(model)
+    more.setdefault("rules", _rules(model, scorer, backend))
+    return qcore.quantize_(
+        scorer, backend, scheme, algorithm=algorithm, calibration_data=data, **more
+    )
+
+
+def _rules(model: PreTrainedModel, scorer: nn.Module, backend: str) -> dict[Any, str | None]:
+    embedding, head = _ENDS.get(backend, (None, None))
+    rules: dict[Any, str | None] = {}
+    if embedding is not None:
+        rules[nn.Embedding] = embedding
+    layer = model.get_output_embeddings()
+    name = next((n for n, module in scorer.named_modules() if module is layer), None)
+    if head is not None and name is not None:
+        rules[name] = head
+    return rules

@@ -1,0 +1,108 @@
+"""Language models with a cache: they compute what they compute without, or are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MambaConfig,
+    Qwen3Config,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from qcore_llm import Decoder, LanguageModelError
+from qcore_llm.attention import FORMS, form_for
+from qcore_llm.decoder import Scorer
+
+CONTEXT = 48
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+}
+
+
+def llama() -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)).eval()
+
+
+def qwen3() -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(Qwen3Config(**SIZES)).eval()
+
+
+def gemma3() -> Any:
+    torch.manual_seed(0)
+    layers = ["sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(**SIZES, sliding_window=6, layer_types=layers)
+    return Gemma3ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("form", ["plain", *FORMS])
+@pytest.mark.parametrize("make", [llama, qwen3, gemma3])
+def test_reading_token_by_token_gives_the_models_own_logits(make: Any, form: str) -> None:
+    model = make()
+    decoder = Decoder(model, CONTEXT, form_for(form))
+    tokens = torch.randint(0, 64, (1, 20))
+    with torch.no_grad():
+        expected = Scorer(model)(tokens)[0]
+        found = [decoder(tokens[:, :12], torch.tensor([0]))]
+        found += [decoder(tokens[:, i : i + 1], torch.tensor([i])) for i in range(12, 20)]
+    torch.testing.assert_close(torch.cat(found), expected[11:], atol=1e-4, rtol=1e-4)
+
+
+def test_the_model_attends_as_before_outside_of_the_decoder() -> None:
+    model = llama()
+    before = model.config._attn_implementation
+    Decoder(model, CONTEXT)
+    assert model.config._attn_implementation == before
+
+
+def test_a_state_space_model_is_refused_with_its_module() -> None:
+    config = MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=32, state_size=4)
+    with pytest.raises(LanguageModelError, match="MambaForCausalLM"):
+        Decoder(AutoModelForCausalLM.from_config(config).eval(), CONTEXT)
+
+
+def test_an_encoder_with_a_decoder_is_refused() -> None:
+    config = T5Config(d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8, vocab_size=32)
+    with pytest.raises(LanguageModelError, match="an encoder with a decoder"):
+        Decoder(T5ForConditionalGeneration(config).eval(), CONTEXT)
+
+
+def test_attention_that_looks_elsewhere_is_refused() -> None:
+    model = llama()
+
+    class Remembers(nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden_states: torch.Tensor, **others: Any) -> Any:
+            # Each token knows all before it.
+            return self.inner(hidden_states=hidden_states.cumsum(1), **others)
+
+    for layer in model.model.layers:
+        layer.self_attn = Remembers(layer.self_attn)
+    with pytest.raises(LanguageModelError, match="something else with a cache"):
+        Decoder(model, CONTEXT)
+
+
+def test_a_cache_longer_than_the_model_reads_is_refused() -> None:
+    with pytest.raises(LanguageModelError, match="reads texts of 2 to 64 tokens"):
+        Decoder(llama(), 65)

@@ -1,0 +1,117 @@
+"""Programs of language models: what they write, remember, hold and refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import qcore
+import qcore_llm
+from qcore_llm import GenerationError, LanguageProgram, PerplexityError
+from qcore_llm.decoder import Scorer
+
+CONTEXT = 48
+
+
+def greedy(model: Any, tokens: list[int], count: int) -> list[int]:
+    tokens = list(tokens)
+    for _ in range(count):
+        with torch.no_grad():
+            tokens.append(int(Scorer(model)(torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens[-count:]
+
+
+def test_a_program_writes_what_the_quantized_model_writes(
+    program: LanguageProgram, quantized_llama: Any
+) -> None:
+    prompt = [5, 17, 200, 31]
+    written = list(program.generate_tokens(prompt, max_new_tokens=12))
+    expected = greedy(quantized_llama, prompt, 12)
+    assert written == expected[: expected.index(0) if 0 in expected else None]
+
+
+def test_there_is_one_delegate_between_two_attentions(program: LanguageProgram) -> None:
+    operators = [node.operator for node in program.report.undelegated]
+    assert operators.count("llama.custom_sdpa.default") == 2
+    assert program.report.delegates <= 5  # type: ignore[attr-defined]
+
+
+def test_a_saved_program_writes_the_same_text(program: LanguageProgram, saved: Path) -> None:
+    loaded = LanguageProgram.load(saved)
+    assert loaded.max_context == CONTEXT
+    chat = [{"role": "user", "content": "def"}]
+    text = "".join(loaded.generate(chat, max_new_tokens=6))
+    assert text == "".join(program.generate(chat, max_new_tokens=6))
+    assert text
+
+
+def test_drawing_repeats_with_a_seed_and_differs_without(program: LanguageProgram) -> None:
+    def drawn(seed: int) -> list[int]:
+        tokens = program.generate_tokens([1], max_new_tokens=8, temperature=2.0, seed=seed)
+        return list(tokens)
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+
+
+def test_a_text_ends_where_the_cache_does(program: LanguageProgram) -> None:
+    prompt = [3] * (CONTEXT - 2)
+    with program.reader() as reader:
+        written = list(program.generate_tokens(prompt, max_new_tokens=9, reader=reader))
+        assert reader.position == CONTEXT or len(written) < 3
+    assert len(written) <= 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "The prompt is empty"),
+        ([], "The prompt is empty"),
+        ([3] * (CONTEXT + 1), f"cache holds {CONTEXT}"),
+        ([320], "Token numbers are 0 to 319"),
+        ([-1], "there is -1"),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_refused(
+    program: LanguageProgram, prompt: Any, message: str
+) -> None:
+    with pytest.raises(GenerationError, match=message):
+        list(program.generate(prompt))
+
+
+def test_a_program_of_another_kind_is_no_language_model(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    sample = (torch.randn(1, 8),)
+    quantizer = qcore.get_quantizer("xnnpack").set_global("8a8w")
+    quantized = qcore.quantize(model, quantizer, [sample])
+    path = quantizer.lower(quantized, sample).save(tmp_path / "linear.pte")
+    with pytest.raises(qcore.RuntimeExecutionError, match="holds no language model"):
+        LanguageProgram.load(path)
+
+
+def test_perplexity_of_a_program_is_that_of_the_quantized_model(
+    program: LanguageProgram, quantized_llama: Any
+) -> None:
+    tokens = torch.randint(0, 320, (40,), generator=torch.Generator().manual_seed(1))
+    executed = qcore_llm.perplexity(program, tokens, length=20)
+    eager = qcore_llm.perplexity(quantized_llama, tokens, length=20)
+    assert executed == pytest.approx(eager, rel=1e-2)
+
+
+def test_a_text_shorter_than_a_window_is_refused(quantized_llama: Any) -> None:
+    with pytest.raises(PerplexityError, match="has 3 tokens"):
+        qcore_llm.perplexity(quantized_llama, torch.tensor([1, 2, 3]))
+
+
+def test_a_ratio_without_a_reference_is_refused(quantized_llama: Any) -> None:
+    with pytest.raises(PerplexityError, match="reference="):
+        qcore_llm.lower(quantized_llama, max_context=CONTEXT, max_perplexity_ratio=1.1)
+
+
+def test_a_program_that_reads_badly_is_refused(program: LanguageProgram) -> None:
+    tokens = torch.randint(0, 320, (24,))
+    with pytest.raises(PerplexityError, match=r"times the float model's 2\.00"):
+        qcore_llm.lowering.require_ratio(program, 2.0, tokens.repeat(2), 1.1)
