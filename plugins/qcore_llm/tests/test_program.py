@@ -10,6 +10,7 @@ import torch
 
 import qcore
 import qcore_llm
+from qcore.errors import RuntimeExecutionError
 from qcore_llm import GenerationError, LanguageProgram, PerplexityError
 from qcore_llm.decoder import Scorer
 
@@ -88,7 +89,7 @@ def test_a_program_of_another_kind_is_no_language_model(tmp_path: Path) -> None:
     quantizer = qcore.get_quantizer("xnnpack").set_global("8a8w")
     quantized = qcore.quantize(model, quantizer, [sample])
     path = quantizer.lower(quantized, sample).save(tmp_path / "linear.pte")
-    with pytest.raises(qcore.RuntimeExecutionError, match="holds no language model"):
+    with pytest.raises(RuntimeExecutionError, match="holds no language model"):
         LanguageProgram.load(path)
 
 

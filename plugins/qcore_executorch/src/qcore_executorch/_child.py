@@ -21,6 +21,10 @@ __all__: list[str] = []
 _PYBINDINGS = "executorch.extension.pybindings"
 _PROGRAM = "program.pte"
 
+#: Package -> the library in it that registers its kernels; its own module for that imports torch's
+#: compiler first, which takes seconds.
+_LIBRARIES = {"executorch.extension.llm.custom_ops": "libcustom_ops_aot_lib.so"}
+
 
 def _import_runtime() -> Any:
     import torch  # the extension module finds libtorch through it  # noqa: F401
@@ -38,7 +42,9 @@ def _prepare(config: dict[str, Any]) -> Any:
     runtime = _import_runtime()
     for name in config["modules"]:
         try:
-            importlib.import_module(name)
+            module = importlib.import_module(name)
+            if name in _LIBRARIES:
+                _load(Path(str(module.__file__)).with_name(_LIBRARIES[name]))
         except Exception as error:
             raise Refusal("no_module", f"{type(error).__name__}: {error}", module=name) from error
     present = list(runtime._get_registered_backend_names())
@@ -48,6 +54,12 @@ def _prepare(config: dict[str, Any]) -> Any:
     if config["threads"] is not None:
         runtime._unsafe_reset_threadpool(config["threads"])
     return runtime
+
+
+def _load(library: Path) -> None:
+    import torch
+
+    torch.ops.load_library(library)
 
 
 class _Server:

@@ -34,10 +34,10 @@ RUNTIME: Final = "executorch.extension.pybindings.portable_lib"
 #: The module that registers ExecuTorch's kernels for quantize and dequantize nodes.
 QUANTIZED_KERNELS: Final = "executorch.kernels.quantized"
 
-#: Namespace of operators -> the module that registers their kernels, which nothing else does.
+#: Namespace of operators -> what the runtime's process imports for their kernels.
 _MODULES: Final = {
     "quantized_decomposed": QUANTIZED_KERNELS,
-    "llama": "qcore_executorch.attention_kernels",
+    "llama": "executorch.extension.llm.custom_ops",
 }
 
 

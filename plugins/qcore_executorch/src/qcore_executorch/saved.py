@@ -14,7 +14,7 @@ from qcore_executorch.runner import ExecuTorchRunner
 
 __all__ = ["restored"]
 
-_OURS: Final = ("executorch.", "qcore_executorch.")
+_OURS: Final = "executorch."
 
 
 def restored(
