@@ -13,6 +13,7 @@ import qcore_llm
 from qcore.errors import RuntimeExecutionError
 from qcore_llm import GenerationError, LanguageProgram, PerplexityError
 from qcore_llm.decoder import Scorer
+from qcore_llm.lowering import require_ratio
 
 CONTEXT = 48
 
@@ -115,4 +116,4 @@ def test_a_ratio_without_a_reference_is_refused(quantized_llama: Any) -> None:
 def test_a_program_that_reads_badly_is_refused(program: LanguageProgram) -> None:
     tokens = torch.randint(0, 320, (24,))
     with pytest.raises(PerplexityError, match=r"times the float model's 2\.00"):
-        qcore_llm.lowering.require_ratio(program, 2.0, tokens.repeat(2), 1.1)
+        require_ratio(program, 2.0, tokens.repeat(2), 1.1)

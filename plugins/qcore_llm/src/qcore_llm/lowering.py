@@ -11,7 +11,7 @@ import qcore
 from qcore_llm.attention import PLAIN, form_for
 from qcore_llm.decoder import Decoder
 from qcore_llm.errors import PerplexityError
-from qcore_llm.perplexity import perplexity
+from qcore_llm.evaluation import perplexity
 from qcore_llm.program import LanguageProgram
 
 if TYPE_CHECKING:
