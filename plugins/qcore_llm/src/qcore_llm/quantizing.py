@@ -23,7 +23,7 @@ __all__ = ["quantize"]
 _ENDS: Final[dict[str, tuple[str | None, str | None]]] = {"xnnpack": ("8w", "8da8w")}
 
 #: Windows of calibration text.
-_WINDOWS: Final = 12
+_WINDOWS: Final = 16
 
 
 def quantize(
