@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +43,11 @@ def load_model(path: str | os.PathLike[str]) -> tuple[PreTrainedModel, Any]:
 
         folder, more = (source, {}) if source.is_dir() else (source.parent, _gguf(source))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **more)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, **more
-            )
+            with _no_bars_in_logs():
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **more)
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, local_files_only=True, dtype=torch.float32, **more
+                )
         except Exception as error:
             first = (str(error).strip().splitlines() or ["no message"])[0]
             raise LanguageModelError(
@@ -61,3 +65,8 @@ def _gguf(source: Path) -> dict[str, Any]:
                 f"{source} is no GGUF file. Pass one, or the folder of a language model."
             )
     return {"gguf_file": source.name}
+
+
+def _no_bars_in_logs() -> AbstractContextManager[Any]:
+    """Let transformers and its reader of GGUF show how far they are on a terminal only."""
+    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
