@@ -94,7 +94,9 @@ class Requirement:
         return target
 
     def _check(self, target: Any, name: str) -> None:
-        if not hasattr(target, name):
+        # A class answers for its metaclass, too: every one has __call__.
+        owners = target.__mro__ if isinstance(target, type) else (target,)
+        if not any(hasattr(one, "__dict__") and name in vars(one) for one in owners):
             raise self._misfit(f"has no {name!r} in {self.owner}")
 
     @property

@@ -20,8 +20,8 @@ from torch.fx.traceback import NodeSource
 
 from qcore.testing.compat import LibraryChanges
 from qcore_executorch import import_executorch
-from qcore_executorch.compat.executorch import quick_merging
-from qcore_executorch.compat.torch import quick_decompositions, shared_provenance
+from qcore_executorch.compat.executorch import quick_merging, sparing_decompositions
+from qcore_executorch.compat.torch import quick_decompositions, quick_fakes, shared_provenance
 
 GROUPS = "executorch.exir.backend.canonical_partitioners.group_partitioner"
 
@@ -116,3 +116,38 @@ def test_a_merge_walks_the_graph() -> None:
     assert grouping._DependencyViewer(root).downstreams
     with quick_merging():
         assert not hasattr(grouping._DependencyViewer(root), "downstreams")
+
+
+@pytest.mark.parametrize(("context", "many"), [(nullcontext, True), (quick_fakes, False)])
+def test_sizes_of_a_quantized_tensor_take_many_operators(context: Any, many: bool) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    quantize = torch.ops.torchao.quantize_affine.default
+    with FakeTensorMode() as mode, context():
+        x, scale = mode.from_tensor(torch.zeros(2, 4)), mode.from_tensor(torch.ones(2))
+        dispatched: list[Any] = []
+        theirs = mode.dispatch
+        mode.dispatch = lambda *args, **kw: dispatched.append(args) or theirs(*args, **kw)
+        result = quantize(x, [1, 4], scale, scale.int(), torch.int8)
+    assert result.shape == (2, 4)
+    assert result.dtype == torch.int8
+    assert (len(dispatched) > 2) is many
+
+
+@pytest.mark.parametrize(
+    ("context", "again"), [(nullcontext, True), (sparing_decompositions, False)]
+)
+def test_a_model_is_traced_for_each_table_of_decompositions(
+    context: Any, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exir = import_executorch()
+    partition = import_executorch("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    program = torch.export.export(torch.nn.Linear(4, 4).eval(), (torch.zeros(1, 4),))
+    exported = import_executorch("torch.export.exported_program")
+
+    def lower() -> None:
+        with context():
+            exir.to_edge_transform_and_lower(program, partitioner=[partition.XnnpackPartitioner()])
+
+    traces = _calls(monkeypatch, exported, "_decompose_exported_program", lower)
+    assert (traces > 1) is again

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +119,32 @@ def test_a_program_that_reads_badly_is_refused(program: LanguageProgram) -> None
     tokens = torch.randint(0, 320, (24,))
     with pytest.raises(PerplexityError, match=r"times the float model's 2\.00"):
         require_ratio(program, 2.0, tokens.repeat(2), 1.1)
+
+
+THEIRS = """
+import sys
+import executorch.kernels.quantized
+import torch
+from executorch.extension.llm import custom_ops
+from executorch.extension.pybindings import portable_lib
+
+torch.ops.load_library(custom_ops.__path__[0] + "/libcustom_ops_aot_lib.so")
+from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+
+how = GenerationConfig(max_new_tokens=5, temperature=0.0, echo=False, seq_len=20)
+TextLLMRunner(*sys.argv[1:3]).generate("def", how, lambda piece: print("|" + piece, end=""))
+"""
+
+
+@pytest.mark.slow
+def test_executorchs_own_runner_reads_the_file(
+    program: LanguageProgram, saved: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    command = [sys.executable, "-c", THEIRS, str(saved), str(tmp_path / "tokenizer.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = next(line for line in done.stdout.splitlines() if line.startswith("|")).split("|")
+    ours = "".join(program.generate("def", max_new_tokens=5))
+    assert "".join(theirs).startswith(ours)
+    assert len(ours) > 2

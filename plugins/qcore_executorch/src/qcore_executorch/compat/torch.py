@@ -98,14 +98,17 @@ def quick_fakes() -> Iterator[None]:
     from torch._subclasses.fake_tensor import FakeTensor
 
     (original,) = _CALLS.originals()
-    known = _results()
+    known, before = _results(), torch._ops._get_dispatch_mode_pre_dispatch
+    watching = (Mode.PROXY, Mode.FUNCTIONAL)
 
     def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         result = known.get(self)
         if result is None or type(args[0]) is not FakeTensor:
             return original(self, *args, **kwargs)
         # Whoever records operators or makes them functional is to see them.
-        if torch._C._get_dispatch_mode(Mode.PROXY) or torch._C._get_dispatch_mode(Mode.FUNCTIONAL):
+        if any(map(torch._C._get_dispatch_mode, watching)) or any(map(before, watching)):
+            return original(self, *args, **kwargs)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
             return original(self, *args, **kwargs)
         found = result(*args, **kwargs)
         return original(self, *args, **kwargs) if found is None else found
