@@ -192,9 +192,8 @@ def test_data_that_xnnpack_cannot_move_in_int8_is_not_called_quantized(
 def test_an_unknown_option_of_lower_names_the_options() -> None:
     quantizer = XNNPACKQuantizer().set_global("8a8w")
     result = qcore.quantize(nn.Linear(8, 4), quantizer, [X])
-    with pytest.raises(
-        LoweringError, match="Did you mean 'threads'.* Its options: check, threads, timeout_s"
-    ):
+    options = "check, constant_methods, threads, timeout_s"
+    with pytest.raises(LoweringError, match=f"Did you mean 'threads'.* Its options: {options}"):
         quantizer.lower(result.model, (X,), thread=1)
 
 
