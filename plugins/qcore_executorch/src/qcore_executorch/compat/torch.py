@@ -106,7 +106,8 @@ def quick_fakes() -> Iterator[None]:
         if result is None or type(args[0]) is not FakeTensor:
             return original(self, *args, **kwargs)
         # Whoever records operators or makes them functional is to see them.
-        if any(map(torch._C._get_dispatch_mode, watching)) or any(map(before, watching)):
+        fake = torch._C._get_dispatch_mode(Mode.FAKE) is not None
+        if torch._C._len_torch_dispatch_stack() > fake or any(map(before, watching)):
             return original(self, *args, **kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return original(self, *args, **kwargs)
