@@ -102,22 +102,25 @@ def sparing_decompositions() -> Iterator[None]:
         Nothing.
     """
     (generate,), (decompose,) = _EDGE.originals(), _DECOMPOSITIONS.originals()
-    done: dict[int, Any] = {}
+    # By the program, which stays alive: no other has its id meanwhile.
+    done: dict[int, tuple[Any, Any]] = {}
 
     def run(self: Any, decomp_table: Any = None, *args: Any, **kwargs: Any) -> Any:
         if type(decomp_table) is dict and not decomp_table:
             return self
-        before = done.get(id(self))
+        _, before = done.get(id(self), (None, None))
         if before is not None and not _has(self, decomp_table, before):
             return self
         program = decompose(self, decomp_table, *args, **kwargs)
-        done[id(program)] = decomp_table
+        done[id(program)] = program, decomp_table
         return program
 
     def sparing(*args: Any, **kwargs: Any) -> Any:
-        done.clear()
-        with _DECOMPOSITIONS.applied(run):
-            return generate(*args, **kwargs)
+        try:
+            with _DECOMPOSITIONS.applied(run):
+                return generate(*args, **kwargs)
+        finally:
+            done.clear()
 
     with _EDGE.applied(sparing):
         yield
