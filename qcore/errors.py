@@ -80,7 +80,7 @@ class GroupSizeError(UnsupportedSchemeError):
 
 
 class AlreadyQuantizedError(SelectionError):
-    """What a rule selects is quantized already."""
+    """What a rule selects is quantized already, in another way."""
 
 
 class CaptureError(QcoreError):

@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from qcore.source.api import quantize_
 from qcore.source.drop_in import torchao_quantize_
+from qcore.source.modules import is_quantized
 from qcore.source.scheme import SourceScheme
+from qcore.source.weights import quantized_weight
 
-__all__ = ["SourceScheme", "quantize_", "torchao_quantize_"]
+__all__ = [
+    "SourceScheme",
+    "is_quantized",
+    "quantize_",
+    "quantized_weight",
+    "torchao_quantize_",
+]

@@ -21,7 +21,7 @@ from qcore.names import look_up
 from qcore.report import LayerRecord, SourceReport
 from qcore.schemes import LayerScheme
 from qcore.source.equalizing import equalize
-from qcore.source.modules import model_bytes, stored_bytes, stored_weight
+from qcore.source.modules import is_quantized, model_bytes, stored_bytes, stored_weight
 from qcore.source.planning import LayerPlan, Planner
 from qcore.source.resuming import Kept, Recalling
 from qcore.source.rules import FilterFunction, Layers, Rules, RuleSet
@@ -62,13 +62,15 @@ def quantize_(
     algorithm: str | WeightAlgorithm = "round",
     calibration_data: Iterable[Any] | None = None,
     resume: str | os.PathLike[str] | None = None,
+    round_scales: bool = False,
 ) -> SourceReport:
     """Quantize the weights of linear layers and embeddings in place, as a backend executes them.
 
     Nothing changes if anything asked for is impossible: all checks come first. The most specific
     rule wins: module name (the deepest match), module type (the innermost), ``scheme``. A linear
     layer with a number of outputs that the backend does not take gets outputs of zeros, which are
-    cut off after it; the report names it.
+    cut off after it; the report names it. A linear layer whose weight is quantized already, with
+    activations in float and without zero points, keeps its integers and scales.
 
     Args:
         model: The float model; changed in place. Weights are quantized one layer after the other,
@@ -96,14 +98,17 @@ def quantize_(
         calibration_data: Samples of the model's inputs, for algorithms that use them.
         resume: A folder that keeps what such an algorithm chose. A run that was cut off goes on
             from there, if model, samples, schemes and algorithm are the same.
+        round_scales: Whether the scales of layers that are quantized already may be rounded to the
+            type that the backend keeps them in. The report says by how much.
 
     Returns:
         What became of every layer, and the sizes before and after.
 
     Raises:
         SelectionError: A rule matches nothing, or nothing would be quantized.
-        AlreadyQuantizedError: A selected layer is quantized already.
-        UnsupportedSchemeError: The backend does not execute the scheme for such a layer.
+        AlreadyQuantizedError: A selected layer is quantized already, in another way.
+        UnsupportedSchemeError: The backend does not execute the scheme for such a layer, or keeps
+            the scales that one has with less precision.
         GroupSizeError: A group size does not fit a layer, and no fallback does.
         UnknownBackendError: No backend has that name.
         CalibrationError: The algorithm uses samples and there are none, or the other way round;
@@ -132,6 +137,7 @@ def quantize_(
         RuleSet(default, rules or {}, supported, name),
         filter_fn,
         _fallback(fallback),
+        round_scales,
     )
     plans = planner.plan(Layers(model))
     _check_symmetric(plans, chosen)
@@ -220,6 +226,7 @@ def _apply(
             equalize(model, plans, samples[0])
         for group, moment in staged(model, groups, samples, kept.has if kept else lambda _: False):
             owners = _other_owners(model, group)
+            is_kept = is_quantized(group[0].layer.module)
             choices = kept.read(group) if kept else {}
             is_fit = bool(not samples or choices) or moment is not None
             fitting = algorithm if is_fit else SquaredError()
@@ -227,7 +234,8 @@ def _apply(
             shared.update(quantize_layers(group, chooser, moment))
             if kept and moment is not None:
                 kept.write(group, choices)
-            used.update({plan.layer.name: fitting.name for plan in group if plan.scheme})
+            if not is_kept:
+                used.update({plan.layer.name: fitting.name for plan in group if plan.scheme})
             untied.extend(_untied(group, shared, owners))
     records = [
         LayerRecord(

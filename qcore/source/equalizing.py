@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from qcore.capture import Sample
+from qcore.source.modules import is_quantized
 from qcore.source.planning import LayerPlan
 
 __all__ = ["equalize"]
@@ -46,7 +47,9 @@ def equalize(model: nn.Module, plans: Sequence[LayerPlan], sample: Sample) -> No
     layers = {
         id(plan.layer.module._parameters.get("weight")): plan.layer.module
         for plan in plans
-        if plan.scheme is not None and plan.layer.kind == "linear"
+        if plan.scheme is not None
+        and plan.layer.kind == "linear"
+        and not is_quantized(plan.layer.module)
     }
     layers = {weight: layer for weight, layer in layers.items() if owners[weight] == 1}
     trace = _Trace(layers)

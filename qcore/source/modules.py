@@ -23,6 +23,7 @@ from qcore.schemes import Layer, LayerScheme
 __all__ = [
     "QuantizedLayer",
     "has_weight",
+    "held",
     "is_quantized",
     "is_quantized_model",
     "layer_scheme",
@@ -116,6 +117,18 @@ def quantized_layers(model: nn.Module) -> Iterator[QuantizedLayer]:
             group,
             (int(weight.shape[0]), inputs),
         )
+
+
+def held(module: nn.Module) -> QuantizedLayer | None:
+    """Return the format of a linear layer that ``quantize_`` takes as it is; ``None`` for others.
+
+    Its weight alone is quantized, and without zero points.
+    """
+    for layer in quantized_layers(module) if isinstance(module, nn.Linear) else ():
+        weight = layer.scheme.weight
+        if layer.scheme.activation is None and weight is not None and weight.symmetric:
+            return layer
+    return None
 
 
 def _bits(weight: Any) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
 from qcore.errors import (
     AlreadyQuantizedError,
@@ -16,7 +16,7 @@ from qcore.errors import (
     UnsupportedSchemeError,
 )
 from qcore.schemes import LayerScheme, check_scheme
-from qcore.source.modules import is_quantized, stored_weight
+from qcore.source.modules import QuantizedLayer, held, is_quantized, stored_weight
 from qcore.source.rules import Choice, FilterFunction, Layers, ModelLayer, RuleSet, SourceRule
 from qcore.source.scheme import GroupSize, SourceScheme
 
@@ -58,6 +58,7 @@ class Planner:
         filter_fn: Leaves a layer as it is where it returns false.
         fallback: Group sizes to try, in this order, where the one asked for does not fit; ``None``
             leaves the layer in float.
+        rounds_scales: Whether scales that a layer has already may lose precision.
     """
 
     backend: str
@@ -65,6 +66,7 @@ class Planner:
     rules: RuleSet
     filter_fn: FilterFunction | None = None
     fallback: Sequence[GroupSize | None] = ()
+    rounds_scales: bool = False
 
     def plan(self, layers: Layers) -> list[LayerPlan]:
         """Decide about the layers of a model.
@@ -122,7 +124,9 @@ class Planner:
         names = [
             layer.name
             for layer, choice in chosen
-            if isinstance(choice, Choice) and is_quantized(layer.module)
+            if isinstance(choice, Choice)
+            and is_quantized(layer.module)
+            and held(layer.module) is None
         ]
         if names:
             raise AlreadyQuantizedError(
@@ -151,6 +155,8 @@ class Planner:
         assert asked is not None
         if layer.kind is None:
             return LayerPlan(layer, None, rule, layer.reason), ""
+        if (present := held(layer.module)) is not None:
+            return self._kept(layer, present, rule), ""
         if layer.kind == "embedding" and asked.is_dynamic:
             raise UnsupportedSchemeError(
                 f"{rule} asks for {asked} for {layer.name}, an embedding: it has no activation to "
@@ -177,6 +183,35 @@ class Planner:
                 return fitted, ""
             tried.append(fitted)
         return LayerPlan(layer, None, rule), f"  {layer.name}: {'; '.join(tried)}"
+
+    def _kept(self, layer: ModelLayer, present: QuantizedLayer, rule: SourceRule) -> LayerPlan:
+        """Return the plan for a layer that keeps the integers and scales that it has."""
+        asked = rule.scheme
+        assert asked is not None
+        size, bits = present.group_size, present.scheme.weight_bits
+        sizes: list[GroupSize] = [size, "axis"] if size == present.shape[1] else [size]
+        has = f"{layer.name} is quantized already, {SourceScheme(f'{bits}w', sizes[-1])}"
+        if asked.weight_bits != bits or asked.group_size not in (None, *sizes):
+            raise AlreadyQuantizedError(
+                f"{has}, and {rule} asks for something else; a weight cannot be quantized twice. "
+                f"Ask for {bits} bits and leave the group size open, or start from the float model."
+            )
+        plans = [self._fitted(layer, asked.with_group_size(s), rule, "") for s in sizes]
+        plan = next((plan for plan in plans if isinstance(plan, LayerPlan)), plans[0])
+        problem = plan.reason if isinstance(plan, LayerPlan) else plan
+        if not isinstance(plan, LayerPlan) or problem:
+            raise UnsupportedSchemeError(
+                f"{has}, and cannot become {asked}: {problem}. Start from the float model."
+            )
+        loss = _rounding_loss(layer, plan.scale_dtype)
+        if loss and not self.rounds_scales:
+            raise UnsupportedSchemeError(
+                f"{has}. {self.backend} keeps scales in {_name(plan.scale_dtype)}, and rounding "
+                f"these moves its weights by up to {loss:.2%}. Pass round_scales=True to take them "
+                "rounded, or start from the float model."
+            )
+        rounded = f"; scales rounded to {_name(plan.scale_dtype)}, by up to {loss:.2%}"
+        return evolve(plan, reason=f"quantized already, and kept{rounded if loss else ''}")
 
     def _fitted(
         self, layer: ModelLayer, scheme: SourceScheme, rule: SourceRule, reason: str
@@ -252,6 +287,16 @@ def _asked(plan: LayerPlan) -> SourceScheme:
     assert plan.rule is not None
     assert plan.rule.scheme is not None
     return plan.rule.scheme
+
+
+def _rounding_loss(layer: ModelLayer, dtype: torch.dtype) -> float:
+    """Return how far, relative to it, the type moves a scale of a quantized weight at most."""
+    weight: Any = stored_weight(layer.module)
+    return float((weight.scale.to(dtype).to(weight.scale.dtype) / weight.scale - 1).abs().max())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _names(names: Sequence[str], most: int = 4) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from qcore.capture import Sample
+from qcore.source.modules import is_quantized
 from qcore.source.planning import LayerPlan
 
 __all__ = ["staged"]
@@ -43,9 +44,10 @@ def staged(
 
     Yields:
         Each group, with the sum of x x^T over its inputs x. That is ``None`` where nobody asks, for
-        embeddings and what shares their weight, and for layers that no sample reaches.
+        embeddings and what shares their weight, for layers that no sample reaches, and for those
+        that keep the weight that they have.
     """
-    observed = [group for group in groups if samples and _takes_rows(group)]
+    observed = [group for group in groups if samples and _chosen_by_inputs(group)]
     for group in groups:
         if group not in observed:
             yield group, None
@@ -66,8 +68,9 @@ def staged(
     yield from _with_moments(model, observed, samples, is_known)
 
 
-def _takes_rows(group: Sequence[LayerPlan]) -> bool:
-    return all(plan.layer.kind == "linear" for plan in group if plan.scheme is not None)
+def _chosen_by_inputs(group: Sequence[LayerPlan]) -> bool:
+    layers = [plan.layer for plan in group if plan.scheme is not None]
+    return all(layer.kind == "linear" and not is_quantized(layer.module) for layer in layers)
 
 
 def _row(model: nn.Module, groups: Sequence[Sequence[LayerPlan]]) -> list[nn.Module]:

@@ -12,11 +12,17 @@ from torch import nn
 from qcore.algorithms import Gptq, SquaredError, WeightAlgorithm, WeightGrid
 from qcore.compat.torchao import IntxUnpackedToInt8Tensor
 from qcore.compat.torchao import quantize_ as torchao_quantize_
+from qcore.errors import UnsupportedSchemeError
 from qcore.source.modules import stored_weight
 from qcore.source.planning import LayerPlan
-from qcore.source.scheme import SourceScheme
 
-__all__ = ["WEIGHT_ALGORITHMS", "TorchaoAlgorithm", "quantize_layers", "tied_layers"]
+__all__ = [
+    "WEIGHT_ALGORITHMS",
+    "TorchaoAlgorithm",
+    "quantize_layers",
+    "quantized_weight",
+    "tied_layers",
+]
 
 # Weights quantized at once. torchao holds dozens of copies of what it quantizes, and large ones
 # leave holes in the heap: with 2**20 the peak is 1.3 to 1.6 times the float model plus the result,
@@ -58,6 +64,52 @@ WEIGHT_ALGORITHMS: Final[dict[str, WeightAlgorithm]] = {
         _ScaleOnlyHqq(),
     )
 }
+
+
+def quantized_weight(
+    integers: torch.Tensor,
+    scales: torch.Tensor,
+    bits: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    is_dynamic: bool = False,
+) -> torch.Tensor:
+    """Make a weight of integers and scales that were chosen elsewhere.
+
+    A linear layer that has it as ``weight``, activations in float, computes with it; ``quantize_``
+    leaves integers and scales as they are.
+
+    Args:
+        integers: (outputs, inputs), int8.
+        scales: (outputs, inputs / group), positive.
+        bits: Bits of an integer, as a device stores it: 2, 4 or 8.
+        dtype: What the layer computes in.
+        is_dynamic: Whether activations are quantized to int8 at run time.
+
+    Returns:
+        The weight, (outputs, inputs).
+
+    Raises:
+        UnsupportedSchemeError: An integer has more bits, or a scale is no positive number.
+    """
+    low, high = -(1 << bits - 1), (1 << bits - 1) - 1
+    found = int(integers.min()), int(integers.max())
+    if found[0] < low or found[1] > high:
+        raise UnsupportedSchemeError(
+            f"integers from {found[0]} to {found[1]} are not the {low} to {high} of {bits} bits "
+            "without zero points"
+        )
+    if not bool((scales.isfinite() & (scales > 0)).all()):
+        raise UnsupportedSchemeError("a scale is 0, negative or no number")
+    return IntxUnpackedToInt8Tensor(
+        integers,
+        scales.to(dtype),
+        torch.zeros(scales.shape, dtype=torch.int8),
+        getattr(torch, f"int{bits}"),
+        (1, integers.shape[1] // scales.shape[1]),
+        dtype,
+        "int8_asym_per_token" if is_dynamic else None,
+    )
 
 
 def tied_layers(plans: Sequence[LayerPlan]) -> list[list[LayerPlan]]:
@@ -102,11 +154,14 @@ def quantize_layers(
             None,
         )
         if first is None:
-            if plan.padding:
-                weight = nn.functional.pad(weight, (0, 0, 0, plan.padding))
-            quantized = _quantized(weight, plan, algorithm, moment)
+            if isinstance(weight, IntxUnpackedToInt8Tensor):
+                quantized = _with_activation(weight, plan)
+            else:
+                if plan.padding:
+                    weight = nn.functional.pad(weight, (0, 0, 0, plan.padding))
+                quantized = _quantized(weight, plan, algorithm, moment)
         else:
-            quantized = _with_activation(first[1], plan.scheme)
+            quantized = _with_activation(first[1], plan)
             shared[plan.layer.name] = first[0].layer.name
         results.append((plan, quantized))
     for plan, quantized in results:
@@ -142,15 +197,16 @@ def _format(plan: LayerPlan) -> tuple[Any, ...]:
     return plan.scale_dtype, plan.padding, *sorted(details.items())
 
 
-def _with_activation(weight: Any, scheme: SourceScheme) -> Any:
+def _with_activation(weight: Any, plan: LayerPlan) -> Any:
+    assert plan.scheme is not None
     return IntxUnpackedToInt8Tensor(
         weight.qdata,
-        weight.scale,
+        weight.scale.to(plan.scale_dtype).to(weight.scale.dtype),
         weight.zero_point,
         weight.target_dtype,
         weight.block_size,
         weight.dtype,
-        "int8_asym_per_token" if scheme.is_dynamic else None,
+        "int8_asym_per_token" if plan.scheme.is_dynamic else None,
     )
 
 
@@ -168,14 +224,8 @@ def _quantized(
     group = size if isinstance(size, int) else weight.shape[1]
     grid = WeightGrid(-(1 << bits - 1), (1 << bits - 1) - 1, group, plan.scale_dtype)
     values, scales = algorithm.choose(weight.detach(), grid, moment)
-    return IntxUnpackedToInt8Tensor(
-        values,
-        scales.to(weight.dtype),
-        torch.zeros(scales.shape, dtype=torch.int8),
-        getattr(torch, f"int{bits}"),
-        (1, group),
-        weight.dtype,
-        "int8_asym_per_token" if plan.scheme.is_dynamic else None,
+    return quantized_weight(
+        values, scales, bits, dtype=weight.dtype, is_dynamic=plan.scheme.is_dynamic
     )
 
 
