@@ -207,8 +207,8 @@ class Planner:
         if loss and not self.rounds_scales:
             raise UnsupportedSchemeError(
                 f"{has}. {self.backend} keeps scales in {_name(plan.scale_dtype)}, and rounding "
-                f"these moves its weights by up to {loss:.2%}. Pass round_scales=True to take them "
-                "rounded, or start from the float model."
+                f"these moves its weights by up to {loss:.2%}. Pass round_scales=True, in a "
+                "command --round-scales, to take them so, or start from the float model."
             )
         rounded = f"; scales rounded to {_name(plan.scale_dtype)}, by up to {loss:.2%}"
         return evolve(plan, reason=f"quantized already, and kept{rounded if loss else ''}")

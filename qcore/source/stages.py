@@ -51,7 +51,7 @@ def staged(
     for group in groups:
         if group not in observed:
             yield group, None
-    if not samples:
+    if not observed:
         return
     blocks = _row(model, observed)
     chain = _inputs(model, blocks, samples) if blocks else None

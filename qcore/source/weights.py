@@ -80,7 +80,7 @@ def quantized_weight(
     leaves integers and scales as they are.
 
     Args:
-        integers: (outputs, inputs), int8.
+        integers: (outputs, inputs), of an integer type.
         scales: (outputs, inputs / group), positive.
         bits: Bits of an integer, as a device stores it: 2, 4 or 8.
         dtype: What the layer computes in.
@@ -96,13 +96,13 @@ def quantized_weight(
     found = int(integers.min()), int(integers.max())
     if found[0] < low or found[1] > high:
         raise UnsupportedSchemeError(
-            f"integers from {found[0]} to {found[1]} are not the {low} to {high} of {bits} bits "
-            "without zero points"
+            f"integers from {found[0]} to {found[1]}, and {bits} bits without zero points are "
+            f"{low} to {high}"
         )
     if not bool((scales.isfinite() & (scales > 0)).all()):
         raise UnsupportedSchemeError("a scale is 0, negative or no number")
     return IntxUnpackedToInt8Tensor(
-        integers,
+        integers.to(torch.int8),
         scales.to(dtype),
         torch.zeros(scales.shape, dtype=torch.int8),
         getattr(torch, f"int{bits}"),

@@ -49,6 +49,9 @@ def quantize(
     max_perplexity_ratio: Annotated[
         float | None, typer.Option(help="The most times the float model's perplexity.")
     ] = None,
+    round_scales: Annotated[
+        bool, typer.Option(help="Take a checkpoint's scales as the backend rounds them.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -75,6 +78,7 @@ def quantize(
         scheme,
         algorithm=algorithm,
         tokens=seen if algorithm == "gptq" else None,
+        round_scales=round_scales,
     )
     _say("lowering", quiet)
     program = qcore_llm.lower(

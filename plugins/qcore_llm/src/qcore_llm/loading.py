@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
@@ -23,13 +24,15 @@ def load_model(path: str | os.PathLike[str]) -> tuple[PreTrainedModel, Any]:
 
     Args:
         path: A folder that ``transformers.AutoModelForCausalLM`` loads, or a GGUF file, whose
-            weights are dequantized.
+            weights are dequantized. A folder with weights of GPTQ, AWQ or compressed-tensors keeps
+            their integers and scales.
 
     Returns:
         The model in float32, in evaluation mode, and its tokenizer.
 
     Raises:
-        LanguageModelError: There is no such file, or it holds no language model.
+        LanguageModelError: There is no such file, it holds no language model, or packed weights
+            that :func:`qcore.quantize_` cannot take.
     """
     source = Path(path)
     if not source.exists():
@@ -39,15 +42,23 @@ def load_model(path: str | os.PathLike[str]) -> tuple[PreTrainedModel, Any]:
         )
     with quiet():
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        from qcore_llm.packed import METHODS
 
         folder, more = (source, {}) if source.is_dir() else (source.parent, _gguf(source))
         try:
             with _no_bars_in_logs():
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **more)
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, local_files_only=True, dtype=torch.float32, **more
-                )
+                config = AutoConfig.from_pretrained(folder, local_files_only=True, **more)
+                if _method(config) in METHODS:
+                    model = _packed_model(folder, config)
+                else:
+                    model = AutoModelForCausalLM.from_pretrained(
+                        folder, local_files_only=True, dtype=torch.float32, **more
+                    )
+        except LanguageModelError:
+            raise
         except Exception as error:
             first = (str(error).strip().splitlines() or ["no message"])[0]
             raise LanguageModelError(
@@ -56,6 +67,58 @@ def load_model(path: str | os.PathLike[str]) -> tuple[PreTrainedModel, Any]:
                 "transformers.AutoModelForCausalLM.from_pretrained says more."
             ) from error
     return model.eval(), tokenizer
+
+
+def _method(config: Any) -> str | None:
+    """Return the name of the method that the weights were quantized with, if they were."""
+    return (getattr(config, "quantization_config", None) or {}).get("quant_method")
+
+
+def _packed_model(folder: Path, config: Any) -> PreTrainedModel:
+    """Return a model whose linear layers keep the integers and scales of the checkpoint."""
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+
+    from qcore_llm.packed import take_packed_weights
+
+    tensors = _tensors(folder)
+    weights = take_packed_weights(tensors, config.quantization_config)
+    del config.quantization_config
+    # What is packed gets a weight that takes no memory until its own is there.
+    nothing = torch.zeros(())
+    empty = {f"{name}.weight": nothing.expand(weight.shape) for name, weight in weights.items()}
+    model, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None,
+        config=config,
+        state_dict=tensors | empty,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    lost = {*found["missing_keys"], *(found["unexpected_keys"] & empty.keys())}
+    if lost:
+        raise LanguageModelError(
+            f"{type(model).__name__} and the tensors in {folder} do not match: {min(lost)}, one of "
+            f"{len(lost)}. Start from the float model that the checkpoint was made of."
+        )
+    for name, weight in weights.items():
+        model.get_submodule(name).weight = torch.nn.Parameter(weight, requires_grad=False)
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    """Return the tensors of a checkpoint's files."""
+    from safetensors.torch import load_file
+
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    else:
+        names = {path.name for path in folder.glob("*.safetensors")}
+    if not names:
+        raise LanguageModelError(f"{folder} has no *.safetensors. Other files are not read.")
+    return {key: value for name in names for key, value in load_file(folder / name).items()}
 
 
 def _gguf(source: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import qcore
+from qcore.source import is_quantized
 from qcore_llm.decoder import Scorer
 from qcore_llm.text import calibration_windows
 
@@ -38,7 +39,8 @@ def quantize(
     """Quantize a language model in place, its embedding and head as fits the backend.
 
     Args:
-        model: The float model of transformers.
+        model: The float model of transformers, or one whose layers :func:`load_model` has read from
+            a quantized checkpoint: these keep their integers and scales.
         backend: Name of the backend.
         scheme: For the linear layers, as ``qcore.quantize_`` takes it.
         algorithm: As ``qcore.quantize_`` takes it; None takes ``"gptq"`` with ``tokens`` and
@@ -72,6 +74,6 @@ def _rules(model: PreTrainedModel, scorer: nn.Module, backend: str) -> dict[Any,
         rules[nn.Embedding] = embedding
     layer = model.get_output_embeddings()
     name = next((n for n, module in scorer.named_modules() if module is layer), None)
-    if head is not None and name is not None:
+    if head is not None and name is not None and not is_quantized(layer):
         rules[name] = head
     return rules
