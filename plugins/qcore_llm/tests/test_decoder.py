@@ -9,17 +9,20 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
     MambaConfig,
+    Qwen2Config,
     Qwen3Config,
     T5Config,
     T5ForConditionalGeneration,
 )
 
+import qcore_llm
 from qcore_llm import Decoder, LanguageModelError
-from qcore_llm.attention import FORMS, form_for
+from qcore_llm.attention import FORMS, PLAIN, form_for
 from qcore_llm.decoder import Scorer
 
 CONTEXT = 48
@@ -41,9 +44,30 @@ def llama() -> Any:
     return AutoModelForCausalLM.from_config(LlamaConfig(**SIZES)).eval()
 
 
+def qwen2() -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**SIZES)).eval()
+    for name, bias in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(bias)
+    return model
+
+
 def qwen3() -> Any:
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(Qwen3Config(**SIZES)).eval()
+
+
+def gemma2() -> Any:
+    torch.manual_seed(0)
+    layers = ["sliding_attention", "full_attention"]
+    caps = {"attn_logit_softcapping": 0.05, "final_logit_softcapping": 0.5}
+    config = Gemma2Config(**SIZES, **caps, sliding_window=6, layer_types=layers)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for name, weight in model.named_parameters():
+        if name.endswith("q_proj.weight"):
+            nn.init.normal_(weight)
+    return model
 
 
 def gemma3() -> Any:
@@ -54,7 +78,7 @@ def gemma3() -> Any:
 
 
 @pytest.mark.parametrize("form", ["plain", *FORMS])
-@pytest.mark.parametrize("make", [llama, qwen3, gemma3])
+@pytest.mark.parametrize("make", [llama, qwen2, qwen3, gemma2, gemma3])
 def test_reading_token_by_token_gives_the_models_own_logits(make: Any, form: str) -> None:
     model = make()
     decoder = Decoder(model, CONTEXT, form_for(form))
@@ -106,3 +130,20 @@ def test_attention_that_looks_elsewhere_is_refused() -> None:
 def test_a_cache_longer_than_the_model_reads_is_refused() -> None:
     with pytest.raises(LanguageModelError, match="reads texts of 2 to 64 tokens"):
         Decoder(llama(), 65)
+
+
+@pytest.mark.parametrize("make", [gemma2, gemma3])
+def test_an_embedding_that_scales_its_rows_is_quantized(make: Any) -> None:
+    model = make()
+    tokens = torch.randint(0, 64, (1, 20))
+    expected = model.get_input_embeddings()(tokens)
+    report = qcore_llm.quantize(model, scheme="8da8w")
+    embedding = model.get_input_embeddings()
+    torch.testing.assert_close(embedding(tokens), expected, atol=0.02, rtol=0.0)
+    assert report["model.model.embed_tokens"].scheme == "8w per-axis"
+    assert report["model.lm_head"].tied_with == "model.model.embed_tokens"
+
+
+def test_scores_with_a_cap_take_the_plain_form_of_attention() -> None:
+    assert Decoder(gemma2(), CONTEXT, form_for("xnnpack")).form is PLAIN
+    assert Decoder(gemma3(), CONTEXT, form_for("xnnpack")).form is FORMS["xnnpack"]

@@ -30,7 +30,8 @@ class AttentionForm:
         update: Writes keys or values [1, length, heads, size] into a cache, at a position.
         attend: Takes queries [1, length, heads, size], both caches, the pass, the sliding window
             (None for all that is kept), the scale and the cap of the scores; returns the attention.
-        module: Python module that registers its operators; empty where torch has them.
+        module: Python module that registers its operators; empty where torch has them. Those take
+            neither capped scores nor keys and values of two sizes.
     """
 
     name: str
@@ -48,6 +49,7 @@ class CachedAttention(Cache):  # type: ignore[misc]
         start: Position of the first token.
         positions: Positions of the tokens [length], int64.
         caches: For each layer the keys and the values [1, context, heads, size], float32.
+        is_capped: Whether a layer has capped its scores, as Gemma 2's do.
     """
 
     layers: ClassVar[tuple[()]] = ()  # Of transformers' own kinds there are none.
@@ -55,6 +57,7 @@ class CachedAttention(Cache):  # type: ignore[misc]
     start: Any
     positions: torch.Tensor
     caches: list[tuple[torch.Tensor, torch.Tensor]]
+    is_capped: bool = attrs.field(default=False, init=False)
     _masks: dict[int | None, torch.Tensor] = attrs.field(factory=dict, init=False)
 
     def update(
@@ -133,6 +136,7 @@ def _attend(
     if others.get("s_aux") is not None:
         raise NotImplementedError("attention with sinks has no form with a cache")
     one = _PASS.get()
+    one.is_capped |= softcap is not None
     window = sliding_window if sliding_window and sliding_window < one.context else None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     queries = query.transpose(1, 2)
@@ -194,8 +198,7 @@ def _llama_attend(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    if softcap is not None or keys.shape != values.shape:
-        return _plain(queries, keys, values, one, window, scale, softcap)
+    assert softcap is None
     mask = None if window is None else one.mask(window)
     attended: torch.Tensor = torch.ops.llama.custom_sdpa(
         queries, keys, values, one.start, mask, 0.0, mask is None, scale

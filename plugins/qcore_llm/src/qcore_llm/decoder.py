@@ -57,7 +57,8 @@ class Decoder(nn.Module):  # type: ignore[misc]
     Args:
         model: The model, float or treated by ``qcore.quantize_``; shared, not copied.
         max_context: The longest text in tokens.
-        form: The form of attention.
+        form: The form of attention; the plain one where the model's attention is none that this one
+            takes.
 
     Raises:
         LanguageModelError: The model is of a kind that cannot be decoded with a cache, or computes
@@ -81,12 +82,14 @@ class Decoder(nn.Module):  # type: ignore[misc]
                 "tokens. Pass a length between."
             )
         self.model = model
-        self.form = form
         self.max_context = max_context
         self.vocabulary: int = config.vocab_size
-        shapes = _shapes(model)
+        noted = _noted(model)
+        shapes = noted.shapes
+        is_plain = noted.is_capped or any(keys != values for keys, values in shapes.values())
+        self.form = PLAIN if is_plain else form
         self.layers = len(shapes)
-        for layer, pair in enumerate(shapes):
+        for layer, pair in shapes.items():
             for name, (heads, size) in zip("kv", pair, strict=True):
                 self.register_buffer(f"{name}{layer}", torch.zeros(1, max_context, heads, size))
         self._compare()
@@ -174,8 +177,8 @@ class _Recorder(CachedAttention):
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def _shapes(model: PreTrainedModel) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Return heads and size of each layer's keys and values."""
+def _noted(model: PreTrainedModel) -> _Recorder:
+    """Return what one token shows of the model's attention, all layers of it."""
     recorder = _Recorder()
     one = torch.zeros(1, 1, dtype=torch.int64)
     with quiet(), _named(model), attending(model, recorder):
@@ -186,7 +189,7 @@ def _shapes(model: PreTrainedModel) -> list[tuple[tuple[int, int], tuple[int, in
             f"{type(model).__name__}: layers {', '.join(map(str, missing))} keep no keys and "
             "values. Only attention has a form with a cache, no state space or linear attention."
         )
-    return [recorder.shapes[layer] for layer in sorted(recorder.shapes)]
+    return recorder
 
 
 @contextmanager

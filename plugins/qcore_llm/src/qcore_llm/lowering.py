@@ -74,7 +74,7 @@ def lower(
         decoder,
         (example, torch.tensor([0])),
         dynamic_shapes={"tokens": {1: Dim("length", min=1, max=context)}, "input_pos": None},
-        constant_methods=_metadata(decoder, tokenizer, context, form is not PLAIN),
+        constant_methods=_metadata(decoder, tokenizer, context, decoder.form is not PLAIN),
         **options,
     )
     made = LanguageProgram.of(

@@ -60,11 +60,31 @@ def quantize(
     data = None
     if tokens is not None:
         data = [window[None] for window in calibration_windows(tokens, _WINDOWS)]
+    _scale_behind(model.get_input_embeddings())
     scorer = Scorer(model)
     more.setdefault("rules", _rules(model, scorer, backend))
     return qcore.quantize_(
         scorer, backend, scheme, algorithm=algorithm, calibration_data=data, **more
     )
+
+
+def _scale_behind(embedding: nn.Module) -> None:
+    """Make an embedding that scales its rows, as Gemma's, a plain one with the factor behind it."""
+    kind = type(embedding)
+    if kind.forward is nn.Embedding.forward or not hasattr(embedding, "embed_scale"):
+        return
+    row = torch.zeros(1, dtype=torch.int64)
+    expected = embedding(row)
+    embedding.__class__ = nn.Embedding
+    handle = embedding.register_forward_hook(_scaled)
+    if not torch.equal(embedding(row), expected):
+        handle.remove()
+        embedding.__class__ = kind
+
+
+def _scaled(embedding: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    del inputs
+    return output * embedding.embed_scale
 
 
 def _rules(model: PreTrainedModel, scorer: nn.Module, backend: str) -> dict[Any, str | None]:
