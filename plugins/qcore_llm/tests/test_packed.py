@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import qcore
 import qcore_llm
 from qcore.cli.app import app
-from qcore.errors import UnsupportedSchemeError
+from qcore.errors import AlreadyQuantizedError, UnsupportedSchemeError
 from qcore.source import is_quantized
 from qcore_llm import LanguageModelError
 
@@ -26,9 +27,10 @@ Tensors: TypeAlias = dict[str, torch.Tensor]
 LAYER = "model.layers.1.mlp.down_proj"
 
 
-def words(integers: torch.Tensor, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
-    """Pack integers 0 to 15 along the rows, the one at ``order[i]`` of eight into bits 4 i."""
-    packed = sum(integers[:, place::8].long() << 4 * i for i, place in enumerate(order))
+def words(integers: torch.Tensor, order: Sequence[int] = range(8), bits: int = 4) -> torch.Tensor:
+    """Pack integers from 0 along the rows: those of a word in an order, the first lowest."""
+    places = enumerate(order)
+    packed = sum(integers[:, place :: 32 // bits].long() << bits * i for i, place in places)
     assert isinstance(packed, torch.Tensor)
     # The highest bit is the sign.
     return torch.where(packed >= 1 << 31, packed - (1 << 32), packed).int()
@@ -146,6 +148,24 @@ def test_zero_points_that_move_no_integer_out_of_four_bits_are_taken_up(
     assert torch.equal(model.get_submodule(LAYER).weight.qdata.long(), tensors["expected"])
 
 
+def test_eight_bits_with_a_scale_a_row_are_the_models(
+    write: Callable[..., Weights], tmp_path: Path
+) -> None:
+    integers = torch.randint(-128, 128, (64, 96))
+
+    def wider(tensors: Tensors, config: dict[str, Any]) -> None:
+        tensors[f"{LAYER}.weight_packed"] = words(integers + 128, range(4), bits=8)
+        tensors[f"{LAYER}.weight_scale"] = torch.full((64, 1), 0.5)
+
+    write("compressed", wider)
+    model, _ = qcore_llm.load_model(tmp_path)
+    with pytest.raises(AlreadyQuantizedError, match=rf"{LAYER} is .* 8w per-axis"):
+        qcore_llm.quantize(model)
+    report = qcore.quantize_(model, "xnnpack", "8da4w", rules={LAYER: "8da8w"})
+    assert torch.equal(model.get_submodule(LAYER).weight.qdata.long(), integers)
+    assert report[LAYER].scheme == "8da8w per-axis"
+
+
 def test_a_head_that_is_quantized_already_is_kept(
     write: Callable[..., Weights], tmp_path: Path
 ) -> None:
@@ -165,6 +185,10 @@ def shuffled(tensors: Tensors, config: dict[str, Any]) -> None:
     tensors[f"{LAYER}.g_idx"] = tensors[f"{LAYER}.g_idx"].roll(1)
 
 
+def of_three_bits(tensors: Tensors, config: dict[str, Any]) -> None:
+    tensors[f"{LAYER}.qweight"] = torch.zeros(9, 64, dtype=torch.int32)
+
+
 def with_zero_points(tensors: Tensors, config: dict[str, Any]) -> None:
     tensors[f"{LAYER}.qzeros"] = words(torch.full((3, 64), 3))
 
@@ -182,7 +206,7 @@ def configured(**changes: Any) -> Callable[[Tensors, dict[str, Any]], object]:
     [
         ("awq", with_zero_points, rf"{LAYER}\.qweight: integers from -3 to 12, .*zero points"),
         ("gptq", shuffled, rf"{LAYER}\.qweight: .* do not lie together"),
-        ("gptq", configured(bits=3), r"model\.layers.*: 3 bits"),
+        ("gptq", of_three_bits, rf"{LAYER}\.qweight: 3 bits"),
         ("gptq", configured(checkpoint_format="marlin"), "gptq in the format 'marlin'"),
         ("awq", configured(version="gemv"), "awq in the format 'gemv'"),
         ("compressed", configured(format="int-quantized"), "in the format 'int-quantized'"),

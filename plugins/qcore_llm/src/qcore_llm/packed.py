@@ -122,7 +122,9 @@ def _words(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _gptq(parts: Parts, config: Mapping[str, Any]) -> _Unpacked:
-    bits = int(config["bits"])
+    # Single layers may have other bits than the configuration says.
+    inputs = len(parts["g_idx"]) if "g_idx" in parts else 0
+    bits = len(parts["qweight"]) * _WORD // inputs if inputs else int(config["bits"])
     less = 0 if config.get("checkpoint_format", config.get("format")) == "gptq_v2" else 1
     integers = _words(parts["qweight"].T, bits)
     zeros = _words(parts["qzeros"], bits).T + less
