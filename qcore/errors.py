@@ -16,6 +16,7 @@ __all__ = [
     "BackendHookError",
     "BackendLoadError",
     "CalibrationError",
+    "CalibrationWarning",
     "CaptureError",
     "GroupSizeError",
     "LibraryChangedError",
@@ -45,6 +46,10 @@ class QcoreError(Exception):
 
 class QcoreWarning(UserWarning):
     """Category of every warning that qcore emits."""
+
+
+class CalibrationWarning(QcoreWarning):
+    """The calibration samples, or how far a quantized model is from float on them, look wrong."""
 
 
 class UnknownBackendError(QcoreError):
@@ -163,18 +168,19 @@ def unknown_options(owner: str, given: Iterable[str], known: Iterable[str]) -> s
     return f"{owner} has no option {', '.join(map(repr, unknown))}.{hint} Its options: {offered}."
 
 
-def warn(message: str) -> None:
+def warn(message: str, category: type[QcoreWarning] = QcoreWarning) -> None:
     """Emit a :class:`QcoreWarning` that points at the user's line, however deep it is noticed.
 
     Args:
         message: What happened, and what to do.
+        category: Its class, by which users filter it.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None and _is_between(frame.f_globals.get("__name__", "qcore")):
         frame = frame.f_back
     warnings.warn_explicit(
         message,
-        QcoreWarning,
+        category,
         frame.f_code.co_filename,
         frame.f_lineno,
         frame.f_globals.get("__name__"),

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ import torch
 from attrs import field, frozen
 from torch.fx import GraphModule
 
+from qcore.accuracy import far_from_float, remedies
 from qcore.algorithms import Algorithm, BiasCorrection, chosen_algorithms
 from qcore.calibration import CalibrationData, calibrate, check_arguments, check_sample
 from qcore.capture import Sample, capture
@@ -20,7 +22,7 @@ from qcore.errors import ModelFileError, QcoreError
 from qcore.graph import control_flow_bodies
 from qcore.model_file import read_model, write_model
 from qcore.pt2e import Annotator, PreparedModel
-from qcore.report import AnnotationReport
+from qcore.report import AnnotationReport, write_decisions
 from qcore.training import TRAINING, freeze, observe_alone
 
 __all__ = ["QuantizedModel", "QuantizerLike", "explain", "load_quantized", "quantize"]
@@ -41,7 +43,7 @@ class QuantizedModel:
 
     Attributes:
         model: The converted model, with quantize and dequantize operators; runs in eager mode.
-        report: A decision for every compute node.
+        report: A decision for every compute node, and the warnings of calibration.
         seconds: How long each stage took.
     """
 
@@ -158,15 +160,33 @@ def quantize(
         graphs = prepared.graphs()
         finishing = [finish for a in acting if (finish := a.attach(graphs)) is not None]
         observed = observe_alone(prepared.model)
-        calibrate(prepared.model, data, progress=progress)
+        inspection = calibrate(prepared.model, data, progress=progress)
         observed()
         for finish in finishing:
             finish()
         prepared.leave_unreached_in_float()
+        prepared.warn(inspection.findings())
     with _timed(seconds, "convert"):
         converted = prepared.convert()
         _refuse_pickling(converted)
-    return QuantizedModel(converted, quantizer.require_quantized(prepared.report()), seconds)
+    with _timed(seconds, "compare"):
+        if far := far_from_float(converted, inspection.kept):
+            accepts = partial(_accepts, model, quantizer, data.first, dynamic_shapes)
+            advice = remedies(quantizer, far, prepared.report(), accepts)
+            prepared.warn([f"{far.told} {advice}".rstrip()])
+    report = quantizer.require_quantized(prepared.report())
+    write_decisions(converted, report)
+    return QuantizedModel(converted, report, seconds)
+
+
+def _accepts(model: Any, quantizer: Any, sample: Sample, dynamic_shapes: Any, scheme: str) -> bool:
+    """Say whether a backend takes a model with one scheme for all of it."""
+    try:
+        other = type(quantizer)(quantizer.backend, quantizer.name).set_global(scheme)
+        explain(model, other, sample, dynamic_shapes=dynamic_shapes)
+    except QcoreError:
+        return False
+    return True
 
 
 def explain(

@@ -24,7 +24,7 @@ from qcore.control_flow import (
     replace_body,
     sink_all_parameters,
 )
-from qcore.errors import warn
+from qcore.errors import CalibrationWarning, warn
 from qcore.graph import clone, control_flow_bodies, is_observer
 from qcore.quiet import spared_gc
 from qcore.report import AnnotationReport, Decision, read_decisions, write_decisions
@@ -120,6 +120,13 @@ class PreparedModel:
 
     def _decide(self, decisions: Iterable[Decision]) -> None:
         write_decisions(self.model, evolve(self.report(), decisions=tuple(decisions)))
+
+    def warn(self, found: Iterable[str]) -> None:
+        """Warn of what calibration shows, and put it into the report."""
+        for message in found:
+            warn(message, CalibrationWarning)
+            report = self.report()
+            write_decisions(self.model, evolve(report, warnings=(*report.warnings, message)))
 
     def leave_unreached_in_float(self) -> None:
         """Put the bodies that no calibration sample reached back as they were, and warn."""

@@ -23,7 +23,7 @@ def run(toy: Build, samples: Any, **options: Any) -> qcore.QuantizedModel:
 
 @pytest.mark.parametrize(
     "samples",
-    [[X], [(X,)], [[X]], iter([X, X]), ({"input": X},), (x for x in [X])],
+    [[X], [(X,)], [[X]], iter([X, 2 * X]), ({"input": X},), (x for x in [X])],
     ids=["tensor", "tuple", "list", "iterator", "mapping", "generator"],
 )
 def test_samples_come_in_any_usual_form(toy: Build, samples: Any) -> None:
@@ -120,16 +120,22 @@ def test_forgetting_to_select_is_an_error_that_says_how(toy: Build) -> None:
 def test_the_flow_is_silent_off_a_terminal(
     toy: Build, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
-    run(toy, [X] * 3)
+    run(toy, [X, 2 * X, 3 * X])
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     assert [str(w.message) for w in recwarn if w.category is not DeprecationWarning] == []
 
 
 def test_progress_can_be_asked_for(toy: Build, capfd: pytest.CaptureFixture[str]) -> None:
-    run(toy, [X] * 3, progress=True)
+    run(toy, [X, 2 * X, 3 * X], progress=True)
     assert "calibrate" in capfd.readouterr().err
 
 
 def test_each_stage_is_timed(toy: Build) -> None:
-    assert list(run(toy, [X]).seconds) == ["capture", "prepare", "calibrate", "convert"]
+    assert list(run(toy, [X]).seconds) == [
+        "capture",
+        "prepare",
+        "calibrate",
+        "convert",
+        "compare",
+    ]

@@ -22,7 +22,7 @@ VETO = {"veto": "qcore_example_extensions.veto:Veto"}
 
 def quantized(quantizer: Quantizer) -> qcore.QuantizedModel:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
-    return qcore.quantize(model, quantizer, [torch.ones(1, 4)])
+    return qcore.quantize(model, quantizer, [torch.arange(4.0).reshape(1, 4)])
 
 
 def test_every_hook_is_timed(install: Install, toy: Build) -> None:

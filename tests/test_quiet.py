@@ -59,7 +59,7 @@ def test_nothing_quantized_in_the_standard_flow_points_at_its_line(
 def test_a_branch_that_no_sample_reaches_points_at_the_line_that_quantizes(
     toy: Callable[[], Quantizer],
 ) -> None:
-    quantizer, samples = toy().set_global("8a8w"), [torch.ones(1, 4)]
+    quantizer, samples = toy().set_global("8a8w"), [torch.arange(4.0).reshape(1, 4)]
     with pytest.warns(qcore.QcoreWarning, match="No calibration sample reached") as caught:
         qcore.quantize(_Branches(), quantizer, samples)
     assert _line(caught) == "qcore.quantize(_Branches(), quantizer, samples)"

@@ -53,6 +53,7 @@ ROOMS: Final = (
     "model_file",
     "backend",
     "pt2e",
+    "accuracy",
     "flow",
     "source",
     "quantizer",

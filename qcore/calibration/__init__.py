@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qcore.calibration.histogram import HistogramObserver
+from qcore.calibration.inspection import Inspection, Kept
 from qcore.calibration.methods import CalibrationMethod, calibration_method, with_method
 from qcore.calibration.samples import CalibrationData, calibrate, check_arguments, check_sample
 
@@ -10,6 +11,8 @@ __all__ = [
     "CalibrationData",
     "CalibrationMethod",
     "HistogramObserver",
+    "Inspection",
+    "Kept",
     "calibrate",
     "calibration_method",
     "check_arguments",

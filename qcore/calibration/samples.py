@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from attrs import frozen
 from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
+from qcore.calibration.inspection import Inspection
 from qcore.capture import Sample
 from qcore.errors import CalibrationError
 
@@ -56,8 +56,10 @@ class CalibrationData:
         yield from map(Sample.of, self._rest)
 
 
-def calibrate(prepared: GraphModule, data: CalibrationData, *, progress: bool | None = None) -> int:
-    """Run every sample through a prepared model, and return how many there were.
+def calibrate(
+    prepared: GraphModule, data: CalibrationData, *, progress: bool | None = None
+) -> Inspection:
+    """Run every sample through a prepared model, and return what is seen of them.
 
     ``progress`` shows a bar; ``None`` means: on a terminal.
     """
@@ -70,12 +72,12 @@ def calibrate(prepared: GraphModule, data: CalibrationData, *, progress: bool | 
         leave=False,
         disable=None if progress is None else not progress,
     )
-    count = 0
+    inspection = Inspection.of(prepared)
     with torch.no_grad():
-        for count, sample in zip(itertools.count(1), bar, strict=False):
-            check_sample(sample, placeholders, f"Calibration sample {count - 1}")
-            prepared(*sample.args, **sample.kwargs)
-    return count
+        for index, sample in enumerate(bar):
+            check_sample(sample, placeholders, f"Calibration sample {index}")
+            inspection.see(sample, prepared(*sample.args, **sample.kwargs))
+    return inspection
 
 
 def check_arguments(sample: Sample, model: torch.nn.Module) -> None:

@@ -101,12 +101,14 @@ class AnnotationReport(Report):
 
     Attributes:
         decisions: In the order of the graph; those of conditional bodies after the model's.
+        warnings: What was said of the calibration samples and of the model made from them.
     """
 
     kind: ClassVar[str] = "annotation"
     keys: ClassVar = {"quantized_count": "quantized", "float_count": "float"}
 
     decisions: tuple[Decision, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> tuple[Decision, ...]:

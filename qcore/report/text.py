@@ -52,6 +52,7 @@ def _(report: AnnotationReport) -> str:
     for (operator, reason, advice), count, names in grouped(keyed):
         lines.append(f"{count:4d} x {operator} in float: {reason} [{names}]")
         lines += [f"       {advice}"] if advice else []
+    lines += [f"warning: {warning}" for warning in report.warnings]
     return _lines(
         f"{report.backend}: {len(report.quantized)} of {len(report.decisions)} compute nodes "
         f"quantized, {len(report.in_float)} in float",

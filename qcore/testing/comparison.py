@@ -7,24 +7,10 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from qcore.accuracy import sqnr_db
 from qcore.schemes import QuantizationScheme
 
 __all__ = ["compared_outputs", "expected_sqnr_db", "sqnr_db"]
-
-
-def sqnr_db(reference: torch.Tensor, output: torch.Tensor) -> float:
-    """Return the ratio of signal to quantization noise.
-
-    Args:
-        reference: The signal.
-        output: The same with noise.
-
-    Returns:
-        The ratio in dB; 300 where there is no noise.
-    """
-    signal = reference.detach().double().pow(2).sum().clamp(min=1e-30)
-    noise = (reference.detach().double() - output.detach().double()).pow(2).sum()
-    return float(10 * torch.log10(signal / noise.clamp(min=1e-30 * float(signal))))
 
 
 def expected_sqnr_db(scheme: QuantizationScheme) -> float:
