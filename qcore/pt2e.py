@@ -10,6 +10,7 @@ from attrs import define, evolve, field
 from torch.fx import Graph, GraphModule
 
 from qcore.algorithms import Algorithm
+from qcore.annotation.origins import remember_captured
 from qcore.compat.torch import TRACING, counted_names
 from qcore.compat.torchao import (
     Quantizer,
@@ -89,6 +90,7 @@ class PreparedModel:
 
         ``quantizer`` annotates the model and each body; then ``algorithms`` may change them.
         """
+        remember_captured(model)
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
         walk = _Walk(quantizer, algorithms)
         with TRACING, counted_names(), fusions_of_present_convolutions(), spared_gc():

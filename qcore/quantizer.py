@@ -11,6 +11,7 @@ from attrs import evolve
 from torch.fx import GraphModule
 
 from qcore.annotation.in_place import make_functional
+from qcore.annotation.origins import account_for, remember_captured
 from qcore.backend import BackendHooks
 from qcore.calibration import CalibrationMethod, calibration_method, with_method
 from qcore.capture import inline_grad_modes, remove_guards
@@ -188,6 +189,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         """
         remove_guards(model)
         inline_grad_modes(model)
+        remember_captured(model)
         make_functional(model)
         if TRAINING not in model.meta and is_preparing_for_training():
             model.meta[TRAINING] = True
@@ -221,8 +223,9 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             plan.check_matches(model)
             for _, _, body in control_flow_bodies(model):
                 body.meta[BODY] = True
-        self.report = self._hooks.annotate(model, plan)
-        write_decisions(model, self.report)
+        report = self._hooks.annotate(model, plan)
+        write_decisions(model, report)
+        self.report = account_for(model, report)
         return self.report
 
     def require_quantized(self, report: AnnotationReport) -> AnnotationReport:
@@ -270,6 +273,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             raise PartialQuantizationError(
                 f"{self.name} cannot execute {len(errors)} nodes that would stay in float:\n{lines}"
             )
+        write_decisions(model, account_for(model, report))
 
     def _plan(self, model: GraphModule) -> QuantizationPlan:
         """Resolve the rules for a model: the calibration method is that of the quantizer.

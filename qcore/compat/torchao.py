@@ -95,6 +95,7 @@ __all__ = [
     "enable_fake_quant",
     "fusions_of_present_convolutions",
     "is_preparing_for_training",
+    "names_before_fusion",
     "prepare_pt2e",
     "prepare_qat_pt2e",
     "quantize_",
@@ -145,7 +146,21 @@ def is_preparing_for_training() -> bool:
     It tells a quantizer nothing that ``prepare_pt2e`` does not, and whether a model will be trained
     is not to be seen in its graph.
     """
+    return _calling(prepare_qat_pt2e) is not None
+
+
+def names_before_fusion() -> tuple[str, ...]:
+    """Return the names of all nodes that a graph had before ``prepare_pt2e`` folded batch norms.
+
+    It does so before it asks the quantizer that calls this; empty where it is not what called.
+    """
+    frame = _calling(prepare_pt2e)
+    return tuple(frame.f_locals.get("node_name_to_scope", ())) if frame is not None else ()
+
+
+def _calling(function: Any) -> FrameType | None:
+    """Return the frame of a function of torchao that called, however far up."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not prepare_qat_pt2e.__code__:
+    while frame is not None and frame.f_code is not function.__code__:
         frame = frame.f_back
-    return frame is not None
+    return frame

@@ -27,6 +27,7 @@ def test_a_random_model_is_right_when_executed_or_refused_with_reasons(
 ) -> None:
     outcome = worker.outcome(random_recipe(seed))
     assert outcome.kind in {Kind.RIGHT, Kind.REFUSED}, outcome.detail
+    assert not outcome.undecided
 
 
 @pytest.mark.parametrize("worker", ["quantize_"], indirect=True)
