@@ -223,9 +223,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             plan.check_matches(model)
             for _, _, body in control_flow_bodies(model):
                 body.meta[BODY] = True
-        report = self._hooks.annotate(model, plan)
-        write_decisions(model, report)
-        self.report = account_for(model, report)
+        self.report = self._hooks.annotate(model, plan)
+        write_decisions(model, self.report)
         return self.report
 
     def require_quantized(self, report: AnnotationReport) -> AnnotationReport:
@@ -256,6 +255,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
     def validate(self, model: GraphModule) -> None:
         """Raise if the backend cannot execute what stayed in float.
 
+        The report then has decisions for what was folded or taken apart, too.
+
         Args:
             model: The annotated model.
 
@@ -273,7 +274,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             raise PartialQuantizationError(
                 f"{self.name} cannot execute {len(errors)} nodes that would stay in float:\n{lines}"
             )
-        write_decisions(model, account_for(model, report))
+        self.report = account_for(model, report)
+        write_decisions(model, self.report)
 
     def _plan(self, model: GraphModule) -> QuantizationPlan:
         """Resolve the rules for a model: the calibration method is that of the quantizer.

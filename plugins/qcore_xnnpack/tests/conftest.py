@@ -43,8 +43,9 @@ def through() -> Callable[..., Run]:
     def go(model: nn.Module, *inputs: torch.Tensor, scheme: Any = "8a8w", **options: Any) -> Run:
         torch.manual_seed(0)
         quantizer = qcore.get_quantizer("xnnpack").set_global(scheme)
+        sizes = range(8, 12) if any(x.is_floating_point() for x in inputs) else [8]
         samples = [
-            tuple(x * (1 + k / 8) if x.is_floating_point() else x for x in inputs) for k in range(4)
+            tuple(x * (k / 8) if x.is_floating_point() else x for x in inputs) for k in sizes
         ]
         result = qcore.quantize(model.eval(), quantizer, samples, **options)
         program = quantizer.lower(result.model, inputs)
