@@ -29,7 +29,8 @@ class LayerRecord:
         rule: The rule that selected it.
         reason: Why it stays as it is, or why it is not quantized quite as asked for.
         tied_with: The layer whose quantized weight it shares.
-        algorithm: The name of what chose its weights, where they are quantized.
+        algorithm: The name of what chose its weights, where they are quantized; empty where they
+            were so before.
     """
 
     name: str

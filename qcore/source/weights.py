@@ -97,10 +97,12 @@ def quantized_weight(
     if found[0] < low or found[1] > high:
         raise UnsupportedSchemeError(
             f"integers from {found[0]} to {found[1]}, and {bits} bits without zero points are "
-            f"{low} to {high}"
+            f"{low} to {high}. Quantize the float weight instead."
         )
     if not bool((scales.isfinite() & (scales > 0)).all()):
-        raise UnsupportedSchemeError("a scale is 0, negative or no number")
+        raise UnsupportedSchemeError(
+            "a scale is 0, negative or no number. Quantize the float weight instead."
+        )
     return IntxUnpackedToInt8Tensor(
         integers.to(torch.int8),
         scales.to(dtype),

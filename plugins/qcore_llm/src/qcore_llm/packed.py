@@ -85,7 +85,7 @@ def take_packed_weights(
         try:
             weights[name] = _weight(layout.unpack(parts, config), parts.get(layout.order))
         except UnsupportedSchemeError as error:
-            raise LanguageModelError(f"{name}{layout.mark}: {error}. {_STEP}") from error
+            raise LanguageModelError(f"{name}{layout.mark}: {error}") from error
         except KeyError as error:
             raise LanguageModelError(
                 f"{name} has no tensor {error.args[0]}. The checkpoint is not complete."
@@ -96,7 +96,7 @@ def take_packed_weights(
 def _weight(found: _Unpacked, order: torch.Tensor | None) -> torch.Tensor:
     inputs, groups = found.integers.shape[1], found.scales.shape[1]
     if inputs % groups:
-        raise UnsupportedSchemeError(f"{groups} groups do not divide {inputs} inputs")
+        raise UnsupportedSchemeError(f"{groups} groups do not divide {inputs} inputs. {_STEP}")
     group = inputs // groups
     # Where no order was chosen all places may be -1.
     if (
@@ -104,7 +104,9 @@ def _weight(found: _Unpacked, order: torch.Tensor | None) -> torch.Tensor:
         and not bool((order == -1).all())
         and not torch.equal(order.long(), torch.arange(inputs) // group)
     ):
-        raise UnsupportedSchemeError("the inputs of a group do not lie together (desc_act)")
+        raise UnsupportedSchemeError(
+            f"the inputs of a group do not lie together (desc_act). {_STEP}"
+        )
     values = found.integers.unflatten(1, (groups, group)) - found.zeros.unsqueeze(-1)
     return quantized_weight(
         values.flatten(1).contiguous(), found.scales.float().contiguous(), found.bits
@@ -115,7 +117,7 @@ def _words(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Return the integers of words, which lie along the last dimension, from 0."""
     if bits not in (2, 4, 8) or words.dtype != torch.int32:
         raise UnsupportedSchemeError(
-            f"{bits} bits in words of {words.dtype}; 2, 4 and 8 in int32 can be read"
+            f"{bits} bits in words of {words.dtype}; 2, 4 and 8 in int32 can be read. {_STEP}"
         )
     shifts = torch.arange(0, _WORD, bits, dtype=torch.int32)
     return (words.unsqueeze(-1) >> shifts & (1 << bits) - 1).flatten(-2).to(torch.int16)
