@@ -6,7 +6,7 @@ import copy
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -24,6 +24,7 @@ __all__ = [
     "clone",
     "computes_floats",
     "control_flow_bodies",
+    "differing_sizes",
     "each_dimension",
     "float_operands",
     "insert_constant",
@@ -38,6 +39,7 @@ __all__ = [
     "overload_packet",
     "positions_are_used",
     "remember_origin",
+    "size_symbols",
     "tensor_attribute",
     "tensor_value",
 ]
@@ -236,6 +238,40 @@ def each_dimension(value: Any, count: int = 1) -> list[int]:
     """
     numbers = [value] if isinstance(value, int) else list(value)
     return numbers * count if len(numbers) == 1 else numbers
+
+
+def size_symbols(value: torch.Tensor) -> tuple[str | None, ...]:
+    """Name the dynamic sizes of a fake tensor; equal names are one size.
+
+    Args:
+        value: The fake tensor.
+
+    Returns:
+        A name for each dimension; ``None`` for a size that is fixed or computed from others.
+    """
+    symbols = (None if isinstance(size, int) else size.node.expr for size in value.shape)
+    return tuple(str(s) if s is not None and s.is_Symbol else None for s in symbols)
+
+
+def differing_sizes(inputs: Iterable[tuple[str, Sequence[str | None], Sequence[int]]]) -> str:
+    """Say which sizes of inputs differ that a model takes to be one; nothing where none do.
+
+    Args:
+        inputs: The name of each, the names of its sizes as :func:`size_symbols` gives them, and
+            its shape.
+    """
+    seen: dict[str, tuple[str, int]] = {}
+    for name, symbols, shape in inputs:
+        for axis, (symbol, size) in enumerate(zip(symbols, shape, strict=False)):
+            where = f"dimension {axis} of {name!r}"
+            first, wanted = seen.setdefault(symbol, (where, size)) if symbol else (where, size)
+            if size != wanted:
+                return (
+                    f"{first} is {wanted} and {where} is {size}, and the model was captured with "
+                    "one size for both. Give both one size, or capture it with a "
+                    "torch.export.Dim for each."
+                )
+    return ""
 
 
 def positions_are_used(node: Node) -> bool:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from qcore.calibration.inspection import Inspection
 from qcore.capture import Sample
 from qcore.errors import CalibrationError
+from qcore.graph import differing_sizes, size_symbols
 
 __all__ = ["CalibrationData", "calibrate", "check_arguments", "check_sample"]
 
@@ -115,6 +116,13 @@ def check_sample(sample: Sample, placeholders: list[Node], what: str) -> None:
         expected = node.meta.get("val")
         if isinstance(value, torch.Tensor) and isinstance(expected, torch.Tensor):
             _check_tensor(value, expected, f"{what}, input {str(node.target)!r}")
+    tensors = [
+        (str(node.target), size_symbols(node.meta["val"]), value.shape)
+        for value, node in zip(values, placeholders, strict=True)
+        if isinstance(value, torch.Tensor) and isinstance(node.meta.get("val"), torch.Tensor)
+    ]
+    if differing := differing_sizes(tensors):
+        raise CalibrationError(f"{what} does not fit together: {differing}")
 
 
 def _check_tensor(value: torch.Tensor, expected: torch.Tensor, where: str) -> None:

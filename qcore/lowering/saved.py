@@ -150,6 +150,7 @@ def _specs(data: Any) -> tuple[TensorSpec, ...] | None:
             dtype=dtype(item["dtype"]),
             bounds=tuple((low, high) for low, high in item["bounds"]),
             value=item["value"],
+            symbols=tuple(item.get("symbols", ())),
         )
         for item in data
     )

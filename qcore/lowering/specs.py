@@ -33,6 +33,7 @@ class TensorSpec:
         dtype: A ``torch.dtype``, or ``int``, ``float`` or ``bool`` for a plain number.
         bounds: Smallest and largest size of every dimension; None as the largest means no limit.
         value: For a number, the value the program was lowered for: a graph bakes numbers in.
+        symbols: The name of every dynamic size, where it has one; equal names are one size.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TensorSpec:
     dtype: Any
     bounds: tuple[tuple[int, int | None], ...] = attrs.field(default=(), repr=False)
     value: Any = None
+    symbols: tuple[str | None, ...] = attrs.field(default=(), repr=False, eq=False)
 
     def __str__(self) -> str:
         if self.is_number:
@@ -84,13 +86,16 @@ def spec_of(name: str, value: Any, bound_of: Callable[[Any], tuple[int, int | No
     """
     import torch
 
+    from qcore.graph import size_symbols
+
     if not isinstance(value, torch.Tensor):
         return TensorSpec(name=name, shape=(), dtype=type(value), value=value)
     fixed = [size if isinstance(size, int) else None for size in value.shape]
     bounds = [
         (int(size), int(size)) if isinstance(size, int) else bound_of(size) for size in value.shape
     ]
-    return TensorSpec(name=name, shape=tuple(fixed), dtype=value.dtype, bounds=tuple(bounds))
+    symbols = size_symbols(value)
+    return TensorSpec(name, tuple(fixed), value.dtype, tuple(bounds), symbols=symbols)
 
 
 def user_input_names(program: ExportedProgram) -> set[str]:
@@ -181,6 +186,8 @@ def check_values(
     error: type[Exception],
 ) -> None:
     """Raise ``error`` unless flat arguments fit; it names the first that does not."""
+    from qcore.graph import differing_sizes
+
     if len(specs) != len(values):
         raise error(
             f"{len(values)} {what}s were given, the model takes {len(specs)}: "
@@ -190,6 +197,9 @@ def check_values(
         problem = _mismatch(spec, value)
         if problem:
             raise error(f"{what} {spec.name!r} does not fit: {problem}")
+    tensors = [(s, v) for s, v in zip(specs, values, strict=True) if not s.is_number]
+    if differing := differing_sizes((s.name, s.symbols, v.shape) for s, v in tensors):
+        raise error(f"{what}s do not fit together: {differing}")
 
 
 def _mismatch(spec: TensorSpec, value: Any) -> str | None:
