@@ -42,7 +42,7 @@ from qcore.schemes import (
     listed,
     resolve_config,
 )
-from qcore.training import TRAINING, training_batch_norms, with_fake_quantization
+from qcore.training import TRAINING, training_layers, with_fake_quantization
 
 __all__ = ["Quantizer", "get_quantizer"]
 
@@ -352,10 +352,11 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         """
         if isinstance(model, QuantizedModel):
             model = model.model
-        if isinstance(model, GraphModule) and (training := training_batch_norms(model)):
+        if isinstance(model, GraphModule) and (training := training_layers(model)):
             raise LoweringError(
-                f"{', '.join(training)}: batch norms of the model are still training, and would "
-                "normalize with the statistics of each batch. Before convert_pt2e call "
+                f"{', '.join(training)}: layers of the model are still training. Batch norms would "
+                "normalize with the statistics of each batch, dropouts drop values at random. "
+                "Before convert_pt2e call "
                 "torchao.quantization.pt2e.move_exported_model_to_eval(prepared)."
             )
         if isinstance(model, GraphModule):

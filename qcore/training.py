@@ -33,7 +33,7 @@ __all__ = [
     "TRAINING",
     "freeze",
     "observe_alone",
-    "training_batch_norms",
+    "training_layers",
     "with_fake_quantization",
 ]
 
@@ -110,14 +110,12 @@ def freeze(model: GraphModule) -> None:
     model.recompile()
 
 
-def training_batch_norms(model: GraphModule) -> list[str]:
-    """Name the batch norms of a graph that normalize with the statistics of each batch."""
+def training_layers(model: GraphModule) -> list[str]:
+    """Name the batch norms that use the statistics of each batch, and the dropouts that drop."""
     return [
         f"{node.name} in {module_path(node)!r}" if module_path(node) else node.name
         for node in model.graph.nodes
-        if node.op == "call_function"
-        and "batch_norm" in str(node.target)
-        and any(len(node.args) > p and node.args[p] for p in _mode_arguments(node))
+        if any(len(node.args) > p and node.args[p] for p in _mode_arguments(node))
     ]
 
 

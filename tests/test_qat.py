@@ -175,3 +175,12 @@ def test_batch_norms_that_still_train_are_not_lowered(
         errors.LoweringError, match=r"'alone'.*move_exported_model_to_eval\(prepared\)"
     ):
         quantizer.lower(convert_pt2e(prepared), (X,))
+
+
+def test_dropouts_that_still_drop_are_not_lowered(toy: Callable[[], Quantizer]) -> None:
+    quantizer = toy().set_global("8a8w")
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout()).train()
+    prepared = prepare_qat_pt2e(torch.export.export(model, (X,)).module(), quantizer)
+    prepared(X)
+    with pytest.raises(errors.LoweringError, match="dropout in '1'.*drop values at random"):
+        quantizer.lower(convert_pt2e(prepared), (X,))

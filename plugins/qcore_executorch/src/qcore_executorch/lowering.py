@@ -82,6 +82,8 @@ class ExecuTorchLowering:
             LoweringError: A stage of the lowering fails; with ``check``, no program is right.
         """
         import_executorch()
+        if self.executorch_config is None:
+            _require_bounds(program_specs(program)[0], self.backend)
         if self.check:
             return lower_checked(self._lower_once, program, self.backend)
         return self._lower_once(program, Veto())
@@ -105,8 +107,6 @@ class ExecuTorchLowering:
                 name_origins(exported)
             inputs, outputs = program_specs(exported)
             structure = _flat_if_unwritable(exported)
-            if self.executorch_config is None:
-                _require_bounds(inputs, self.backend)
             with clock.stage("partition"), stated_reasons() as reasons:
                 edge = self.partitioned(exported)
                 fused = fuse_embeddings(edge)
