@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,11 +19,16 @@ from qcore.capture import Sample, capture
 from qcore.errors import ModelFileError, QcoreError
 from qcore.graph import control_flow_bodies
 from qcore.model_file import read_model, write_model
+from qcore.progress import showing_stages, stage
 from qcore.pt2e import Annotator, PreparedModel
 from qcore.report import AnnotationReport, write_decisions
 from qcore.training import TRAINING, freeze, observe_alone
 
 __all__ = ["QuantizedModel", "QuantizerLike", "explain", "load_quantized", "quantize"]
+
+
+#: Usual shares of the stages, measured on EfficientNet-Lite0 with 16 samples.
+_SHARES = {"capture": 0.3, "prepare": 0.05, "calibrate": 0.45, "convert": 0.1, "compare": 0.1}
 
 
 @runtime_checkable
@@ -148,32 +151,33 @@ def quantize(
     ]
     data = CalibrationData.of(calibration_data)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "capture"):
-        graph = _captured(model, data.first, dynamic_shapes, "Calibration sample 0")
-    with _timed(seconds, "prepare"):
-        if is_qat:
-            for part in (graph, *(body for _, _, body in control_flow_bodies(graph))):
-                part.meta[TRAINING] = False
-        prepared = PreparedModel.prepare(graph, quantizer, False, acting)
-        quantizer.require_quantized(prepared.report())
-    with _timed(seconds, "calibrate"):
-        graphs = prepared.graphs()
-        finishing = [finish for a in acting if (finish := a.attach(graphs)) is not None]
-        observed = observe_alone(prepared.model)
-        inspection = calibrate(prepared.model, data, progress=progress)
-        observed()
-        for finish in finishing:
-            finish()
-        prepared.leave_unreached_in_float()
-        prepared.warn(inspection.findings())
-    with _timed(seconds, "convert"):
-        converted = prepared.convert()
-        _refuse_pickling(converted)
-    with _timed(seconds, "compare"):
-        if far := far_from_float(converted, inspection.kept):
-            accepts = partial(_accepts, model, quantizer, data.first, dynamic_shapes)
-            advice = remedies(quantizer, far, prepared.report(), accepts)
-            prepared.warn([f"{far.told} {advice}".rstrip()])
+    with showing_stages("quantize", _SHARES, progress):
+        with stage("capture", seconds):
+            graph = _captured(model, data.first, dynamic_shapes, "Calibration sample 0")
+        with stage("prepare", seconds):
+            if is_qat:
+                for part in (graph, *(body for _, _, body in control_flow_bodies(graph))):
+                    part.meta[TRAINING] = False
+            prepared = PreparedModel.prepare(graph, quantizer, False, acting)
+            quantizer.require_quantized(prepared.report())
+        with stage("calibrate", seconds):
+            graphs = prepared.graphs()
+            finishing = [finish for a in acting if (finish := a.attach(graphs)) is not None]
+            observed = observe_alone(prepared.model)
+            inspection = calibrate(prepared.model, data, progress=progress)
+            observed()
+            for finish in finishing:
+                finish()
+            prepared.leave_unreached_in_float()
+            prepared.warn(inspection.findings())
+        with stage("convert", seconds):
+            converted = prepared.convert()
+            _refuse_pickling(converted)
+        with stage("compare", seconds):
+            if far := far_from_float(converted, inspection.kept):
+                accepts = partial(_accepts, model, quantizer, data.first, dynamic_shapes)
+                advice = remedies(quantizer, far, prepared.report(), accepts)
+                prepared.warn([f"{far.told} {advice}".rstrip()])
     report = quantizer.require_quantized(prepared.report())
     write_decisions(converted, report)
     return QuantizedModel(converted, report, seconds)
@@ -221,10 +225,3 @@ def _captured(model: Any, sample: Sample, dynamic_shapes: Any, what: str) -> Gra
     for part in (graph, *(body for _, _, body in control_flow_bodies(graph))):
         freeze(part)
     return graph
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -29,6 +28,7 @@ from qcore.flow import QuantizedModel, quantize
 from qcore.graph import BODY, control_flow_bodies
 from qcore.lowering import LoweredProgram, export_for_lowering
 from qcore.plan import FilterFunction, QuantizationPlan, Selectors
+from qcore.progress import showing_stages, stage
 from qcore.quiet import quiet
 from qcore.registry import load_backend
 from qcore.report import AnnotationReport, Severity, read_decisions, write_decisions
@@ -45,6 +45,9 @@ from qcore.schemes import (
 from qcore.training import TRAINING, training_layers, with_fake_quantization
 
 __all__ = ["Quantizer", "get_quantizer"]
+
+#: Usual shares of the stages, measured on EfficientNet-Lite0; a backend may name others.
+_SHARES = {"export": 0.1, "partition": 0.7, "emit": 0.06, "check": 0.14}
 
 
 class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
@@ -326,7 +329,13 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         return quantize(model, self, calibration_samples, is_qat=is_qat).model
 
     def lower(
-        self, model: Any, example_inputs: Any, *, dynamic_shapes: Any = None, **options: Any
+        self,
+        model: Any,
+        example_inputs: Any,
+        *,
+        dynamic_shapes: Any = None,
+        progress: bool | None = None,
+        **options: Any,
     ) -> LoweredProgram:
         """Turn a quantized model into a program for the device.
 
@@ -338,6 +347,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             example_inputs: Inputs as the model takes them; sizes that a graph was captured with as
                 dynamic stay dynamic.
             dynamic_shapes: As ``torch.export.export`` takes it, for sizes that vary.
+            progress: Show the stages on stderr, and about how long they will take; ``None``
+                means: on a terminal.
             **options: Options of the backend's ``lower``.
 
         Returns:
@@ -365,11 +376,11 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             exported = self._export_module(model, example_inputs, dynamic_shapes)
             if exported is not None:
                 model, example_inputs, dynamic_shapes = exported, None, None
-        start = time.perf_counter()
-        with quiet():
-            exported = export_for_lowering(model, example_inputs, dynamic_shapes)
-        seconds = {"export": time.perf_counter() - start}
-        program = self._hooks.lower(exported, options)
+        seconds: dict[str, float] = {}
+        with showing_stages("lower", _SHARES, progress):
+            with stage("export", seconds), quiet():
+                exported = export_for_lowering(model, example_inputs, dynamic_shapes)
+            program = self._hooks.lower(exported, options)
         report = evolve(program.report, seconds={**seconds, **program.report.seconds})
         call = exported.call_spec.in_spec if program.call is None else program.call
         return evolve(program, report=report, call=call)

@@ -32,6 +32,7 @@ ROOMS: Final = (
     "files",
     "sharing",
     "quiet",
+    "progress",
     "compat",
     "hookspecs",
     "registry",

@@ -42,6 +42,7 @@ MODULES: Final = (
     "qcore.compat",
     "qcore.compat.torch",
     "qcore.compat.torchao",
+    "qcore.progress",
     "qcore.quiet",
     "qcore.errors",
     "qcore.testing",

@@ -72,7 +72,7 @@ def wrong_module(
     def is_wrong(anchor: Anchor) -> bool:
         next(programs, None)
         cut = ending_at(model, anchor)
-        program = quantizer.lower(cut, as_example(samples[0]), **lowering)
+        program = quantizer.lower(cut, as_example(samples[0]), progress=False, **lowering)
         expected = [tree_leaves(called(cut, sample)) for sample in samples]
         actual = [tree_leaves(output) for output in program.run_many(samples)]
         return distance_of(expected, actual).sqnr_db < least_db

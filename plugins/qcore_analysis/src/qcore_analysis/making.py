@@ -94,4 +94,5 @@ def _lowered(
     quantizer: Quantizer, model: Any, samples: list[Any], lowering: Mapping[str, Any], quiet: bool
 ) -> LoweredProgram:
     with stage(f"{quantizer.name}: lowering", quiet):
-        return quantizer.lower(model, as_example(samples[0]), **lowering)
+        progress = False if quiet else None
+        return quantizer.lower(model, as_example(samples[0]), progress=progress, **lowering)

@@ -124,7 +124,8 @@ def compare(
     program, outputs = None, None
     if execute:
         with stage(f"{quantizer.name}: lowering", quiet):
-            program = quantizer.lower(converted, as_example(samples[0]), **lowering)
+            example = as_example(samples[0])
+            program = quantizer.lower(converted, example, progress=progress, **lowering)
         try:
             with stage(f"{quantizer.name}: executing", quiet) as over:
                 outputs = executed(program, samples, over)

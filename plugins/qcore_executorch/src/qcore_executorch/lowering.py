@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +12,7 @@ from torch.utils import _pytree as pytree
 from qcore.compat.torch import TRACING
 from qcore.errors import LoweringError, QcoreError
 from qcore.lowering import LoweredProgram, Runner, TensorSpec, program_specs
+from qcore.progress import stage
 from qcore.quiet import quiet, spared_gc
 from qcore.report import NodeRecord
 from qcore_executorch.compat.executorch import quick_merging, sparing_decompositions
@@ -256,9 +256,9 @@ class _Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
         try:
-            yield
+            with stage(name, self.seconds):
+                yield
         except QcoreError:
             raise
         except Exception as error:
@@ -269,8 +269,6 @@ class _Clock:
                 f"{type(root).__name__}: {lines[0] if lines else 'no message'}. "
                 f"{self._ADVICE[name]} The cause is chained to this error."
             ) from error
-        finally:
-            self.seconds[name] = time.perf_counter() - start
 
 
 def _root_cause(error: BaseException) -> BaseException:

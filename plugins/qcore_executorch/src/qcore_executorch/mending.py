@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
@@ -18,6 +16,7 @@ from qcore.errors import (
     RuntimeUnavailableError,
 )
 from qcore.lowering import export_for_lowering, private_copy
+from qcore.progress import stage
 from qcore.quiet import quiet
 from qcore.report import NodeRecord
 from qcore_executorch.inspection import computes, quantizes, record
@@ -88,7 +87,7 @@ class _Checked:
             raise
         except Exception as error:
             return Attempt(None, _first_line(error), error, taken)
-        with self.timed("check"):
+        with stage("check", self.seconds):
             return Attempt(program, self.symptom(program), None, taken)
 
     def symptom(self, program: LoweredProgram) -> str:
@@ -126,16 +125,6 @@ class _Checked:
             self.note = f"not compared: the converted model does not run ({_first_line(error)})"
         return self.reference is not None
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add to the time of a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
-
 
 def lower_checked(lower: LowerOnce, program: ExportedProgram, backend: str) -> LoweredProgram:
     """Lower a program, execute it, and leave to portable kernels what a delegate gets wrong.
@@ -156,7 +145,7 @@ def lower_checked(lower: LowerOnce, program: ExportedProgram, backend: str) -> L
         first = checked.attempt({})
         best, refused = first, dict[str, str]()
         if first.symptom:
-            with checked.timed("mend"):
+            with stage("mend", checked.seconds):
                 best, refused = search(first, checked.attempt)
             if best.program is None or best.symptom:
                 raise _undelegated(checked, first, best, backend) from best.error or first.error
