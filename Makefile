@@ -19,7 +19,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: smollm2 help architectures backends docs drawing demo test matrix support outside bench bench-arm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
+.PHONY: smollm2 help architectures backends docs drawing demo test matrix support outside bench bench-arm bench-llm bench-qat fuzz minilm rounding lint upstream-tests system-deps clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 18
@@ -76,6 +76,9 @@ bench: $(STAMP)  ## Compare with ExecuTorch's own quantizer
 
 bench-arm: $(STAMP)  ## Compare with ExecuTorch's own quantizers for VGF and Ethos-U
 	@$(BIN)/python benchmarks/arm.py
+
+bench-llm: $(STAMP) smollm2  ## Compare a language model in 4 bits with ExecuTorch's export_llm and llama.cpp; takes an hour
+	@$(BIN)/python benchmarks/language_models.py
 
 bench-qat: $(STAMP)  ## Compare accuracy in float, after quantizing and after training for it
 	@$(BIN)/python benchmarks/qat.py

@@ -35,6 +35,7 @@ MODULES: Final = (
     "qcore.formats",
     "qcore.report",
     "qcore.lowering",
+    "qcore.lowering.exchange",
     "qcore.lowering.serving",
     "qcore.model_file",
     "qcore.quantizer",

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qcore.lowering.exchange import read_values, write_values
 from qcore.lowering.serving import Operations, Refusal, serve
 
 __all__: list[str] = []
@@ -92,19 +93,15 @@ class _Server:
         return self._methods[name]
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
-        import torch
-
         method = self._method(request["method"])
-        inputs = torch.load(request["inputs"], weights_only=True)
+        inputs = read_values(request["inputs"])
         outputs = self._guard(method, inputs)
-        torch.save(list(outputs), request["outputs"])
+        write_values(request["outputs"], outputs)
         return {}
 
     def benchmark(self, request: dict[str, Any]) -> dict[str, Any]:
-        import torch
-
         method = self._method(request["method"])
-        inputs = torch.load(request["inputs"], weights_only=True)
+        inputs = read_values(request["inputs"])
         seconds = []
         for index in range(request["warmup"] + request["runs"]):
             start = time.perf_counter()

@@ -24,12 +24,12 @@ class _ExecuTorchSession:
         self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[Any], *, method: str = "forward") -> tuple[Any, ...]:
-        import torch
+        from qcore.lowering.exchange import read_values
 
         with self._lock:
             files = self._write(inputs)
             self._child.ask({"op": "run", "method": method, **files})
-            return tuple(torch.load(files["outputs"], weights_only=True))
+            return tuple(read_values(files["outputs"]))
 
     def benchmark(
         self, inputs: Sequence[Any], *, warmup: int, runs: int, method: str = "forward"
@@ -42,11 +42,11 @@ class _ExecuTorchSession:
         return Latency.of(answer["seconds"])
 
     def _write(self, inputs: Sequence[Any]) -> dict[str, str]:
-        import torch
+        from qcore.lowering.exchange import write_values
 
-        files = {name: str(self._child.folder / f"{name}.pt") for name in ("inputs", "outputs")}
+        files = {name: str(self._child.folder / name) for name in ("inputs", "outputs")}
         if self._child.folder.exists():
-            torch.save([_runtime_layout(value) for value in inputs], files["inputs"])
+            write_values(files["inputs"], [_runtime_layout(value) for value in inputs])
         return files
 
 
