@@ -292,7 +292,8 @@ def _asked(plan: LayerPlan) -> SourceScheme:
 def _rounding_loss(layer: ModelLayer, dtype: torch.dtype) -> float:
     """Return how far, relative to it, the type moves a scale of a quantized weight at most."""
     weight: Any = stored_weight(layer.module)
-    return float((weight.scale.to(dtype).to(weight.scale.dtype) / weight.scale - 1).abs().max())
+    moved = weight.scale.to(dtype).to(weight.scale.dtype) / weight.scale - 1
+    return float(moved.nan_to_num(0).abs().max())  # A group of zeros may have a scale of 0.
 
 
 def _name(dtype: torch.dtype) -> str:

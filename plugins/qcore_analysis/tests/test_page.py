@@ -11,12 +11,17 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from qcore.lowering import LoweredProgram, LoweringReport
+from qcore.report import AnnotationReport
 from qcore_analysis.histograms import histograms_of
+from qcore_analysis.making import Made
+from qcore_analysis.page import write_html
 
 #: Set where a test that finds no Chromium has to fail, as in CI.
 REQUIRED = "QCORE_REQUIRE_CHROMIUM"
@@ -185,3 +190,12 @@ def test_the_page_filters_and_sorts_by_keyboard_alone_and_is_no_wider_than_its_w
     tab.press("Enter", 13, "\r")
     assert tab.value(first) == "relu_1"
     assert tab.value("document.activeElement.parentElement.ariaSort") == "descending"
+
+
+def test_a_warning_stands_above_all_else(tmp_path: Path) -> None:
+    said = "There is one calibration sample."
+    report = AnnotationReport("xnnpack", (), warnings=(said,))
+    made = Made(LoweredProgram(b"", "xnnpack", LoweringReport("xnnpack")), report, None)
+    recipe: Any = SimpleNamespace(to_toml=lambda: "")
+    page = write_html(tmp_path / "page.html", "net", made, recipe, [], unseen=False)
+    assert said in page.read_text(encoding="utf-8").partition("<h2>")[0]

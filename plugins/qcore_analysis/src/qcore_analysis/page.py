@@ -66,6 +66,7 @@ def write_html(
         title=title,
         rows=rows,
         quantized=sum(row["scheme"] != "" for row in rows),
+        warnings=getattr(made.report, "warnings", ()),
         lowering=made.program.report,
         figures=_figures(made.program.report.to_dict()),
         recipe=recipe.to_toml(),
