@@ -30,7 +30,7 @@ def check_writable(
     if not target.parent.is_dir():
         raise error(
             f"Cannot save {what} to {target}: the folder {target.parent} does not exist. "
-            "Create it first, or choose another path."
+            f"Create it first: mkdir -p {target.parent}, or choose another path."
         )
     if target.is_dir():
         raise error(

@@ -27,6 +27,7 @@ MODULES: Final = (
     "qcore.annotation.forms",
     "qcore.algorithms",
     "qcore.cli.options",
+    "qcore.cli.progress",
     "qcore.files",
     "qcore.graph",
     "qcore.control_flow",

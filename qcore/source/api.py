@@ -63,6 +63,7 @@ def quantize_(
     calibration_data: Iterable[Any] | None = None,
     resume: str | os.PathLike[str] | None = None,
     round_scales: bool = False,
+    progress: bool | None = None,
 ) -> SourceReport:
     """Quantize the weights of linear layers and embeddings in place, as a backend executes them.
 
@@ -100,6 +101,7 @@ def quantize_(
             from there, if model, samples, schemes and algorithm are the same.
         round_scales: Whether the scales of layers that are quantized already may be rounded to the
             type that the backend keeps them in. The report says by how much.
+        progress: Show how many blocks are done on stderr; ``None`` means: on a terminal.
 
     Returns:
         What became of every layer, and the sizes before and after.
@@ -141,7 +143,7 @@ def quantize_(
     )
     plans = planner.plan(Layers(model))
     _check_symmetric(plans, chosen)
-    return _apply(model, name, plans, chosen, samples, resume)
+    return _apply(model, name, plans, chosen, samples, resume, progress)
 
 
 def _check_model(model: object) -> None:
@@ -213,6 +215,7 @@ def _apply(
     algorithm: WeightAlgorithm,
     samples: Sequence[Sample],
     resume: str | os.PathLike[str] | None,
+    progress: bool | None,
 ) -> SourceReport:
     before = model_bytes(model)
     sizes = {plan.layer.name: _weight_bytes(plan) for plan in plans}
@@ -224,7 +227,8 @@ def _apply(
     with in_mode(model, training=False):
         if samples and algorithm.equalizes:
             equalize(model, plans, samples[0])
-        for group, moment in staged(model, groups, samples, kept.has if kept else lambda _: False):
+        is_known = kept.has if kept else lambda _: False
+        for group, moment in staged(model, groups, samples, is_known, progress):
             owners = _other_owners(model, group)
             is_kept = is_quantized(group[0].layer.module)
             choices = kept.read(group) if kept else {}

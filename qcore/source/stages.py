@@ -33,6 +33,7 @@ def staged(
     groups: Sequence[Sequence[LayerPlan]],
     samples: Sequence[Sample],
     is_known: Known,
+    progress: bool | None = None,
 ) -> Iterator[Stage]:
     """Yield what to quantize next; it is quantized when the next is asked for.
 
@@ -41,6 +42,7 @@ def staged(
         groups: The layers to quantize, those of one weight together.
         samples: Samples of its inputs; none where nobody asks for the inputs of the layers.
         is_known: Whether nobody asks for those of a group.
+        progress: Show a bar; ``None`` means: on a terminal.
 
     Yields:
         Each group, with the sum of x x^T over its inputs x. That is ``None`` where nobody asks, for
@@ -57,7 +59,8 @@ def staged(
     chain = _inputs(model, blocks, samples) if blocks else None
     if chain is not None:
         values, others = chain
-        for index, block in enumerate(tqdm(blocks, "quantize", unit="block", disable=None)):
+        silent = None if progress is None else not progress
+        for index, block in enumerate(tqdm(blocks, "quantize", unit="block", disable=silent)):
             pairs = zip(values, others[index], strict=True)
             calls = [Sample((value, *args), kwargs) for value, (args, kwargs) in pairs]
             inside = {id(module) for module in block.modules()}

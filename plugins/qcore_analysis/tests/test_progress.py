@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from qcore.cli.progress import stage
 from qcore_analysis.errors import InputError
-from qcore_analysis.progress import stage, time_limit
+from qcore_analysis.time_limit import time_limit
 
 
 class Terminal(io.StringIO):
@@ -22,7 +23,7 @@ class Terminal(io.StringIO):
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     shown, seconds = Terminal(), iter(range(100))
     # pytest sets sys.stderr again before the test.
-    monkeypatch.setattr("qcore_analysis.progress.sys", SimpleNamespace(stderr=shown))
+    monkeypatch.setattr("qcore.cli.progress.sys", SimpleNamespace(stderr=shown))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(seconds)))
     return shown
 

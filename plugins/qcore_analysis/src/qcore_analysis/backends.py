@@ -13,9 +13,9 @@ import qcore
 from qcore.errors import QcoreError
 from qcore.report import LoweringReport, Report, as_text
 from qcore_analysis.errors import TimeLimitError
-from qcore_analysis.progress import time_limit as limited_to
 from qcore_analysis.samples import called
 from qcore_analysis.stages import Compared, compare
+from qcore_analysis.time_limit import time_limit as limited_to
 
 __all__ = ["BackendReport", "BackendRow", "compare_backends"]
 

@@ -9,9 +9,9 @@ import attrs
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_structure
 
+from qcore.cli.progress import Over
 from qcore.graph import clone
 from qcore_analysis.measures import distance_of
-from qcore_analysis.progress import Over
 from qcore_analysis.samples import as_example, called
 from qcore_analysis.tracing import Anchor, quantized_value
 

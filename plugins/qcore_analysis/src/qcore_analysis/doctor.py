@@ -26,8 +26,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import qcore
+from qcore.cli.progress import Over
 from qcore_analysis.errors import InputError
-from qcore_analysis.progress import Over
 
 __all__ = ["BROKEN", "CHECKS", "WARNING", "Diagnosis", "Finding", "diagnose"]
 

@@ -11,8 +11,8 @@ import torch
 
 import qcore
 from qcore import LoweredProgram, QuantizedModel, Quantizer
+from qcore.cli.progress import stage
 from qcore_analysis.errors import RecipeError
-from qcore_analysis.progress import stage
 from qcore_analysis.samples import as_example
 from qcore_analysis.stage_report import StageReport
 from qcore_analysis.stages import compare
@@ -86,7 +86,10 @@ def make_by_source(
         )
     treated = copy.deepcopy(model)
     with stage(f"{quantizer.name}: quantizing", quiet):
-        report = qcore.quantize_(treated, quantizer, scheme, rules=dict(rules) or None)
+        progress = False if quiet else None
+        report = qcore.quantize_(
+            treated, quantizer, scheme, rules=dict(rules) or None, progress=progress
+        )
     return Made(_lowered(quantizer, treated, samples, lowering, quiet), report, None)
 
 

@@ -13,10 +13,10 @@ import torch
 from attrs import frozen
 from torch.utils._pytree import tree_leaves
 
+from qcore.cli.progress import Over
 from qcore.errors import near_misses
 from qcore_analysis.errors import InputError
 from qcore_analysis.models import imported, tensor_bytes
-from qcore_analysis.progress import Over
 
 if TYPE_CHECKING:
     from qcore import LoweredProgram

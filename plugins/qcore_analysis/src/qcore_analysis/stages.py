@@ -11,12 +11,12 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from qcore.algorithms import Algorithm
+from qcore.cli.progress import Over, stage
 from qcore.errors import RuntimeUnavailableError
 from qcore.graph import clone
 from qcore.quiet import quiet as quiet_libraries
 from qcore_analysis.bisection import wrong_module
 from qcore_analysis.measures import NO_NOISE_DB, Distance, distance_of
-from qcore_analysis.progress import Over, stage
 from qcore_analysis.samples import as_example, executed, taken_by_the_model
 from qcore_analysis.stage_report import ModuleRecord, StageRecord, StageReport
 from qcore_analysis.tracing import Anchor, Trace, anchors_of, flat_inputs, float_counterparts

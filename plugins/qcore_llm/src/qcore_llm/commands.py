@@ -56,6 +56,7 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Quantize a language model; write a program with a cache and its tokenizer."""
+    from qcore.cli.progress import stage
     from qcore.files import check_writable
 
     check_writable(output, "the program", "model.pte")
@@ -63,33 +64,36 @@ def quantize(
     from qcore_llm.text import read_text, token_numbers
 
     written = read_text(text)
-    _say("reading the model", quiet)
-    loaded, tokenizer = qcore_llm.load_model(model)
+    progress = False if quiet else None
+    with stage("reading the model", quiet):
+        loaded, tokenizer = qcore_llm.load_model(model)
     tokens = token_numbers(tokenizer, written)
     unseen, seen = tokens[:_MEASURED], tokens[_MEASURED:]
     reference = None
     if max_perplexity_ratio is not None:
-        _say("measuring the float model", quiet)
-        reference = qcore_llm.perplexity(loaded, unseen, quiet=quiet)
-    _say("quantizing", quiet)
-    report = qcore_llm.quantize(
-        loaded,
-        backend,
-        scheme,
-        algorithm=algorithm,
-        tokens=seen if algorithm == "gptq" else None,
-        round_scales=round_scales,
-    )
-    _say("lowering", quiet)
-    program = qcore_llm.lower(
-        loaded,
-        backend,
-        tokenizer=tokenizer,
-        max_context=max_context,
-        max_perplexity_ratio=max_perplexity_ratio,
-        reference=reference,
-        text=unseen,
-    )
+        with stage("measuring the float model", quiet):
+            reference = qcore_llm.perplexity(loaded, unseen, quiet=quiet)
+    with stage("quantizing", quiet):
+        report = qcore_llm.quantize(
+            loaded,
+            backend,
+            scheme,
+            algorithm=algorithm,
+            tokens=seen if algorithm == "gptq" else None,
+            round_scales=round_scales,
+            progress=progress,
+        )
+    with stage("lowering", quiet):
+        program = qcore_llm.lower(
+            loaded,
+            backend,
+            tokenizer=tokenizer,
+            max_context=max_context,
+            max_perplexity_ratio=max_perplexity_ratio,
+            reference=reference,
+            text=unseen,
+            progress=progress,
+        )
     program.save(output)
     figures = {
         "program": str(output),
@@ -168,11 +172,6 @@ def perplexity(
     found = qcore_llm.perplexity(loaded, numbers, quiet=quiet)
     figures = {"perplexity": found, "tokens": len(numbers)}
     answer(f"perplexity {found:.2f} on {len(numbers)} tokens", figures, as_json, quiet)
-
-
-def _say(stage: str, quiet: bool) -> None:
-    if not quiet and sys.stderr.isatty():
-        typer.echo(f"{stage} ...", err=True)
 
 
 def _line() -> str:

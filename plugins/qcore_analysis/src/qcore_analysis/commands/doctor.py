@@ -23,8 +23,8 @@ def doctor(
     quiet: Quiet = False,
 ) -> None:
     """Say what is wrong with the installation, and the command that mends it."""
+    from qcore.cli.progress import stage
     from qcore_analysis.doctor import diagnose
-    from qcore_analysis.progress import stage
 
     with stage("loading each plugin on its own", quiet or quick) as over:
         found = diagnose(quick, only or (), over=over)

@@ -135,7 +135,7 @@ def chosen_recipe(
 
 def load_torch(quiet: bool) -> None:
     """Import what takes seconds, and say so; before the modules that need it."""
-    from qcore_analysis.progress import stage
+    from qcore.cli.progress import stage
 
     with stage("loading PyTorch", quiet):
         import_module("torch")

@@ -35,7 +35,7 @@ def run(
     from torch.utils._pytree import tree_leaves
 
     from qcore import LoweredProgram
-    from qcore_analysis.progress import stage
+    from qcore.cli.progress import stage
     from qcore_analysis.samples import executed, load_data
 
     loaded = LoweredProgram.load(program)
@@ -68,9 +68,9 @@ def verify(
     import torch
 
     from qcore import LoweredProgram
+    from qcore.cli.progress import stage
     from qcore_analysis.measures import distance_of
     from qcore_analysis.models import load_model
-    from qcore_analysis.progress import stage
     from qcore_analysis.samples import called, executed, load_data, taken_by_the_model
 
     loaded, model = LoweredProgram.load(program), load_model(against)
@@ -114,7 +114,7 @@ def bench(
     """Time a program inside the process that runs it."""
     load_torch(quiet)
     from qcore import LoweredProgram
-    from qcore_analysis.progress import stage
+    from qcore.cli.progress import stage
     from qcore_analysis.samples import called, load_data
 
     loaded = LoweredProgram.load(program)

@@ -61,9 +61,10 @@ def quantize(
 ) -> None:
     """Quantize a model and write a program for a backend."""
     load_torch(quiet)
+    from qcore.cli.progress import stage
+    from qcore.files import check_writable
     from qcore_analysis.models import load_model
     from qcore_analysis.page import write_html, write_node_data
-    from qcore_analysis.progress import stage
     from qcore_analysis.samples import load_data
 
     chosen = chosen_recipe(
@@ -85,7 +86,10 @@ def quantize(
             "No calibration data: pass --calibration DATA, 32 to 512 typical inputs. Data is a "
             ".safetensors, .npz or .pt file, a folder of pictures, or package.module:iterable."
         )
-    _check_writable(output, save_recipe, report, node_data)
+    wanted = (output, "program.pte"), (save_recipe, "recipe.toml"), (report, "report.html")
+    for path, example in (*wanted, (node_data, "nodes.json")):
+        if path is not None:
+            check_writable(path, "the result", example, InputError)
     # What is wrong is known before anything takes long.
     if chosen.is_source(chosen.quantizer()) and node_data:
         raise InputError(
@@ -137,8 +141,8 @@ def explain(
     """Say what would be quantized, what not and why; nothing is calibrated."""
     load_torch(quiet)
     import qcore
+    from qcore.cli.progress import stage
     from qcore_analysis.models import example_inputs, load_model
-    from qcore_analysis.progress import stage
     from qcore_analysis.samples import load_data
 
     chosen = chosen_recipe(
@@ -164,15 +168,3 @@ def explain(
     with stage("capturing and annotating", quiet):
         report = qcore.explain(loaded, quantizer, example)
     answer(report, report.to_dict(), as_json, quiet)
-
-
-def _check_writable(*paths: Path | None) -> None:
-    """Raise before the work where its result could not be written."""
-    for path in filter(None, paths):
-        if not path.parent.is_dir():
-            raise InputError(
-                f"There is no folder {path.parent} to write {path.name} in. Make it first: "
-                f"mkdir -p {path.parent}."
-            )
-        if path.is_dir():
-            raise InputError(f"{path} is a folder. Pass a file name, such as {path / 'out'}.")
