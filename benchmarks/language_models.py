@@ -134,7 +134,7 @@ def executorch_inputs(model: Path, folder: Path) -> Path:
         "export": {
             "max_seq_length": CONTEXT,
             "max_context_length": CONTEXT,
-            "output_name": str(folder / "executorch.part"),
+            "output_name": str(folder / "making.pte"),
         },
         "quantization": {"qmode": "8da4w", "group_size": 32, "embedding_quantize": "8,0"},
         "backend": {"xnnpack": {"enabled": True, "extended_ops": True}},
@@ -184,7 +184,7 @@ def by_executorch(model: Path, target: Path) -> Figures:
     config = executorch_inputs(model, target.parent)
     command = [sys.executable, "-m", "executorch.extension.llm.export.export_llm"]
     figures = run([*command, "--config", config], target.with_suffix(".log"))
-    next(target.parent.glob("executorch.part*")).replace(target)
+    (target.parent / "making.pte").replace(target)
     return figures | parts(target)
 
 
