@@ -197,7 +197,7 @@ def test_a_wrong_model_is_named_with_the_next_step(
         ("quantize shop:net -b xnnpack -o x.pte", "No calibration data: pass --calibration DATA"),
         ("quantize -b xnnpack --calibration rows.npz -o x.pte", "No model: name a .pt2 file"),
         ("quantize shop:net -b xnnpack --calibration rows.npz -o no/x.pte", "mkdir -p no"),
-        ("quantize shop:net -b xnnpack --calibration rows.npz -o .", ". is a folder"),
+        ("quantize shop:net -b xnnpack --calibration rows.npz -o .", "it is a folder"),
         ("quantize shop:net -b xnnpack --calibration rows.npz -o x --scheme 3q", "not a scheme's"),
         ("quantize shop:net -b xnnpack --calibration rows.npz -o x --option threads", "NAME=VALUE"),
         (
