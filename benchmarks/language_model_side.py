@@ -62,14 +62,17 @@ def llama_cpp(path: Path, threads: int) -> Read:
 def in_float(path: Path, threads: int) -> Read:
     """Read with transformers in float32, with its cache."""
     import torch
-    from transformers import AutoModelForCausalLM, DynamicCache
+    from transformers import DynamicCache
+
+    from qcore_llm import load_model
 
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model, _ = load_model(path)
     cache = DynamicCache()
 
     def read(tokens: list[int], position: int) -> np.ndarray:
-        cache.crop(position)
+        nonlocal cache
+        cache = cache if position else DynamicCache()
         with torch.no_grad():
             found = model(torch.tensor([tokens]), past_key_values=cache, logits_to_keep=1)
         logits: np.ndarray = found.logits[0, -1].numpy()

@@ -349,7 +349,7 @@ def main() -> None:
             shutil.rmtree(BUILD / variant.replace(" ", "-"), ignore_errors=True)
     console = Console(stderr=True)
     rows = measured(options, console)
-    Console().print(table(rows, options.threads))
+    Console(width=None if sys.stdout.isatty() else 150).print(table(rows, options.threads))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 
