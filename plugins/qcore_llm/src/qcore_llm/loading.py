@@ -50,7 +50,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[PreTrainedModel, Any]:
         try:
             with _no_bars_in_logs():
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **more)
-                config = AutoConfig.from_pretrained(folder, local_files_only=True, **more)
+                config = None if more else AutoConfig.from_pretrained(folder, local_files_only=True)
                 if _method(config) in METHODS:
                     model = _packed_model(folder, config)
                 else:
