@@ -66,6 +66,13 @@ def source() -> Path:
     return next(Path(found.origin).parent.glob("*.gguf"))
 
 
+def float_bytes(model: Path) -> int:
+    """Return the size of a GGUF file's weights in float32."""
+    import gguf
+
+    return 4 * sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(model).tensors)
+
+
 def folded(original: Path, target: Path) -> None:
     """Write a GGUF file in float32 with each norm's weight in the layers behind it."""
     import gguf
@@ -221,7 +228,7 @@ def made(name: str, model: Path, folder: Path, console: Console) -> tuple[Path, 
     """Return a side's file and what it took, made where it is not there."""
     suffix, make, _ = SIDES[name]
     if make is None:
-        return model, {"bytes": 4 * 134_515_008}
+        return model, {"bytes": float_bytes(model)}
     target = folder / (name.replace(" ", "-") + suffix)
     kept = target.with_suffix(".json")
     if not (target.exists() and kept.exists()):

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import attrs
 from tqdm import tqdm
 
-__all__ = ["showing_stages", "stage"]
+__all__ = ["bar_is_off", "showing_stages", "stage"]
 
 
 @attrs.define
@@ -21,6 +21,11 @@ class _Shown:
 
 
 _SHOWN: ContextVar[_Shown | None] = ContextVar("shown", default=None)
+
+
+def bar_is_off(progress: bool | None) -> bool | None:
+    """Return what tqdm's ``disable`` takes, for whether to show a bar; ``None``: on a terminal."""
+    return None if progress is None else not progress
 
 
 @contextmanager
@@ -45,7 +50,7 @@ def showing_stages(
         leave=False,
         smoothing=0,
         mininterval=0,
-        disable=None if progress is None else not progress,
+        disable=bar_is_off(progress),
     ) as bar:
         before = _SHOWN.set(_Shown(work, bar, dict(shares)))
         try:

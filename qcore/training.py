@@ -93,20 +93,20 @@ def _running(cls: Any) -> type | None:
     return next((running for known, running in _RUNNING if issubclass(cls, known)), None)
 
 
-def _mode_arguments(node: Node) -> Iterator[int]:
-    """Yield the positions of the arguments that say whether a node trains."""
+def _training_arguments(node: Node) -> Iterator[int]:
+    """Yield the positions of the arguments that say that a node trains."""
     schema = getattr(node.target, "_schema", None)
     for position, argument in enumerate(schema.arguments if schema is not None else ()):
-        if argument.name in ("train", "training"):
+        is_mode = argument.name in ("train", "training")
+        if is_mode and len(node.args) > position and node.args[position]:
             yield position
 
 
 def freeze(model: GraphModule) -> None:
     """Let batch norms use the statistics that they have, and dropouts keep everything."""
     for node in model.graph.nodes:
-        for position in _mode_arguments(node):
-            if len(node.args) > position and node.args[position]:
-                node.update_arg(position, False)
+        for position in _training_arguments(node):
+            node.update_arg(position, False)
     model.recompile()
 
 
@@ -115,7 +115,7 @@ def training_layers(model: GraphModule) -> list[str]:
     return [
         f"{node.name} in {module_path(node)!r}" if module_path(node) else node.name
         for node in model.graph.nodes
-        if any(len(node.args) > p and node.args[p] for p in _mode_arguments(node))
+        if any(True for _ in _training_arguments(node))
     ]
 
 

@@ -15,6 +15,7 @@ from qcore.calibration.inspection import Inspection
 from qcore.capture import Sample
 from qcore.errors import CalibrationError
 from qcore.graph import differing_sizes, size_symbols
+from qcore.progress import bar_is_off
 
 __all__ = ["CalibrationData", "calibrate", "check_arguments", "check_sample"]
 
@@ -71,7 +72,7 @@ def calibrate(
         desc="calibrate",
         unit="sample",
         leave=False,
-        disable=None if progress is None else not progress,
+        disable=bar_is_off(progress),
     )
     inspection = Inspection.of(prepared)
     with torch.no_grad():

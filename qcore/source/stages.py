@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from qcore.capture import Sample
+from qcore.progress import bar_is_off
 from qcore.source.modules import is_quantized
 from qcore.source.planning import LayerPlan
 
@@ -59,8 +60,8 @@ def staged(
     chain = _inputs(model, blocks, samples) if blocks else None
     if chain is not None:
         values, others = chain
-        silent = None if progress is None else not progress
-        for index, block in enumerate(tqdm(blocks, "quantize", unit="block", disable=silent)):
+        bar = tqdm(blocks, "quantize", unit="block", disable=bar_is_off(progress))
+        for index, block in enumerate(bar):
             pairs = zip(values, others[index], strict=True)
             calls = [Sample((value, *args), kwargs) for value, (args, kwargs) in pairs]
             inside = {id(module) for module in block.modules()}
