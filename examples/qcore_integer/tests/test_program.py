@@ -13,7 +13,8 @@ import qcore
 from qcore.errors import LoweringError, RuntimeExecutionError
 from qcore.lowering import LoweredProgram, run_program
 
-X = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+SAMPLES = torch.randn(4, 2, 3, 9, 9, generator=torch.Generator().manual_seed(0)).unbind()
+X = SAMPLES[0]
 
 
 class Network(nn.Module):  # type: ignore[misc]
@@ -33,7 +34,7 @@ class Network(nn.Module):  # type: ignore[misc]
 def converted() -> torch.fx.GraphModule:
     torch.manual_seed(0)
     quantizer = qcore.get_quantizer("integer").set_global("8a8w")
-    return qcore.quantize(Network().eval(), quantizer, [X]).model
+    return qcore.quantize(Network().eval(), quantizer, SAMPLES).model
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_a_truncated_file_is_refused(program: LoweredProgram, tmp_path: Path) ->
 def test_an_operator_without_a_kernel_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ELU()).eval()
     quantizer = qcore.get_quantizer("integer").set_global("8a8w")
-    result = qcore.quantize(model, quantizer, [torch.randn(2, 4)])
+    result = qcore.quantize(model, quantizer, torch.randn(4, 2, 4).unbind())
     with pytest.raises(LoweringError, match=r"no kernel for aten.elu.default \(elu in 1\)"):
         quantizer.lower(result.model, (torch.randn(2, 4),))
 

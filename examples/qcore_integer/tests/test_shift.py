@@ -12,7 +12,8 @@ from torch import nn
 import qcore
 from qcore.testing import BackendConformance
 
-X = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+SAMPLES = torch.randn(4, 2, 3, 9, 9, generator=torch.Generator().manual_seed(0)).unbind()
+X = SAMPLES[0]
 
 
 class TestConformance(BackendConformance):
@@ -25,7 +26,7 @@ def test_a_program_scales_by_shifts_alone() -> None:
         nn.Conv2d(3, 8, 3, stride=2), nn.ReLU6(), nn.Flatten(), nn.Linear(128, 4)
     ).eval()
     quantizer = qcore.get_quantizer("shift").set_global("8a8w")
-    result = qcore.quantize(model, quantizer, [X])
+    result = qcore.quantize(model, quantizer, SAMPLES)
     assert result.report["conv2d"].scheme == "8a8w static per-tensor"
     assert result.report["linear"].scheme == "8a8w static per-channel"
     program = quantizer.lower(result.model, (X,))
