@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -57,10 +58,13 @@ def test_every_control_has_a_name_and_every_column_a_button(page: str) -> None:
 
 
 def test_node_data_have_the_error_made_in_each_node(program: Path) -> None:
-    graph = json.loads(program.with_name("nodes.json").read_text())["main"]
+    graph = json.loads(program.with_name("nodes.json").read_text())["graph"]
     assert {"conv2d", "relu_1", "linear"} <= set(graph["results"])
     assert all(20 < node["value"] < 100 for node in graph["results"].values())
     assert [stop["stop"] for stop in graph["gradient"]] == [0, 1]
+    model = importlib.import_module("shop").net().eval()
+    exported = torch.export.export(model, (torch.rand(1, 3, 8, 8),))
+    assert set(graph["results"]) <= {node.name for node in exported.graph.nodes}
 
 
 def test_a_histogram_spans_the_grid_and_counts_what_is_beyond() -> None:

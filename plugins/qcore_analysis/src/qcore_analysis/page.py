@@ -24,6 +24,8 @@ __all__ = ["write_html", "write_node_data"]
 
 #: Errors above this are not seen by anybody: the end of the scale of the chart.
 _MOST_DB: Final = 60.0
+#: What Model Explorer calls the graph of a ``.pt2``; data under another name are ignored.
+_GRAPH: Final = "graph"
 
 
 def write_html(
@@ -96,7 +98,7 @@ def write_node_data(path: str | os.PathLike[str], made: Made) -> Path:
         "results": results,
         "gradient": [{"stop": 0, "bgColor": "#b3261e"}, {"stop": 1, "bgColor": "#e8f0fe"}],
     }
-    data = json.dumps({"main": graph}, indent=1).encode()
+    data = json.dumps({_GRAPH: graph}, indent=1).encode()
     return write_whole(path, data, "the node data", "nodes.json", InputError)
 
 
