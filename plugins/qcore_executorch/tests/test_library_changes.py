@@ -20,8 +20,17 @@ from torch.fx.traceback import NodeSource
 
 from qcore.testing.compat import LibraryChanges
 from qcore_executorch import import_executorch
-from qcore_executorch.compat.executorch import quick_merging, sparing_decompositions
-from qcore_executorch.compat.torch import quick_decompositions, quick_fakes, shared_provenance
+from qcore_executorch.compat.executorch import (
+    quick_merging,
+    quick_passes,
+    sparing_decompositions,
+)
+from qcore_executorch.compat.torch import (
+    deferred_code,
+    quick_decompositions,
+    quick_fakes,
+    shared_provenance,
+)
 
 GROUPS = "executorch.exir.backend.canonical_partitioners.group_partitioner"
 
@@ -151,3 +160,50 @@ def test_a_model_is_traced_for_each_table_of_decompositions(
 
     traces = _calls(monkeypatch, exported, "_decompose_exported_program", lower)
     assert (traces > 1) is again
+
+
+@pytest.mark.parametrize(("context", "executions"), [(nullcontext, 6), (quick_passes, 1)])
+def test_each_pass_executes_each_operator_on_tensors_without_values(
+    context: Any, executions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = import_executorch("executorch.exir.pass_base")
+    model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.ReLU())
+    program = torch.export.export(model, (torch.zeros(2, 3),))
+
+    def run_three() -> None:
+        graph = program.graph_module
+        with context():
+            for _ in range(3):
+                graph = passes.ExportPass()(graph).graph_module
+        shapes = [n.meta["val"].shape for n in graph.graph.nodes if n.op == "call_function"]
+        assert shapes == [(2, 3), (2, 3)]
+
+    calls = _calls(monkeypatch, torch.fx.Interpreter, "call_function", run_three)
+    assert calls == executions
+
+
+@pytest.mark.parametrize("other", [torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32)])
+def test_what_passes_remember_of_an_operator_is_of_its_sizes_and_types(other: torch.Tensor) -> None:
+    passes = import_executorch("executorch.exir.pass_base")
+
+    class Twice(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x * 2, y * 2
+
+    program = torch.export.export(Twice(), (torch.zeros(2, 3), other))
+    with quick_passes():
+        result = passes.ExportPass()(program.graph_module).graph_module
+    values = [n.meta["val"] for n in result.graph.nodes if n.op == "call_function"]
+    assert [(v.shape, v.dtype) for v in values][1] == (other.shape, other.dtype)
+
+
+@pytest.mark.parametrize(("context", "at_once"), [(nullcontext, True), (deferred_code, False)])
+def test_a_graph_module_generates_code_before_it_is_called(
+    context: Any, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = Graph()
+    graph.output(graph.call_function(torch.neg, (graph.placeholder("x"),)))
+    with context():
+        generated = _calls(monkeypatch, Graph, "python_code", lambda: GraphModule({}, graph))
+        assert bool(generated) is at_once
+        assert GraphModule({}, graph)(torch.ones(1)) == -1

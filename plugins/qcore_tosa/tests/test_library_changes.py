@@ -124,3 +124,18 @@ def test_integers_behind_a_view_are_taken_for_floats(monkeypatch: pytest.MonkeyP
     _without(monkeypatch, "_CASTING")
     with pytest.raises(qcore.QcoreError, match="int8"):
         lower()
+
+
+def test_code_is_generated_between_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generated() -> int:
+        made: list[Any] = []
+        theirs = torch.fx.Graph.python_code
+        with monkeypatch.context() as patch:
+            counted = lambda *args, **kw: made.append(args) or theirs(*args, **kw)  # noqa: E731
+            patch.setattr(torch.fx.Graph, "python_code", counted)
+            _lowered(nn.ReLU(), torch.linspace(-1, 1, 6)[None], "8a8w")
+        return len(made)
+
+    spared = generated()
+    _without(monkeypatch, "_PIPELINE")
+    assert spared + 40 < generated()

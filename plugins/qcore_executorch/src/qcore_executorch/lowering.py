@@ -15,7 +15,11 @@ from qcore.lowering import LoweredProgram, Runner, TensorSpec, program_specs
 from qcore.progress import stage
 from qcore.quiet import quiet, spared_gc
 from qcore.report import NodeRecord
-from qcore_executorch.compat.executorch import quick_merging, sparing_decompositions
+from qcore_executorch.compat.executorch import (
+    quick_merging,
+    quick_passes,
+    sparing_decompositions,
+)
 from qcore_executorch.compat.torch import (
     quick_decompositions,
     quick_fakes,
@@ -99,6 +103,7 @@ class ExecuTorchLowering:
             quick_decompositions(),
             quick_fakes(),
             quick_merging(),
+            quick_passes(),
             sparing_decompositions(),
             self.around(),
         ):

@@ -12,7 +12,7 @@ import torch
 
 from qcore.compat import Change
 
-__all__ = ["quick_decompositions", "quick_fakes", "shared_provenance"]
+__all__ = ["deferred_code", "quick_decompositions", "quick_fakes", "shared_provenance"]
 
 _VERSIONS: Final = ">=2.13,<2.14"
 
@@ -51,6 +51,35 @@ _CALLS: Final = Change(
     why="torchao's operators find sizes and types by fifteen others: where sizes are symbols, a "
     "third of the lowering of a language model.",
 )
+_CODE: Final = Change(
+    __name__,
+    "torch",
+    _VERSIONS,
+    "torch.fx:GraphModule",
+    ["recompile"],
+    why="it generates and compiles the code of a graph whenever one is made or changed, also where "
+    "the next of a hundred passes reads the graph alone.",
+)
+
+
+@contextmanager
+def deferred_code() -> Iterator[None]:
+    """Let graph modules generate their code when they are called.
+
+    Yields:
+        Nothing.
+    """
+    (recompile,) = _CODE.originals()
+
+    def compiled_first(self: Any, *args: Any, **kwargs: Any) -> Any:
+        recompile(self)
+        return self(*args, **kwargs)
+
+    def defer(self: Any) -> None:
+        type(self).forward = compiled_first
+
+    with _CODE.applied(defer):
+        yield
 
 
 def shared_provenance() -> AbstractContextManager[None]:

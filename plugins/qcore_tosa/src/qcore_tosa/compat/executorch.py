@@ -10,6 +10,7 @@ import torch
 
 from qcore.compat import Change, Requirement
 from qcore.graph import operator_name
+from qcore_executorch.compat.torch import deferred_code
 from qcore_tosa.marks import is_argmax
 
 __all__ = ["ANNOTATION", "LIMITS", "PARTITIONER", "mended_passes", "noted_rejections"]
@@ -93,6 +94,15 @@ _CASTING: Final = Change(
     "rounds them with operators that take floats alone.",
 )
 
+_PIPELINE: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}:ArmPassManager",
+    ["transform_to_backend_pipeline"],
+    why="after each of a hundred passes it generates the code of a graph again.",
+)
+
 # The parameters of ELU and its relatives, and the ranges of results, once the passes are at it.
 _IN_METADATA: Final = ("float_alpha", "float_scale", "float_input_scale", "output_qparams")
 
@@ -133,14 +143,21 @@ def mended_passes() -> Iterator[None]:
         integer = quantized and self.tosa_spec.support_integer()
         return bool(integer or dtype(self, node, given))
 
-    (decorated,) = _CASTING.originals()
+    (decorated,), (transform,) = _CASTING.originals(), _PIPELINE.originals()
 
     def cast(self: Any, op: Any, args: Any, kwargs: Any, meta: Any) -> Any:
         if op in self.target_ops and _is_integer(args[0].node):
             return super(type(self), self).call_operator(op, args, kwargs, meta)
         return decorated(self, op, args, kwargs, meta)
 
+    def transformed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with deferred_code():
+            result = transform(self, *args, **kwargs)
+        result.recompile()
+        return result
+
     with (
+        _PIPELINE.applied(transformed),
         _CASTING.applied(cast),
         _CONVOLUTIONS.applied(lambda self, node: False),
         _DUPLICATES.applied(complete),
