@@ -25,6 +25,13 @@ Integer kernels round otherwise where a value lies close to the middle between t
 EfficientNet-Lite0 that is one value in 800; this moves one in 20.
 """
 
+_FLOAT_NOISE: Final = 4.0
+"""Largest disturbance of what a float operator computes, in units of the last place.
+
+Kernels sum in other orders. What is left of a difference of equal values, such as the mean of a
+norm, is nothing else.
+"""
+
 _MARGIN: Final = 3.0
 """A difference may be this many times as large as those of the disturbed runs together."""
 
@@ -70,7 +77,7 @@ def _affine_step(x: torch.Tensor, block: Sequence[int], scale: torch.Tensor, *_:
 
 
 class _Disturbed(Interpreter):  # type: ignore[misc]
-    """Runs a converted model, moving each value by less than a step before it is rounded."""
+    """Runs a converted model, moving each value a little, and most before it is rounded."""
 
     def __init__(self, model: GraphModule, seed: int | None) -> None:
         super().__init__(model)
@@ -89,7 +96,20 @@ class _Disturbed(Interpreter):  # type: ignore[misc]
             noise = torch.rand(value.shape, generator=self._random) * 2 - 1
             moved = value + (noise * _AMPLITUDE * step(value, *rest)).to(value.dtype)
             args = (moved, *rest)
-        return super().call_function(target, args, kwargs)
+        result = super().call_function(target, args, kwargs)
+        if self._random is None or not _computes(target) or not isinstance(result, torch.Tensor):
+            return result
+        if not result.is_floating_point():
+            return result
+        noise = torch.rand(result.shape, generator=self._random) * 2 - 1
+        relative = noise * _FLOAT_NOISE * torch.finfo(result.dtype).eps
+        return result + (result * relative).to(result.dtype)
+
+
+def _computes(target: Any) -> bool:
+    """Say whether an operator gives a new value, which shares its memory with no other."""
+    returned: Any = target._schema.returns if isinstance(target, torch._ops.OpOverload) else ()
+    return len(returned) == 1 and returned[0].alias_info is None
 
 
 def run_disturbed(model: GraphModule, seed: int | None, *inputs: Any, **options: Any) -> Any:

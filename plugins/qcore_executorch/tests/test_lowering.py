@@ -317,3 +317,18 @@ def test_a_runner_refuses_no_time_and_no_threads():
         ExecuTorchRunner(timeout_s=0)
     with pytest.raises(ValueError, match="threads"):
         ExecuTorchRunner(threads=0)
+
+
+def test_a_model_that_writes_into_its_input_returns_its_outputs_alone():
+    class Writing(torch.nn.Module):
+        def forward(self, x, y):
+            z = x * 2
+            y.flatten().relu_()
+            return z, x.relu_() + y
+
+    x = torch.tensor([[-1.0, 1.0]])
+    expected = Writing()(x.clone(), x.clone())
+    program = lower(torch.export.export(Writing(), (x, x)), (x, x), partitioners=[])
+    for made, wanted in zip(program.run(x, x), expected, strict=True):
+        torch.testing.assert_close(made, wanted)
+    assert x[0, 0] == -1

@@ -258,6 +258,17 @@ def test_another_shape_or_type_is_a_difference(reference):
     assert "torch.float64 in place of" in reference.difference([values.double(), *others])
 
 
+def test_what_float_arithmetic_leaves_of_a_difference_of_equal_values_may_be_anything():
+    class Nothing(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.layer_norm(x, (8,)).mean(-1)
+
+    reference = Reference.of(torch.export.export(Nothing(), (X,)), [X])
+    (nothing,) = reference.expected
+    assert reference.difference([nothing + 5e-8]) == ""
+    assert "dB" in reference.difference([nothing + 1e-5])
+
+
 def test_without_example_inputs_they_are_drawn():
     program = torch.export.export(Chain(), (X,))
     program.example_inputs = None

@@ -234,3 +234,15 @@ def test_a_model_in_channels_last_is_lowered_like_any_other(through: Callable[..
     run = through(model, IMAGE.contiguous(memory_format=torch.channels_last))
     assert (run.program.report.delegates, run.program.report.mended) == (1, ())
     assert run.steps.max() <= 1.01
+
+
+def test_a_value_that_is_read_in_two_memory_formats_is_right_in_both(through):
+    # The delegate returns the image in rows, and reads it with its channels last.
+    run = through(after_conv(F.logsigmoid)[0], IMAGE)
+    assert not run.program.report.mended
+
+
+def test_scalars_between_operators_that_xnnpack_tabulates_are_constants_of_the_delegate(through):
+    linear = nn.Linear(8, 4)
+    run = through(Fn(lambda m, x: 1 / (m.linear(x).abs() + 1), linear=linear), SIGNAL)
+    assert not run.program.report.mended

@@ -26,6 +26,7 @@ from qcore_executorch.compat.torch import (
     shared_provenance,
 )
 from qcore_executorch.embeddings import fuse_embeddings
+from qcore_executorch.graphs import write_into_copies
 from qcore_executorch.importing import import_executorch
 from qcore_executorch.inspection import inspect_lowered, stated_reasons
 from qcore_executorch.kernels import kernel_modules, missing_kernels
@@ -108,6 +109,7 @@ class ExecuTorchLowering:
             self.around(),
         ):
             with clock.stage("rewrite"):
+                write_into_copies(program)
                 exported = self.rewritten(program)
                 name_origins(exported)
             inputs, outputs = program_specs(exported)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qcore.lowering import check_options
 from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner, import_executorch
+from qcore_executorch.inspection import DELEGATION_TAG
 from qcore_xnnpack.compat.executorch import SOFTMAX, quick_passes
 from qcore_xnnpack.graph_passes import prepare_for_partitioner
 
@@ -83,7 +84,31 @@ def _partitioner() -> Any:
         SafeSoftmax if config is configs.SoftmaxConfig else config
         for config in configs.ALL_PARTITIONER_CONFIGS
     ]
-    return partition.XnnpackPartitioner(configs=chosen)
+
+    class Partitioner(partition.XnnpackPartitioner):  # type: ignore[misc,name-defined]
+        """Hands constant scalars to the delegates, which get them as inputs otherwise."""
+
+        def partition(self, exported_program: ExportedProgram) -> Any:
+            result = super().partition(exported_program)
+            _own_scalars(result.tagged_exported_program)
+            return result
+
+    return Partitioner(configs=chosen)
+
+
+def _own_scalars(program: ExportedProgram) -> None:
+    """Let each delegate hold the constant scalars that it alone reads.
+
+    XNNPACK makes a table of operators that follow each other in int8. It takes the first input of a
+    delegate for a part of what it tabulates, and dies where that is read in between.
+    """
+    written = set(program.graph_signature.buffers_to_mutate.values())
+    held = program.graph_signature.inputs_to_buffers
+    for node in program.graph.find_nodes(op="placeholder"):
+        tags = {user.meta.get(DELEGATION_TAG) for user in node.users}
+        is_fixed = node.name in held and held[node.name] not in written
+        if is_fixed and len(tags) == 1 and None not in tags and node.meta["val"].numel() == 1:
+            node.meta[DELEGATION_TAG] = tags.pop()
 
 
 def _has_convolutions(program: ExportedProgram) -> bool:

@@ -30,6 +30,17 @@ _PASSES: Final = Change(
     why="each of its passes interprets the whole delegate again, where it matches nothing, too.",
 )
 
+_COPIES: Final = Change(
+    __name__,
+    "executorch",
+    ">=1.4.1,<1.6",
+    "executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass:"
+    "ChannelsLastTaggedReshapePass",
+    ["insert_copy_q_dq"],
+    why="where one reader of a quantized value needs another memory format, all others get that "
+    "format as well, and read it as if it were theirs: wrong results, or 'KeyError: val'.",
+)
+
 #: A part of the name of the operators that a pass is for; without them it changes nothing.
 _FOR: Final = {
     "DimOrderOpsRevertPass": ("dim_order",),
@@ -49,10 +60,12 @@ _FOR: Final = {
 def quick_passes() -> Iterator[None]:
     """Let XNNPACK's passes run on a delegate only if an operator that they are for is in it.
 
+    A copy in another memory format is for the one reader that needs it.
+
     Yields:
         Nothing.
     """
-    (original,) = _PASSES.originals()
+    (original,), (insert,) = _PASSES.originals(), _COPIES.originals()
 
     def transform(self: Any) -> Any:
         nodes = self.exported_program.graph.nodes
@@ -64,5 +77,16 @@ def quick_passes() -> Iterator[None]:
         ]
         return original(self)
 
-    with _PASSES.applied(transform):
+    def insert_copy_q_dq(
+        self: Any, graph_module: Any, before: Any, after: Any, copy: Any, parameters: Any
+    ) -> None:
+        if len(before.users) > 2:
+            with graph_module.graph.inserting_after(before):
+                own = graph_module.graph.node_copy(before)
+            for user in (after, copy):
+                user.replace_input_with(before, own)
+            before = own
+        insert(self, graph_module, before, after, copy, parameters)
+
+    with _PASSES.applied(transform), _COPIES.applied(insert_copy_q_dq):
         yield
