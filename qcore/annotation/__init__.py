@@ -4,13 +4,13 @@
 :mod:`qcore.annotation.forms` operators written as others.
 """
 
+from qcore.annotation.alternatives import MOVE_OUT
 from qcore.annotation.annotate import annotate_graph, decide
 from qcore.annotation.layers import LAYERS, Layer, convolution_groups, layer_of
 from qcore.annotation.patterns import (
     BATCH_NORMS,
     CLAMPS,
     INTEGERS_ONLY,
-    REPLACE_OR_MOVE,
     AnnotationRule,
     Check,
     OperatorMatch,
@@ -43,7 +43,7 @@ __all__ = [
     "CLAMPS",
     "INTEGERS_ONLY",
     "LAYERS",
-    "REPLACE_OR_MOVE",
+    "MOVE_OUT",
     "AnnotationRule",
     "Check",
     "ConcatRule",

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from torch.fx import GraphModule, Node
 
+from qcore.annotation.alternatives import advice_on
 from qcore.annotation.clusters import Outcome, annotate_clusters
 from qcore.annotation.patterns import (
     INTEGERS_ONLY,
-    REPLACE_OR_MOVE,
     OperatorMatch,
     OperatorPattern,
     Rejection,
@@ -184,8 +184,9 @@ def _follow_input(
 
 def decide_float(node: Node, selection: Selection) -> Decision:
     """Account for a node that the user's rules leave in float, with the rule that left it out."""
-    advice = "Select it, for example with set_global(...)." if selection.is_unset else ""
-    return _float(node, Rejection(explain(selection), advice))
+    if selection.is_unset:
+        return _float(node, Rejection(explain(selection), "Select it with set_global(...)."))
+    return _float(node, Rejection(explain(selection)))
 
 
 def _quantized(node: Node, config: QuantizationConfig, pattern: str) -> Decision:
@@ -236,5 +237,4 @@ def _reject(
 def _not_in_table(node: Node, table: SupportTable, backend: str) -> Rejection:
     if not any(map(computes_floats, (*node.all_input_nodes, node))):
         return INTEGERS_ONLY
-    advice = table.advice.get(node.target, REPLACE_OR_MOVE)
-    return Rejection(f"{backend} has no quantized {operator_name(node)}", advice)
+    return Rejection(f"{backend} has no quantized {operator_name(node)}", advice_on(node, table))

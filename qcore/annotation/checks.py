@@ -38,8 +38,10 @@ def float_inputs(
             if value is None:
                 return Rejection(f"{node.name} is not a single tensor")
             kind = str(value.dtype).removeprefix("torch.")
-            advice = "" if not value.dtype.is_floating_point else "Cast the model to float32 first."
-            return Rejection(f"{node.name} is {kind}, and only float32 is quantized", advice)
+            reason = f"{node.name} is {kind}, and only float32 is quantized"
+            if value.dtype.is_floating_point:
+                return Rejection(reason, "Cast the model to float32 first.")
+            return Rejection(reason)
     return None
 
 

@@ -19,7 +19,6 @@ __all__ = [
     "BATCH_NORMS",
     "CLAMPS",
     "INTEGERS_ONLY",
-    "REPLACE_OR_MOVE",
     "AnnotationRule",
     "Check",
     "OperatorMatch",
@@ -50,9 +49,6 @@ class Rejection:
     reason: str
     advice: str = ""
 
-
-#: What to do about operators that a backend does not quantize, where nothing more is known.
-REPLACE_OR_MOVE: Final = "Replace it by operators that are quantized, or move it out of the model."
 
 #: For operators that neither read nor give a float tensor.
 INTEGERS_ONLY: Final = Rejection("it computes integers or booleans: there is nothing to quantize")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 from torch.fx import Node
 
-from qcore.annotation.patterns import OperatorMatch, Rejection
+from qcore.annotation.patterns import OperatorMatch, Rejection, without_float32
 from qcore.annotation.rules import is_quantized_value, sharing_with, write_match
 from qcore.compat.torchao import (
     QuantizationSpecBase,
@@ -39,9 +39,7 @@ class SameRangeRule:
         """Annotate a match."""
         source = match.root.args[0]
         if not isinstance(source, Node) or not is_float_tensor(source):
-            return Rejection(
-                "its first input is no float32 tensor", "Cast that to float32 before it."
-            )
+            return without_float32(match.root) or Rejection("its first input is no float32 tensor")
         incoming: QuantizationSpecBase | None = config.input_activation
         output = SharedQuantizationSpec((source, match.root))
         if is_quantized_value(source) and not self.requantizes:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.annotation import REPLACE_OR_MOVE, annotation_of
+from qcore.annotation import MOVE_OUT, annotation_of
 from qcore.graph import computes_floats, module_path, operator_name, overload_packet, tensor_value
 from qcore.report import AnnotationReport, Decision, Diagnostic
 
@@ -66,7 +66,7 @@ def _by_operator(lacks: dict[str, tuple[Any, ...]]) -> dict[Any, str]:
 _REASONS: Final = _by_operator(U55_LACKS)
 _REASONS_IN_16_BITS: Final = _by_operator(U55_LACKS_IN_16_BITS)
 
-_ADVICE: Final = "Replace it by other operators, move it out of the model, or choose an Ethos-U85."
+_ADVICE: Final = "Compute it outside of the model, or choose an Ethos-U85."
 _ADVICE_IN_16_BITS: Final = "Quantize it with 8a8w, or choose an Ethos-U85."
 
 
@@ -118,7 +118,7 @@ def _float_error(decision: Decision) -> Diagnostic:
         decision.operator,
         decision.module,
         f"it would stay in float: {decision.reason}",
-        decision.advice or REPLACE_OR_MOVE,
+        decision.advice or MOVE_OUT,
     )
 
 

@@ -74,5 +74,5 @@ class CastRule:
         kinds = f"{before.dtype} to {after.dtype}".replace("torch.", "")
         return Rejection(
             f"a cast from {kinds} has no quantized form",
-            "Cast int8, int16 or int32 to float32, or move the cast out of the model.",
+            "Cast outside of the model, or int8, int16 or int32 to float32 in it.",
         )

@@ -50,7 +50,8 @@ def whole_texels(
     if shape is None or shape[-1] % _TEXEL == 0:
         return None
     return Rejection(
-        f"it has {shape[-1]} inputs, and vulkan's quantized linear takes multiples of {_TEXEL}"
+        f"it has {shape[-1]} inputs, and vulkan's quantized linear takes multiples of {_TEXEL}",
+        "Add inputs that are zero, with weights that are.",
     )
 
 

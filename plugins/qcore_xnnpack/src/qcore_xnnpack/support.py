@@ -252,7 +252,10 @@ def constant_padding(
     del config, model
     mode = match.root.args[2] if len(match.root.args) > 2 else "constant"
     if match.root.target is aten.pad.default and mode != "constant":
-        return Rejection(f"xnnpack pads with constants only, not with mode={mode!r}")
+        return Rejection(
+            f"xnnpack pads with constants only, not with mode={mode!r}",
+            "Select it with set_global(...): it is then written as slices and cat.",
+        )
     sizes: Any = match.root.args[1]
     if any(size < 0 for size in sizes):
         return Rejection("xnnpack does not cut off with negative padding", "Slice instead.")
@@ -265,7 +268,11 @@ def unit_step(
     """Reject slices that leave out elements."""
     del config, model
     step = match.root.args[4] if len(match.root.args) > 4 else 1
-    return None if step == 1 else Rejection(f"xnnpack slices with step 1 only, not {step}")
+    if step == 1:
+        return None
+    return Rejection(
+        f"xnnpack slices with step 1 only, not {step}", "Join slices of step 1 with cat."
+    )
 
 
 _MOVING: Final = (
