@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcore.annotation.forms import FORMS, Form, Written
-from qcore.graph import argument_of, is_float_tensor, tensor_value
+from qcore.graph import argument_of, each_dimension, is_float_tensor, tensor_value
 
 __all__ = ["XNNPACK_FORMS", "static_shape"]
 
@@ -111,6 +111,27 @@ def _joined(model: GraphModule, node: Node) -> Written | None:
     return Written(padded)
 
 
+def _pool_of_rows(model: GraphModule, node: Node) -> Written | None:
+    source = tensor_value(node.args[0])
+    shape = static_shape(source.shape) if source is not None else None
+    pooled = static_shape(node.meta["val"].shape)
+    if shape is None or pooled is None or len(shape) < 3:
+        return None
+    sizes = [each_dimension(argument_of(node, name, [])) for name in _POOLING]
+    window, stride, padding, dilation = ([1, *size] if size else size for size in sizes)
+
+    def pool(x: torch.Tensor, *_: Any) -> torch.Tensor:
+        x = x.reshape([*shape[:2], 1, *shape[2:]])
+        ceil = bool(argument_of(node, "ceil_mode", False))
+        x = torch.max_pool2d(x, window, stride or window, [0, *padding[1:]], dilation or 1, ceil)
+        return x.reshape(pooled)
+
+    return Written(pool)
+
+
+_POOLING: Final = ("kernel_size", "stride", "padding", "dilation")
+
+
 def _no_dropout(model: GraphModule, node: Node) -> Written | None:
     training = argument_of(node, "train", True)
     return None if training else Written(lambda x, *_: x)
@@ -129,5 +150,6 @@ XNNPACK_FORMS: Final[dict[Any, Form]] = {
     aten.split.Tensor: _slices,
     aten.split_with_sizes.default: _slices,
     aten.pad.default: _joined,
+    aten.max_pool1d.default: _pool_of_rows,
     aten.dropout.default: _no_dropout,
 }

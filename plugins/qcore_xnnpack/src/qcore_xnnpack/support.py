@@ -187,8 +187,12 @@ _PASS_THROUGH: Final = tuple(
     for name, targets in (
         ("relu", _RELUS),
         ("hardtanh", (aten.hardtanh.default,)),
+        ("clamp", (aten.clamp.default,)),
         ("max_pool2d", (aten.max_pool2d.default,)),
-        ("permute", (aten.permute.default, aten.permute_copy.default, aten.transpose.int)),
+        (
+            "permute",
+            (aten.permute.default, aten.permute_copy.default, aten.t.default, aten.transpose.int),
+        ),
         (
             "view",
             (
