@@ -7,7 +7,9 @@ from the inputs to the outputs does not give, so clusters are annotated after ev
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterator
+from typing import Final
 
 import torch
 from attrs import define
@@ -36,6 +38,11 @@ __all__ = ["annotate_clusters"]
 #: For one node of a cluster: its scheme and pattern, or why it stays in float.
 Outcome = tuple[str, str] | Rejection
 
+_MOVES_FLOAT: Final = Rejection(
+    "its input is in float, so it moves float data",
+    "It is quantized when an operator next to it is.",
+)
+
 
 def annotate_clusters(
     model: GraphModule, plan: QuantizationPlan, table: SupportTable
@@ -57,6 +64,9 @@ def annotate_clusters(
             members.add(node)
         else:
             outcomes[node] = rejection
+    for node in [node for node in members if _picks_float(node, members)]:
+        members.remove(node)
+        outcomes[node] = _MOVES_FLOAT
     for node in sorted(members):
         if node in members:
             cluster = _Cluster.around(node, members)
@@ -75,6 +85,12 @@ def _keep_out(
     assert pattern is not None
     config = selection.config or QuantizationConfig(None, None, None, None)
     return OperatorMatch(pattern, node).rejection(config, model)
+
+
+def _picks_float(node: Node, members: Collection[Node]) -> bool:
+    """Say whether a node picks a result of an operator that stays in float."""
+    source = node.args[0] if node.target is operator.getitem else None
+    return isinstance(source, Node) and source not in members and annotation_of(source) is None
 
 
 def _is_tuple(node: Node) -> bool:
@@ -106,11 +122,7 @@ class _Cluster:
             return iter([(node, without_float32(node) or INTEGERS_ONLY) for node in self.nodes])
         spec, scheme = self._range(edges, plan)
         if spec is None or not edges:
-            reason = Rejection(
-                "its input is in float, so it moves float data",
-                "It is quantized when an operator next to it is.",
-            )
-            return iter([(node, reason) for node in self.nodes])
+            return iter([(node, _MOVES_FLOAT) for node in self.nodes])
         root = edges[0]
         shared = SharedQuantizationSpec(root)
         for node in self.nodes:

@@ -70,6 +70,9 @@ OF_PICTURES: dict[str, Callable[..., Any]] = {
     "max_pool2d with positions": lambda x: functional.max_pool2d(x, 2, return_indices=True)[0],
     "adaptive_max_pool2d": nn.AdaptiveMaxPool2d(2),
     "adaptive_max_pool2d to one": nn.AdaptiveMaxPool2d(1),
+    "adaptive_max_pool2d with windows of two sizes": nn.AdaptiveMaxPool2d(3),
+    "cumsum": lambda x: x.cumsum(1) * 2,
+    "neg": lambda x: -x.relu(),
     "index": lambda x: x[:, [0, 2]] * 2,
     "roll": lambda x: x.roll((1, -2), (2, 3)) * 2,
     "rot90": lambda x: x.rot90(3, (2, 3)) * 2,
@@ -155,6 +158,9 @@ def test_the_other_form_is_quantized(function: Callable[..., Any], x: torch.Tens
         "resizing by one and a half",
         "same padding of an even kernel",
         "adaptive_max_pool2d",
+        "adaptive_max_pool2d with windows of two sizes",
+        "cumsum",
+        "neg",
         "index",
     ],
 )
@@ -193,6 +199,17 @@ def test_a_batch_norm_is_as_accurate_as_a_layer_and_takes_what_follows() -> None
     expected = model(PICTURE)
     noise = (result.model(PICTURE) - expected).pow(2).mean() / expected.pow(2).mean()
     assert noise < 10**-4
+
+
+def test_what_moves_a_result_of_an_operator_that_stays_in_float_stays_in_float() -> None:
+    def largest(x: torch.Tensor) -> Any:
+        pooled, positions = functional.adaptive_max_pool2d(x, 3, return_indices=True)
+        return functional.pixel_unshuffle(pooled, 3), positions, x * 2
+
+    q = quantizer("TOSA-1.0+FP+INT")
+    report = qcore.quantize(Fn(largest), q, [PICTURE], progress=False).report
+    assert [d.node for d in report.quantized] == ["mul"]
+    assert "its input is in float" in report["pixel_unshuffle"].reason
 
 
 class Counter(nn.Module):

@@ -126,6 +126,18 @@ def test_integers_behind_a_view_are_taken_for_floats(monkeypatch: pytest.MonkeyP
         lower()
 
 
+def test_views_are_moved_by_shapes_of_before_other_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sums(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.max_pool1d(x, 2).sum(-1, keepdim=True).mean(1)
+
+    x = torch.linspace(-1, 1, 60).reshape(1, 5, 12)
+    assert not _lowered(Sums(), x, "8a8w").report.undelegated
+    monkeypatch.setattr(compat, "_MOVES", [attrs.evolve(c, only="<0") for c in compat._MOVES])
+    with pytest.raises(qcore.QcoreError, match="invalid for input of size 5"):
+        _lowered(Sums(), x, "8a8w")
+
+
 def test_code_is_generated_between_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     def generated() -> int:
         made: list[Any] = []

@@ -132,7 +132,8 @@ def _adaptive_max_pool(x: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Ten
         bounds = [
             (index * size // count, -(-(index + 1) * size // count)) for index in range(count)
         ]
-        parts = [x.narrow(axis, low, high - low).amax(axis, keepdim=True) for low, high in bounds]
+        windows = (aten.slice.Tensor(x, axis, low, high) for low, high in bounds)
+        parts = [window.amax(axis, keepdim=True) for window in windows]
         x = torch.cat(parts, axis)
     return x, None
 

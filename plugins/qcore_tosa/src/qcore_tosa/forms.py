@@ -9,13 +9,22 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional
 
 from qcore.annotation.forms import FORMS, Form, Written, always
-from qcore.graph import argument_of, each_dimension, tensor_attribute, tensor_value
+from qcore.graph import (
+    argument_of,
+    each_dimension,
+    is_float_tensor,
+    positions_are_used,
+    tensor_attribute,
+    tensor_value,
+)
 from qcore_executorch.kernels import PORTABLE_FORMS
 from qcore_tosa.limits import is_whole
 
 __all__ = ["TOSA_FORMS"]
 
 aten = torch.ops.aten
+
+_LARGEST_TRIANGLE: Final = 512
 
 
 def _index(model: GraphModule, node: Node) -> Written | None:
@@ -109,6 +118,39 @@ def _addmm(model: GraphModule, node: Node) -> Written:
     return Written(added, (bias, x, weight))
 
 
+def _running_sums(model: GraphModule, node: Node) -> Written | None:
+    """Write running sums as a product with a triangle of ones.
+
+    ExecuTorch's pass makes them a convolution whose weight has the type that its input had before
+    it was quantized (``backends/arm/_passes/decompose_cumsum_pass.py``).
+    """
+    source, dim = node.args
+    value = tensor_value(source)
+    if value is None or not value.dim() or not value.is_floating_point() or "dtype" in node.kwargs:
+        return None
+    size = value.shape[dim]
+    if not isinstance(size, int) or size > _LARGEST_TRIANGLE:
+        return None
+
+    def summed(x: torch.Tensor, ones: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x.transpose(dim, -1), ones).transpose(dim, -1)
+
+    return Written(summed, (source, torch.ones(size, size).tril()))
+
+
+def _negated(model: GraphModule, node: Node) -> Written | None:
+    # TOSA's negation does not rescale, and ExecuTorch's lowering does not do it either.
+    return Written(lambda x: x * -1.0) if is_float_tensor(node) else None
+
+
+def _adaptive_max(model: GraphModule, node: Node) -> Written | None:
+    """Write it as one pooling where its windows have one size, else window by window."""
+    whole = FORMS[node.target](model, node)
+    if whole is not None or positions_are_used(node):
+        return whole
+    return Written(PORTABLE_FORMS[node.target])
+
+
 def _masked_fill(x: torch.Tensor, mask: torch.Tensor, value: float) -> torch.Tensor:
     # ExecuTorch's passes write it so as well, but after they have looked for values as large as
     # those of masks, which would have the whole range.
@@ -119,11 +161,14 @@ def _masked_fill(x: torch.Tensor, mask: torch.Tensor, value: float) -> torch.Ten
 TOSA_FORMS: Final[dict[Any, Form]] = {
     **{target: always(function) for target, function in PORTABLE_FORMS.items()},
     **FORMS,
+    aten.adaptive_max_pool2d.default: _adaptive_max,
     aten.addmm.default: _addmm,
     aten.argmax.default: _argmax,
     aten.argmin.default: always(lambda x, *args, **kw: torch.argmax(-x, *args, **kw)),
+    aten.cumsum.default: _running_sums,
     aten.index.Tensor: _index,
     aten.masked_fill.Scalar: always(_masked_fill),
+    aten.neg.default: _negated,
     aten.conv_transpose1d.default: _transposed,
     aten.upsample_nearest2d.vec: _nearest,
 }

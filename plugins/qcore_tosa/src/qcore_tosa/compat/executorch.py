@@ -102,6 +102,18 @@ _PIPELINE: Final = Change(
     ["transform_to_backend_pipeline"],
     why="after each of a hundred passes it generates the code of a graph again.",
 )
+_MOVES: Final = tuple(
+    Change(
+        __name__,
+        "executorch",
+        _VERSIONS,
+        f"{_PASSES}.propagate_view_copy_permute_pass:PropagateViewCopyPermute{way}Pass",
+        ["_move_node"],
+        why="it moves views by the shapes of operators that it has moved others across, which it "
+        "does not bring up to date.",
+    )
+    for way in ("Up", "Down")
+)
 
 # The parameters of ELU and its relatives, and the ranges of results, once the passes are at it.
 _IN_METADATA: Final = ("float_alpha", "float_scale", "float_input_scale", "output_qparams")
@@ -114,6 +126,24 @@ def _is_integer(node: Any) -> bool:
             return False
         (node,) = node.all_input_nodes
     return True
+
+
+def _with_shapes(move: Any, *, up: bool) -> Any:
+    """Let a pass that moves a node across others give these the shapes that they have then."""
+
+    def moved(self: Any, node: Any, frontier: Any, previous: Any) -> None:
+        crossed: list[Any] = []
+        last = frontier if frontier.op == "call_function" else previous
+        while (crossed[-1] if crossed else node) is not last:
+            ends = crossed[-1] if crossed else node
+            crossed += [ends.all_input_nodes[0]] if up else list(ends.users)
+        move(self, node, frontier, previous)
+        for one in [node, *reversed(crossed)] if up else crossed:
+            args, kwargs = torch.fx.map_arg((one.args, one.kwargs), lambda n: n.meta["val"])
+            with one.meta["val"].fake_mode:
+                one.meta["val"] = one.target(*args, **kwargs)
+
+    return moved
 
 
 @contextmanager
@@ -158,6 +188,8 @@ def mended_passes() -> Iterator[None]:
 
     with (
         _PIPELINE.applied(transformed),
+        _MOVES[0].applied(_with_shapes(*_MOVES[0].originals(), up=True)),
+        _MOVES[1].applied(_with_shapes(*_MOVES[1].originals(), up=False)),
         _CASTING.applied(cast),
         _CONVOLUTIONS.applied(lambda self, node: False),
         _DUPLICATES.applied(complete),
