@@ -20,8 +20,10 @@ from qcore_executorch import (
     ExecuTorchReport,
     ExecuTorchRunner,
     import_executorch,
+    mending,
 )
 from qcore_executorch.check import Reference, example_inputs
+from qcore_executorch.inspection import computes, inspect_lowered
 from qcore_executorch.mending import Attempt, search
 
 from .conftest import xnnpack_partitioner
@@ -211,6 +213,56 @@ def test_search_takes_a_logarithm_of_the_nodes():
             _, found = search(Attempt(symptom="wrong", taken=nodes), attempt)
             assert list(found) == [culprit]
             assert 1 + len(calls) <= math.ceil(math.log2(count)) + 2
+
+
+def test_a_search_that_takes_too_long_ends_with_the_best_program_so_far():
+    nodes = dict.fromkeys(map(str, range(64)))
+    calls: list[Any] = []
+
+    def attempt(refused):
+        calls.append(refused)
+        return Attempt(symptom="" if refused is None or "20" in refused else "wrong")
+
+    right, refused = search(Attempt(symptom="wrong", taken=nodes), attempt, lambda: len(calls) > 1)
+    assert (right.symptom, len(calls)) == ("", 2)
+    assert list(refused) == [str(i) for i in range(32)]
+
+
+def test_a_search_that_ended_early_is_in_the_report(monkeypatch):
+    Planted("aten.sub", refuse).install(monkeypatch)
+    monkeypatch.setattr(mending, "_LONGEST_S", 0.0)
+    program, lowering = lowered(Chain(), X)
+    assert lowering.lowerings == 2
+    assert program.report.checked.endswith("was left to portable kernels")
+    assert len(program.report.undelegated) == len(OPERATORS)
+    torch.testing.assert_close(program.run(X), Chain()(X))
+
+
+def test_a_size_is_no_operator_that_can_be_wrong():
+    class Sized(torch.nn.Module):
+        def forward(self, x):
+            return x.sin().reshape(-1, x.shape[0])
+
+    batch = torch.export.Dim("batch", min=1, max=4)
+    program = torch.export.export(Sized(), (X,), dynamic_shapes=({0: batch},))
+    nodes = [node.name for node in program.graph.nodes if computes(node)]
+    assert nodes == ["sin", "reshape"]
+
+
+def test_an_operator_that_writes_is_found_behind_the_one_that_makes_it_functional():
+    with torch.library._scoped_library("qcore_test", "DEF") as library:
+        library.define("bump(Tensor(a!) x) -> ()")
+        library.impl("bump", lambda x: None, "CompositeExplicitAutograd")
+
+        class Bumped(torch.nn.Module):
+            def forward(self, x):
+                y = x + 1
+                torch.ops.qcore_test.bump(y)
+                return y
+
+        program = torch.export.export(Bumped(), (X,)).run_decompositions({})
+        found = inspect_lowered(program.graph_module, {}).undelegated
+    assert [node.operator for node in found] == ["aten.add.Tensor", "qcore_test.bump.default"]
 
 
 @pytest.fixture

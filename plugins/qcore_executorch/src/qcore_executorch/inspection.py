@@ -31,6 +31,8 @@ DELEGATION_TAG: Final = "delegation_tag"
 
 _DELEGATE_CALL = "executorch_call_delegate"
 _QUANTIZING = ("quantize", "dequantize", "choose_qparams")
+# They read sizes, and keep alive what is asserted of them.
+_OF_SIZES = ("aten.sym_", "aten._assert")
 
 
 class Inspection:
@@ -137,8 +139,19 @@ def computes(node: Node) -> bool:
         return False
     # A conditional or a loop only picks the body to run; the body's nodes are visited.
     if isinstance(node.target, HigherOrderOperator):
-        return _name_of(node) == _DELEGATE_CALL
-    return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
+        return _name_of(node) == _DELEGATE_CALL or _wrapped(node) is not None
+    if getattr(node.target, "__module__", "") in ("_operator", "math", "builtins"):
+        return False
+    return not _name_of(node).startswith(_OF_SIZES)
+
+
+def _wrapped(node: Node) -> Any:
+    """Return the operator that a node calls through another, as those that write are called."""
+    from torch._ops import HigherOrderOperator, OpOverload
+
+    first = node.args[0] if isinstance(node.target, HigherOrderOperator) and node.args else None
+    called = first if isinstance(first, OpOverload) else getattr(first, "_op", None)
+    return called if isinstance(called, OpOverload) else None
 
 
 def quantizes(node: Node) -> bool:
@@ -150,7 +163,7 @@ def quantizes(node: Node) -> bool:
 def _name_of(node: Node) -> str:
     from torch._ops import OpOverload
 
-    target: Any = node.target
+    target: Any = _wrapped(node) or node.target
     if not isinstance(target, OpOverload):
         target = getattr(target, "_op", target)
     # Operators are named by str(); Python's and torch's own functions are not.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -34,6 +35,9 @@ __all__ = ["Attempt", "LowerOnce", "lower_checked", "search"]
 
 _CULPRITS: Final = 4
 """So many are searched for; where there are more, everything before the last is left."""
+
+_LONGEST_S: Final = 180.0
+"""Seconds of the search. What it has not cleared by then is left."""
 
 
 class LowerOnce(Protocol):
@@ -145,10 +149,16 @@ def lower_checked(lower: LowerOnce, program: ExportedProgram, backend: str) -> L
         first = checked.attempt({})
         best, refused = first, dict[str, str]()
         if first.symptom:
+            ends = time.monotonic() + _LONGEST_S
             with stage("mend", checked.seconds):
-                best, refused = search(first, checked.attempt)
+                best, refused = search(first, checked.attempt, lambda: time.monotonic() > ends)
             if best.program is None or best.symptom:
                 raise _undelegated(checked, first, best, backend) from best.error or first.error
+            if len(refused) > _CULPRITS and time.monotonic() > ends:
+                checked.note += (
+                    f"; the search for what is wrong ended after {_LONGEST_S:.0f} s, and all that "
+                    "it had not cleared was left to portable kernels"
+                )
     assert best.program is not None
     report = best.program.report
     assert isinstance(report, ExecuTorchReport)
@@ -163,7 +173,9 @@ def lower_checked(lower: LowerOnce, program: ExportedProgram, backend: str) -> L
 
 
 def search(
-    first: Attempt, attempt: Callable[[Mapping[str, str] | None], Attempt]
+    first: Attempt,
+    attempt: Callable[[Mapping[str, str] | None], Attempt],
+    is_late: Callable[[], bool] = lambda: False,
 ) -> tuple[Attempt, dict[str, str]]:
     """Find the nodes that may not be delegated, by bisection.
 
@@ -173,6 +185,7 @@ def search(
     Args:
         first: The lowering that is wrong.
         attempt: Lowers without some nodes, each with its symptom; None: without all.
+        is_late: Says whether to search no longer.
 
     Returns:
         A lowering that is right, and what is refused in it; the lowering without any delegate
@@ -184,9 +197,9 @@ def search(
     symptom = first.symptom
     for _ in range(_CULPRITS):
         low, high = 0, len(nodes)
-        if not high:
+        if not high or is_late():
             break
-        while high - low > 1:
+        while high - low > 1 and not is_late():
             middle = (low + high) // 2
             refused = {**dict.fromkeys(nodes[:middle], symptom), **culprits}
             tried = attempt(refused)
@@ -194,6 +207,8 @@ def search(
                 low, symptom = middle, tried.symptom
             else:
                 high, spare = middle, (tried, refused)
+        if high - low > 1:
+            break
         culprits[nodes[high - 1]] = symptom
         nodes = nodes[: high - 1]
         tried = attempt(culprits)
