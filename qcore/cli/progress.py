@@ -8,28 +8,33 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Over", "Stopped", "stage"]
+__all__ = ["Over", "Stopped", "bars", "step"]
 
 Over = Callable[[Sequence[Any]], Iterator[Any]]
 """Yields the items of a sequence, and shows how many there were and the time that is left."""
 
 
 class Stopped(BaseException):
-    """Ends a stage from outside, passes all that catches errors on its way, and learns its name."""
+    """Ends a step from outside, passes all that catches errors on its way, and learns its name."""
 
     during = ""
 
 
+def bars(quiet: bool) -> bool | None:
+    """Return what ``progress`` of the API takes: no bar, or one on a terminal."""
+    return False if quiet else None
+
+
 @contextmanager
-def stage(name: str, quiet: bool = False) -> Iterator[Over]:
-    """Show the name of a stage on a terminal while it lasts, and how long it took.
+def step(name: str, quiet: bool = False) -> Iterator[Over]:
+    """Show the name of a step on a terminal while it lasts, and how long it took.
 
     Args:
         name: What is done.
         quiet: Whether to show nothing; so it is where stderr is no terminal.
 
     Yields:
-        What to go with over the items that the stage consists of, where their number is known.
+        What to go with over the items that the step consists of, where their number is known.
     """
     start = time.perf_counter()
 

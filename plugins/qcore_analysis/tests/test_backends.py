@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from qcore.cli.progress import stage
+from qcore.cli.progress import step
 from qcore_analysis import BackendReport, compare_backends
 
 DATA = ("--calibration", "rows.npz", "--data", "shop:samples")
@@ -58,7 +58,7 @@ def test_a_row_that_takes_too_long_says_so_and_the_next_has_its_turn(
     from qcore_analysis.models import imported
 
     def never(*_: Any, **__: Any) -> None:
-        with stage("waiting"):
+        with step("waiting"):
             try:
                 time.sleep(20)
             except Exception:

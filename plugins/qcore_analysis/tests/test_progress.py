@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qcore.cli.progress import stage
+from qcore.cli.progress import step
 from qcore_analysis.errors import InputError
 from qcore_analysis.time_limit import time_limit
 
@@ -33,7 +33,7 @@ def lines(terminal: Terminal) -> list[str]:
 
 
 def test_a_stage_has_its_name_while_it_lasts_and_its_time_at_the_end(terminal: Terminal) -> None:
-    with stage("lowering"):
+    with step("lowering"):
         assert lines(terminal) == ["lowering ..."]
     assert lines(terminal)[1:] == ["lowering: 1.0 s"]
 
@@ -41,7 +41,7 @@ def test_a_stage_has_its_name_while_it_lasts_and_its_time_at_the_end(terminal: T
 def test_where_the_number_of_items_is_known_the_time_that_is_left_is_told(
     terminal: Terminal,
 ) -> None:
-    with stage("executing") as over:
+    with step("executing") as over:
         assert list(over("abc")) == ["a", "b", "c"]
     assert lines(terminal)[1:4] == [
         "executing ... 1 of 3",
@@ -56,7 +56,7 @@ def test_nothing_is_shown_to_who_wants_quiet_or_has_no_terminal(
 ) -> None:
     if not quiet:
         monkeypatch.setattr(terminal, "isatty", lambda: False)
-    with stage("executing", quiet) as over:
+    with step("executing", quiet) as over:
         assert list(over("abc")) == ["a", "b", "c"]
     assert terminal.getvalue() == ""
 

@@ -11,7 +11,7 @@ import torch
 
 import qcore
 from qcore import LoweredProgram, QuantizedModel, Quantizer
-from qcore.cli.progress import stage
+from qcore.cli.progress import bars, step
 from qcore_analysis.errors import RecipeError
 from qcore_analysis.samples import as_example
 from qcore_analysis.stage_report import StageReport
@@ -62,8 +62,8 @@ def make(
         )
         assert found.program is not None
         return Made(found.program, found.result.report, found.result, found.report)
-    with stage(f"{quantizer.name}: quantizing", quiet):
-        progress = False if quiet else None
+    with step(f"{quantizer.name}: quantizing", quiet):
+        progress = bars(quiet)
         result = qcore.quantize(model, quantizer, samples, algorithms=algorithms, progress=progress)
     program = _lowered(quantizer, result.model, samples, lowering, quiet)
     return Made(program, result.report, result)
@@ -85,8 +85,8 @@ def make_by_source(
             "already. Name a function that makes the module."
         )
     treated = copy.deepcopy(model)
-    with stage(f"{quantizer.name}: quantizing", quiet):
-        progress = False if quiet else None
+    with step(f"{quantizer.name}: quantizing", quiet):
+        progress = bars(quiet)
         report = qcore.quantize_(
             treated, quantizer, scheme, rules=dict(rules) or None, progress=progress
         )
@@ -96,6 +96,6 @@ def make_by_source(
 def _lowered(
     quantizer: Quantizer, model: Any, samples: list[Any], lowering: Mapping[str, Any], quiet: bool
 ) -> LoweredProgram:
-    with stage(f"{quantizer.name}: lowering", quiet):
-        progress = False if quiet else None
+    with step(f"{quantizer.name}: lowering", quiet):
+        progress = bars(quiet)
         return quantizer.lower(model, as_example(samples[0]), progress=progress, **lowering)

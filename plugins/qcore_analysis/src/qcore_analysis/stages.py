@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from qcore.algorithms import Algorithm
-from qcore.cli.progress import Over, stage
+from qcore.cli.progress import Over, bars, step
 from qcore.errors import RuntimeUnavailableError
 from qcore.graph import clone
 from qcore.quiet import quiet as quiet_libraries
@@ -112,22 +112,22 @@ def compare(
     import qcore
 
     watch = _Watch()
-    with stage(f"{quantizer.name}: quantizing", quiet):
-        acting, progress = [*algorithms, watch], False if quiet else None
+    with step(f"{quantizer.name}: quantizing", quiet):
+        acting, progress = [*algorithms, watch], bars(quiet)
         result = qcore.quantize(
             model, quantizer, calibration_data, algorithms=acting, progress=progress
         )
     converted = result.model
-    with stage(f"{quantizer.name}: comparing the stages", quiet) as over:
+    with step(f"{quantizer.name}: comparing the stages", quiet) as over:
         way = _Way.of(model, watch, converted, samples, over)
         records = way.eager_records(least_db)
     program, outputs = None, None
     if execute:
-        with stage(f"{quantizer.name}: lowering", quiet):
+        with step(f"{quantizer.name}: lowering", quiet):
             example = as_example(samples[0])
             program = quantizer.lower(converted, example, progress=progress, **lowering)
         try:
-            with stage(f"{quantizer.name}: executing", quiet) as over:
+            with step(f"{quantizer.name}: executing", quiet) as over:
                 outputs = executed(program, samples, over)
         except RuntimeUnavailableError as error:
             note = f"not executed: {error}"
@@ -135,7 +135,7 @@ def compare(
         else:
 
             def find() -> Anchor | None:
-                with stage(f"{quantizer.name}: finding the module that differs", quiet) as over:
+                with step(f"{quantizer.name}: finding the module that differs", quiet) as over:
                     return wrong_module(
                         converted, quantizer, way.anchors, samples[:2], least_db, lowering, over
                     )

@@ -56,7 +56,7 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Quantize a language model; write a program with a cache and its tokenizer."""
-    from qcore.cli.progress import stage
+    from qcore.cli.progress import bars, step
     from qcore.files import check_writable
 
     check_writable(output, "the program", "model.pte")
@@ -64,16 +64,16 @@ def quantize(
     from qcore_llm.text import read_text, token_numbers
 
     written = read_text(text)
-    progress = False if quiet else None
-    with stage("reading the model", quiet):
+    progress = bars(quiet)
+    with step("reading the model", quiet):
         loaded, tokenizer = qcore_llm.load_model(model)
     tokens = token_numbers(tokenizer, written)
     unseen, seen = tokens[:_MEASURED], tokens[_MEASURED:]
     reference = None
     if max_perplexity_ratio is not None:
-        with stage("measuring the float model", quiet):
+        with step("measuring the float model", quiet):
             reference = qcore_llm.perplexity(loaded, unseen, quiet=quiet)
-    with stage("quantizing", quiet):
+    with step("quantizing", quiet):
         report = qcore_llm.quantize(
             loaded,
             backend,
@@ -83,7 +83,7 @@ def quantize(
             round_scales=round_scales,
             progress=progress,
         )
-    with stage("lowering", quiet):
+    with step("lowering", quiet):
         program = qcore_llm.lower(
             loaded,
             backend,

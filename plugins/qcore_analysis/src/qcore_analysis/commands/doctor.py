@@ -23,10 +23,10 @@ def doctor(
     quiet: Quiet = False,
 ) -> None:
     """Say what is wrong with the installation, and the command that mends it."""
-    from qcore.cli.progress import stage
+    from qcore.cli.progress import step
     from qcore_analysis.doctor import diagnose
 
-    with stage("loading each plugin on its own", quiet or quick) as over:
+    with step("loading each plugin on its own", quiet or quick) as over:
         found = diagnose(quick, only or (), over=over)
     ok = f"{'ok' if found.ok else 'BROKEN'}: {len(found.versions)} distributions"
     if found.checked:

@@ -135,9 +135,9 @@ def chosen_recipe(
 
 def load_torch(quiet: bool) -> None:
     """Import what takes seconds, and say so; before the modules that need it."""
-    from qcore.cli.progress import stage
+    from qcore.cli.progress import step
 
-    with stage("loading PyTorch", quiet):
+    with step("loading PyTorch", quiet):
         import_module("torch")
 
 

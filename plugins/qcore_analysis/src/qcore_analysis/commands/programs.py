@@ -35,12 +35,12 @@ def run(
     from torch.utils._pytree import tree_leaves
 
     from qcore import LoweredProgram
-    from qcore.cli.progress import stage
+    from qcore.cli.progress import step
     from qcore_analysis.samples import executed, load_data
 
     loaded = LoweredProgram.load(program)
     samples = load_data(inputs, batch=batch, pictures=pictures)
-    with stage("executing", quiet) as over:
+    with step("executing", quiet) as over:
         outputs = executed(loaded, samples, over)
     flat = [tree_leaves(one) for one in outputs]
     if output is not None:
@@ -68,7 +68,7 @@ def verify(
     import torch
 
     from qcore import LoweredProgram
-    from qcore.cli.progress import stage
+    from qcore.cli.progress import step
     from qcore_analysis.measures import distance_of
     from qcore_analysis.models import load_model
     from qcore_analysis.samples import called, executed, load_data, taken_by_the_model
@@ -77,11 +77,11 @@ def verify(
     samples = load_data(data, batch=batch, pictures=pictures)
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     expected = []
-    with stage("running the float model", quiet) as over:
+    with step("running the float model", quiet) as over:
         for index, sample in enumerate(over(samples)):
             with torch.no_grad(), taken_by_the_model(index):
                 expected.append(called(module, sample))
-    with stage("executing", quiet) as over:
+    with step("executing", quiet) as over:
         found = distance_of(expected, executed(loaded, samples, over))
     ok = found.sqnr_db >= min_sqnr
     top1 = "" if found.top1 is None else f", top-1 agreement {found.top1:.3f}"
@@ -114,12 +114,12 @@ def bench(
     """Time a program inside the process that runs it."""
     load_torch(quiet)
     from qcore import LoweredProgram
-    from qcore.cli.progress import stage
+    from qcore.cli.progress import step
     from qcore_analysis.samples import called, load_data
 
     loaded = LoweredProgram.load(program)
     sample = load_data(inputs, batch=batch, pictures=pictures)[0] if inputs else _random(loaded)
-    with stage(f"{warmup + runs} runs", quiet):
+    with step(f"{warmup + runs} runs", quiet):
         latency = called(partial(loaded.benchmark, runs=runs, warmup=warmup), sample)
     answer(f"{loaded.backend}: {latency}", attrs.asdict(latency), as_json, quiet)
 

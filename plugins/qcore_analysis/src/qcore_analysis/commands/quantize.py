@@ -61,7 +61,7 @@ def quantize(
 ) -> None:
     """Quantize a model and write a program for a backend."""
     load_torch(quiet)
-    from qcore.cli.progress import stage
+    from qcore.cli.progress import bars, step
     from qcore.files import check_writable
     from qcore_analysis.models import load_model
     from qcore_analysis.page import write_html, write_node_data
@@ -96,13 +96,13 @@ def quantize(
             f"{chosen.scheme or chosen.backend} treats weights before the model is captured: no "
             "error by node is known. Leave --node-data out."
         )
-    with stage("reading the model and the data", quiet):
+    with step("reading the model and the data", quiet):
         loaded = load_model(chosen.model)
         samples = load_data(chosen.data, batch=chosen.batch, pictures=chosen.pictures)
         others = load_data(data, batch=chosen.batch, pictures=chosen.pictures) if data else samples
     compare_on = others[:_COMPARED] if report or node_data else ()
     chosen.check_made_with(loaded, samples)
-    made = chosen.make(loaded, samples, progress=False if quiet else None, compare_on=compare_on)
+    made = chosen.make(loaded, samples, progress=bars(quiet), compare_on=compare_on)
     if output.suffix == ".qpt2" and made.result is not None:
         made.result.save(output)
     else:
@@ -111,7 +111,7 @@ def quantize(
     if save_recipe is not None:
         used.save(save_recipe)
     if report is not None:
-        with stage("writing the page", quiet) as over:
+        with step("writing the page", quiet) as over:
             write_html(report, chosen.model, made, used, over(compare_on), unseen=bool(data))
     if node_data is not None:
         write_node_data(node_data, made)
@@ -141,7 +141,7 @@ def explain(
     """Say what would be quantized, what not and why; nothing is calibrated."""
     load_torch(quiet)
     import qcore
-    from qcore.cli.progress import stage
+    from qcore.cli.progress import step
     from qcore_analysis.models import example_inputs, load_model
     from qcore_analysis.samples import load_data
 
@@ -165,6 +165,6 @@ def explain(
         example: Any = load_data(data, batch=chosen.batch, pictures=chosen.pictures)[0]
     else:
         example = example_inputs(loaded, tuple(input_shape or ()))
-    with stage("capturing and annotating", quiet):
+    with step("capturing and annotating", quiet):
         report = qcore.explain(loaded, quantizer, example)
     answer(report, report.to_dict(), as_json, quiet)
