@@ -94,7 +94,7 @@ def chromium() -> str:
 class Tab:
     """A page in a headless Chromium that is driven as by a user with a keyboard."""
 
-    def __init__(self, chromium: str, file: Path, width: int) -> None:
+    def __init__(self, chromium: str, file: Path, width: int, colours: str) -> None:
         profile = f"--user-data-dir={file.with_name('profile')}"
         options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
         theirs, self._requests = os.pipe()
@@ -109,7 +109,6 @@ class Tab:
             chromium,
             *options,
             profile,
-            f"--window-size={width},900",
         ]
         self._process = subprocess.Popen(
             command, pass_fds=(theirs, answers), stderr=subprocess.DEVNULL
@@ -120,6 +119,10 @@ class Tab:
         target = self.ask("Target.createTarget", url=file.as_uri())["targetId"]
         attached = self.ask("Target.attachToTarget", targetId=target, flatten=True)
         self._session = {"sessionId": attached["sessionId"]}
+        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self.ask("Emulation.setDeviceMetricsOverride", **screen)
+        scheme = {"name": "prefers-color-scheme", "value": colours}
+        self.ask("Emulation.setEmulatedMedia", features=[scheme])
         while self.value("location.protocol + document.readyState") != "file:complete":
             time.sleep(0.05)
 
@@ -159,10 +162,24 @@ class Tab:
         pytest.fail(f"Tab does not reach {what}")
 
 
-@pytest.fixture(params=[1280, 500])
+#: The least ratio of the luminances of text and page that any element has (WCAG 2.2, 1.4.3).
+LEAST_CONTRAST = """
+(() => {
+  const luminance = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
+    .map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, index) => sum + c * [0.2126, 0.7152, 0.0722][index], 0);
+  const page = luminance(getComputedStyle(document.body).backgroundColor);
+  const texts = [...document.body.querySelectorAll("*")].filter(e => e.textContent.trim());
+  return Math.min(...texts.map(e => luminance(getComputedStyle(e).color))
+    .map(text => (Math.max(text, page) + 0.05) / (Math.min(text, page) + 0.05)));
+})()
+"""
+
+
+@pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["desktop, light", "phone, dark"])
 def tab(request: pytest.FixtureRequest, chromium: str, page: str, tmp_path: Path) -> Iterator[Tab]:
     (tmp_path / "page.html").write_text(page)
-    opened = Tab(chromium, tmp_path / "page.html", request.param)
+    opened = Tab(chromium, tmp_path / "page.html", *request.param)
     yield opened
     opened.close()
 
@@ -173,6 +190,7 @@ def test_the_page_filters_and_sorts_by_keyboard_alone_and_is_no_wider_than_its_w
     shown = "document.getElementById('shown').value"
     first = "[...body.rows].find(row => !row.hidden).cells[0].textContent"
     assert tab.value("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.value(LEAST_CONTRAST) >= 4.5
 
     tab.tab_to("element.id === 'find'")
     tab.ask("Input.insertText", text="conv2d")
