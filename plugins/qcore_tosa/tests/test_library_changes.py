@@ -114,18 +114,6 @@ def test_the_reasons_of_the_partitioner_are_a_table_without_nodes() -> None:
     assert not [value for value in vars(type(reporter)).values() if isinstance(value, property)]
 
 
-def test_integers_behind_a_view_are_taken_for_floats(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lower() -> Any:
-        layers, x = nn.Sequential(nn.LogSoftmax(-1), nn.Linear(6, 5)), torch.rand(2, 3, 6)
-        quantizer = TosaQuantizer("TOSA-1.0+FP+INT").set_global("8a8w")
-        return quantizer.lower(qcore.quantize(layers.eval(), quantizer, [x]).model, (x,))
-
-    assert not lower().report.undelegated
-    _without(monkeypatch, "_CASTING")
-    with pytest.raises(qcore.QcoreError, match="int8"):
-        lower()
-
-
 def test_views_are_moved_by_shapes_of_before_other_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     class Sums(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -133,9 +121,48 @@ def test_views_are_moved_by_shapes_of_before_other_moves(monkeypatch: pytest.Mon
 
     x = torch.linspace(-1, 1, 60).reshape(1, 5, 12)
     assert not _lowered(Sums(), x, "8a8w").report.undelegated
+    _without(monkeypatch, "_TIDYING")
     monkeypatch.setattr(compat, "_MOVES", [attrs.evolve(c, only="<0") for c in compat._MOVES])
     with pytest.raises(qcore.QcoreError, match="invalid for input of size 5"):
         _lowered(Sums(), x, "8a8w")
+
+
+@pytest.mark.parametrize(
+    ("layers", "x"),
+    [
+        (nn.Sequential(nn.Sigmoid(), nn.AvgPool2d(2)), torch.rand(1, 2, 4, 4)),
+        (nn.Sequential(nn.LogSoftmax(-1), nn.Linear(6, 5)), torch.rand(2, 3, 6)),
+    ],
+)
+def test_what_becomes_a_table_gives_floats_until_it_is_one(
+    layers: nn.Module, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not _lowered(layers, x, "8a8w").report.undelegated
+    _without(monkeypatch, "_RESULTS")
+    with pytest.raises(qcore.QcoreError, match="torch.float32"):
+        _lowered(layers, x, "8a8w")
+
+
+def test_factors_beyond_those_of_tosa_stop_the_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Normalized(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.normalize(x, dim=-1)
+
+    x = torch.cat([torch.linspace(-1, 1, 8)[None], torch.zeros(1, 8)])
+    assert not _lowered(Normalized(), x, "8a8w").report.undelegated
+    _without(monkeypatch, "_SCALES")
+    with pytest.raises(qcore.QcoreError, match="Shift should be in range"):
+        _lowered(Normalized(), x, "8a8w")
+
+
+def test_where_the_pass_that_saves_permutes_stops_they_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers, x = nn.AdaptiveAvgPool1d(2), torch.rand(2, 6, 1)
+    assert not _lowered(layers, x, "8a8w").report.undelegated
+    _without(monkeypatch, "_TIDYING")
+    with pytest.raises(qcore.QcoreError, match="invalid for input of size 12"):
+        _lowered(layers, x, "8a8w")
 
 
 def test_code_is_generated_between_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:

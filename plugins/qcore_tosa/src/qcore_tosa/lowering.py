@@ -23,7 +23,7 @@ from qcore_executorch.inspection import DELEGATION_TAG
 from qcore_executorch.kernels import portable_forms
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
-from qcore_tosa.compat.executorch import PARTITIONER, mended_passes, noted_rejections
+from qcore_tosa.compat.executorch import PARTITIONER, mended_passes, noted_rejections, untidied
 from qcore_tosa.compile_spec import check_compile_spec
 from qcore_tosa.dynamic import decompose_dynamic
 from qcore_tosa.limits import dynamic_size, miscomputed
@@ -71,6 +71,20 @@ class TosaLowering(ExecuTorchLowering):
     compile_spec: Any = attrs.field(default=None, kw_only=True)
     _compilations: Mapping[bytes, Compilation] = attrs.field(factory=dict, init=False)
     _partitioned: Any = attrs.field(default=None, init=False)
+
+    def lower(self, program: ExportedProgram) -> LoweredProgram:
+        """Lower a model, without ExecuTorch's passes that save permutes where they stop at it."""
+        again = private_copy(program)
+        try:
+            return super().lower(program)
+        except LoweringError as error:
+            if error.__cause__ is None:
+                raise
+            try:
+                with untidied():
+                    return super().lower(again)
+            except LoweringError:
+                raise error from error.__cause__
 
     def compiled(self, compile_: Callable[..., bytes], *args: Any, **kwargs: Any) -> Compilation:
         """Compile a TOSA graph.

@@ -13,7 +13,7 @@ from qcore.graph import operator_name
 from qcore_executorch.compat.torch import deferred_code
 from qcore_tosa.marks import is_argmax
 
-__all__ = ["ANNOTATION", "LIMITS", "PARTITIONER", "mended_passes", "noted_rejections"]
+__all__ = ["ANNOTATION", "LIMITS", "PARTITIONER", "mended_passes", "noted_rejections", "untidied"]
 
 _VERSIONS: Final = ">=1.4.1,<1.6"
 _PASSES: Final = "executorch.backends.arm._passes"
@@ -84,16 +84,6 @@ _ARGMAX: Final = Change(
     "that it does not give, and quantized argmax is refused.",
 )
 
-_CASTING: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
-    f"{_PASSES}.decorate_fp32_to_int32_casting_pass:DecorateFp32toInt32CastingPass",
-    ["call_operator"],
-    why="it takes integers for floats where a view stands between them and what gave them, and "
-    "rounds them with operators that take floats alone.",
-)
-
 _PIPELINE: Final = Change(
     __name__,
     "executorch",
@@ -101,6 +91,41 @@ _PIPELINE: Final = Change(
     f"{_PASSES}:ArmPassManager",
     ["transform_to_backend_pipeline"],
     why="after each of a hundred passes it generates the code of a graph again.",
+)
+_TABLES: Final = Requirement(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}.insert_table_ops:TableOps",
+    ["unary_table_ops", "special_table_ops"],
+    why="it says which operators become tables.",
+)
+_RESULTS: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}.arm_pass:ArmPass",
+    ["call_operator"],
+    why="what becomes a table gives floats until it is one: pooling that reads them stops, and "
+    "running sums get float weights.",
+)
+_SCALES: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.backends.arm.operators.op_tosa_rescale",
+    ["_compute_multiplier_and_shift"],
+    why="it stops at factors beyond TOSA's, where any value but zero is clipped in any case.",
+)
+# A multiplier has 31 bits, and two of them are shifted out again at least.
+_LARGEST_SCALE: Final = float((1 << 31) - 1) / 4
+_TIDYING: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}.propagate_view_copy_permute_pass:PropagateViewCopyPermutePass",
+    ["call"],
+    why="it only saves permutes and views, and stops at some models by itself.",
 )
 _MOVES: Final = tuple(
     Change(
@@ -117,15 +142,6 @@ _MOVES: Final = tuple(
 
 # The parameters of ELU and its relatives, and the ranges of results, once the passes are at it.
 _IN_METADATA: Final = ("float_alpha", "float_scale", "float_input_scale", "output_qparams")
-
-
-def _is_integer(node: Any) -> bool:
-    """Say whether a value is one of integers, whatever type it has before the last passes."""
-    while not node.meta.get("output_qparams"):
-        if "view_copy" not in str(node.target) and "permute_copy" not in str(node.target):
-            return False
-        (node,) = node.all_input_nodes
-    return True
 
 
 def _with_shapes(move: Any, *, up: bool) -> Any:
@@ -173,12 +189,25 @@ def mended_passes() -> Iterator[None]:
         integer = quantized and self.tosa_spec.support_integer()
         return bool(integer or dtype(self, node, given))
 
-    (decorated,), (transform,) = _CASTING.originals(), _PIPELINE.originals()
+    (transform,) = _PIPELINE.originals()
 
-    def cast(self: Any, op: Any, args: Any, kwargs: Any, meta: Any) -> Any:
-        if op in self.target_ops and _is_integer(args[0].node):
-            return super(type(self), self).call_operator(op, args, kwargs, meta)
-        return decorated(self, op, args, kwargs, meta)
+    ((call,), tables) = _RESULTS.originals(), _TABLES.checked()
+    become_tables = {*tables.unary_table_ops, *tables.special_table_ops}
+
+    def quantized(
+        self: Any, op: Any, args: Any, kwargs: Any, meta: Any, updated: Any = False
+    ) -> Any:
+        made = call(self, op, args, kwargs, meta, updated)
+        ranges = meta.data.get("output_qparams") if op in become_tables else None
+        if ranges and made.data.is_floating_point():
+            (dtype,) = {given.dtype for given in ranges.values()}
+            made.data = made.node.meta["val"] = torch.empty_like(made.data, dtype=dtype)
+        return made
+
+    (multipliers,) = _SCALES.originals()
+
+    def limited(scales: Any, *width: Any) -> Any:
+        return multipliers([min(scale, _LARGEST_SCALE) for scale in scales], *width)
 
     def transformed(self: Any, *args: Any, **kwargs: Any) -> Any:
         with deferred_code():
@@ -188,13 +217,27 @@ def mended_passes() -> Iterator[None]:
 
     with (
         _PIPELINE.applied(transformed),
+        _RESULTS.applied(quantized),
+        _SCALES.applied(limited),
         _MOVES[0].applied(_with_shapes(*_MOVES[0].originals(), up=True)),
         _MOVES[1].applied(_with_shapes(*_MOVES[1].originals(), up=False)),
-        _CASTING.applied(cast),
         _CONVOLUTIONS.applied(lambda self, node: False),
         _DUPLICATES.applied(complete),
         _ARGMAX.applied(inputs_fit, dtype_fits),
     ):
+        yield
+
+
+@contextmanager
+def untidied() -> Iterator[None]:
+    """Lower with the permutes and views that a model has, without saving any.
+
+    Yields:
+        Nothing.
+    """
+    from torch.fx.passes.infra.pass_base import PassResult
+
+    with _TIDYING.applied(lambda self, module: PassResult(module, False)):
         yield
 
 
