@@ -15,6 +15,7 @@ from qcore.compat.torch import TRACING, counted_names
 from qcore.compat.torchao import (
     Quantizer,
     convert_pt2e,
+    exact_folds,
     fusions_of_present_convolutions,
     prepare_pt2e,
     prepare_qat_pt2e,
@@ -93,7 +94,8 @@ class PreparedModel:
         remember_captured(model)
         prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
         walk = _Walk(quantizer, algorithms)
-        with TRACING, counted_names(), fusions_of_present_convolutions(), spared_gc():
+        quick = fusions_of_present_convolutions()
+        with TRACING, counted_names(), exact_folds(), quick, spared_gc():
             prepared = prepare(model, walk)
         originals = walk.bodies or {}
         result = cls(prepared)

@@ -15,6 +15,7 @@ import qcore
 from qcore.capture import Sample, capture
 from qcore.errors import CaptureError
 from qcore.quantizer import Quantizer
+from qcore.testing.comparison import sqnr_db
 
 Build = Callable[[], Quantizer]
 X = torch.randn(2, 3, 8, 8)
@@ -70,6 +71,45 @@ def test_a_model_in_training_mode_is_captured_for_inference(toy: Build) -> None:
     float_model = model().train()
     result = quantized(float_model, toy)
     assert "batch_norm" not in result.model.code
+
+
+class Normed(nn.Module):
+    """A convolution and a batch norm that has something to do, in a function over both."""
+
+    def __init__(self, function: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function, self.conv, self.norm = function, nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        for values in (self.norm.weight, self.norm.running_mean):
+            nn.init.normal_(values)
+        nn.init.uniform_(self.norm.running_var, 0.1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x)
+
+
+NORMED: dict[str, tuple[Callable[[Any, torch.Tensor], torch.Tensor], bool]] = {
+    "a result that is read before the norm, too": (lambda m, x: m.norm(y := m.conv(x)) + y, False),
+    "a layer whose other call has no norm": (lambda m, x: m.norm(m.conv(m.conv(x))), False),
+    "a weight that is computed": (
+        lambda m, x: m.norm(nn.functional.conv2d(x, m.conv.weight * 2)),
+        False,
+    ),
+    "a layer with the same norm behind each call": (
+        lambda m, x: m.norm(m.conv(m.norm(m.conv(x)))),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NORMED)
+def test_a_batch_norm_is_folded_only_where_nothing_else_changes(toy: Build, case: str) -> None:
+    function, folds = NORMED[case]
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    float_model = Normed(function).eval()
+    result = qcore.quantize(float_model, toy().set_global("8a8w"), [x, x / 2])
+    assert ("batch_norm" in result.model.code) is not folds
+    assert sqnr_db(float_model(x), result.model(x)) > 20
 
 
 def test_dynamic_batch_sizes_are_kept(toy: Build) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torchao.quantization.pt2e import HistogramObserver as TorchaoHistogramObserver
-from torchao.quantization.pt2e import qat_utils
+from torchao.quantization.pt2e import qat_utils, utils
 
 from qcore.calibration import HistogramObserver
 from qcore.compat.torch import _COUNTED_NAMES, counted_names
-from qcore.compat.torchao import fusions_of_present_convolutions
+from qcore.compat.torchao import exact_folds, fusions_of_present_convolutions
 from qcore.testing.compat import LibraryChanges
 
 
@@ -70,6 +70,24 @@ def test_batch_norms_are_fused_into_kinds_of_convolution_that_a_model_lacks(
         qat_utils._fuse_conv_bn_qat(model)
     with fusions_of_present_convolutions():
         qat_utils._fuse_conv_bn_qat(model)
+
+
+def test_torchao_folds_a_batch_norm_into_a_layer_that_something_else_reads() -> None:
+    class Read(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    model = torch.export.export(Read().eval(), (torch.rand(1, 3, 4, 4),)).module(check_guards=False)
+    with exact_folds():
+        utils._fuse_conv_bn_(model)
+    assert "batch_norm" in model.code
+    utils._fuse_conv_bn_(model)
+    assert "batch_norm" not in model.code
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -1,4 +1,4 @@
-"""What qcore uses of torchao, and what it changes of it, all of it for speed: no result differs.
+"""What qcore uses of torchao, and what it changes of it: for speed, and where results are wrong.
 
 The rest of qcore takes torchao's names from here: they are imported without the noise that torchao
 makes then, and one that torchao moves is moved in one file.
@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, Final
 
 import torch
+from torch.fx import Node
 
 from qcore.compat.patching import Change, Requirement
 from qcore.quiet import quiet
@@ -93,6 +94,7 @@ __all__ = [
     "convert_pt2e",
     "disable_fake_quant",
     "enable_fake_quant",
+    "exact_folds",
     "fusions_of_present_convolutions",
     "is_preparing_for_training",
     "names_before_fusion",
@@ -123,6 +125,47 @@ _FUSIONS: Final = Change(
     "of them for each of four kinds of convolution, which takes most of the time for all but large "
     "models.",
 )
+
+_FOLDS: Final = Change(
+    __name__,
+    "torchao",
+    _VERSIONS,
+    "torchao.quantization.pt2e.utils",
+    ["fold_bn_weights_into_conv_node", "fold_bn_weights_into_linear_node"],
+    why="before it asks a quantizer, it folds batch norms into layers whose result or weight "
+    "something else reads, too, which then computes something else, and it raises where a weight "
+    "is computed.",
+)
+
+
+def exact_folds() -> AbstractContextManager[None]:
+    """Fold batch norms only into layers that nothing else reads, and whose weights are their own.
+
+    A layer that is called several times is folded where the same batch norm follows each call.
+    """
+    decided: dict[tuple[int, str], bool] = {}
+
+    def where_exact(fold: Callable[..., None]) -> Callable[..., None]:
+        def folded(layer: Any, weight: Any, bias: Any, norm: Any, *rest: Any) -> None:
+            key = id(layer.graph), str(weight.target)
+            # What was folded before reads no batch norm any more.
+            if decided.setdefault(key, _is_exact(weight, norm)):
+                fold(layer, weight, bias, norm, *rest)
+
+        return folded
+
+    return _FOLDS.applied(*map(where_exact, _FOLDS.originals()))
+
+
+def _is_exact(weight: Node, norm: Node) -> bool:
+    if weight.op != "get_attr":
+        return False
+    same = [n for n in weight.graph.find_nodes(op="get_attr") if n.target == weight.target]
+    users = [[*layer.users] for node in same for layer in node.users]
+    return all(
+        len(found) == 1 and found[0].target is norm.target and found[0].args[1:] == norm.args[1:]
+        for found in users
+    )
 
 
 def fusions_of_present_convolutions() -> AbstractContextManager[None]:

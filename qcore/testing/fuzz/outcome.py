@@ -17,11 +17,14 @@ from qcore.testing.comparison import sqnr_db
 from qcore.testing.fuzz.builder import linear_recipe, random_recipe
 from qcore.testing.fuzz.recipe import Recipe
 from qcore.testing.requirements import Requirements
+from qcore.testing.rounding import run_disturbed
 
 __all__ = ["FLOWS", "Kind", "Outcome", "difference", "recipe_of", "shrunk", "try_recipe"]
 
 #: The least agreement of a program with its quantized model, where rounding decides no more.
 _RIGHT_DB = 20.0
+#: What values are multiplied by, one after the other, to see how far rounding moves a result.
+_MOVES = (1.002, 0.998)
 #: What float arithmetic leaves of a difference of values around 1, such as the mean of a norm.
 _NOISE = 1e-5
 
@@ -158,28 +161,33 @@ def _lowered(seed: int, quantizer: Any, model: Any, samples: Any, dynamic_shapes
 def difference(model: Any, sample: Any, output: Any) -> str:
     """Say how far an output is from the model's, beyond what another rounding does to it."""
     expected = torch.utils._pytree.tree_leaves(_called(model, sample))
-    moved = torch.utils._pytree.tree_leaves(_called(*_moved(model, sample)))
+    runs = [_called(*_moved(model, sample, factor)) for factor in _MOVES]
+    if isinstance(model, torch.fx.GraphModule):
+        names = [node.name for node in model.graph.find_nodes(op="placeholder")]
+        given = [sample[name] for name in names] if isinstance(sample, dict) else sample
+        runs += [run_disturbed(model, seed, *copy.deepcopy(given)) for seed in range(8)]
+    moved = [torch.utils._pytree.tree_leaves(run) for run in runs]
     actual = torch.utils._pytree.tree_leaves(output)
     if len(expected) != len(actual):
         return f"{len(actual)} outputs for {len(expected)}"
-    for index, (a, b, c) in enumerate(zip(expected, actual, moved, strict=True)):
+    for index, (a, b, *others) in enumerate(zip(expected, actual, *moved, strict=True)):
         if not isinstance(a, torch.Tensor):
             continue
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"output {index}: {b.dtype}{list(b.shape)} for {a.dtype}{list(a.shape)}"
-        least = min(_RIGHT_DB, sqnr_db(a, c) - 6)
+        rounding = min(sqnr_db(a, other) for other in others)
         if torch.allclose(a, b, rtol=0, atol=_NOISE):
             continue
-        if not sqnr_db(a, b) >= least:
-            return f"output {index}: {sqnr_db(a, b):.0f} dB, {sqnr_db(a, c):.0f} dB by rounding"
+        if not sqnr_db(a, b) >= min(_RIGHT_DB, rounding - 6):
+            return f"output {index}: {sqnr_db(a, b):.0f} dB, {rounding:.0f} dB by rounding"
     return ""
 
 
-def _moved(model: Any, sample: Any) -> tuple[Any, Any]:
+def _moved(model: Any, sample: Any, factor: float) -> tuple[Any, Any]:
     """Return the model and a sample after a small change: to the weights if not to the sample."""
 
     def move(value: Any) -> Any:
-        return value * 1.002 if value.is_floating_point() else value
+        return value * factor if value.is_floating_point() else value
 
     leaves = torch.utils._pytree.tree_leaves(sample)
     if not any(leaf.is_floating_point() for leaf in leaves):
@@ -187,7 +195,7 @@ def _moved(model: Any, sample: Any) -> tuple[Any, Any]:
         with torch.no_grad():
             for value in model.state_dict().values():
                 if type(value) is torch.Tensor and value.is_floating_point():
-                    value.mul_(1.002)  # Quantized ones have levels and scales instead.
+                    value.mul_(factor)  # Quantized ones have levels and scales instead.
     return model, torch.utils._pytree.tree_map(move, sample)
 
 
