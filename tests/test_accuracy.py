@@ -82,9 +82,9 @@ def test_the_advice_brings_the_model_near(
 
 
 def test_activations_of_16_bits_are_offered_where_the_backend_has_them() -> None:
-    (on_vgf,) = quantized(Network(wide_range), of("vgf"))
+    (on_tosa,) = quantized(Network(wide_range), of("tosa", compile_spec="TOSA-1.0+FP+INT+int16"))
     (on_xnnpack,) = quantized(Network(wide_range), of("xnnpack"))
-    assert "set_global('16a8w')" in on_vgf
+    assert "set_global('16a8w')" in on_tosa
     assert "16a8w" not in on_xnnpack
 
 

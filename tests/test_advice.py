@@ -386,7 +386,6 @@ UNLIKE: dict[str, Any] = {
         nn.Unflatten(1, (2, 2)),
     ],
     "tosa": [
-        nn.AdaptiveMaxPool2d(3),
         nn.Upsample(scale_factor=2, mode="bicubic"),
     ],
 }

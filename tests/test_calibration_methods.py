@@ -51,7 +51,7 @@ def by_name(name: str, **options: Any) -> Callable[[], Quantizer]:
 
 BACKENDS: dict[str, Callable[[], Quantizer]] = {
     "xnnpack": by_name("xnnpack"),
-    "vgf": by_name("vgf"),
+    "tosa": by_name("tosa"),
     "ethosu": by_name("ethosu", target="ethos-u55-128"),
 }
 
@@ -67,12 +67,12 @@ def test_every_backend_honours_the_method(backend: str, method: Any, expected: t
 
 
 def test_configurations_that_a_plugin_builds_are_honoured_alike() -> None:
-    vgf = pytest.importorskip("qcore_vgf")
+    ethosu = pytest.importorskip("qcore_ethosu")
     for config in (
-        vgf.get_symmetric_quantization_config(),
-        vgf.get_symmetric_quantization_config(is_per_channel=False),
+        ethosu.get_symmetric_quantization_config(),
+        ethosu.get_symmetric_quantization_config(is_per_channel=False),
     ):
-        quantizer = BACKENDS["vgf"]().set_calibration("min_max").set_module_name("0", config)
+        quantizer = BACKENDS["ethosu"]().set_calibration("min_max").set_global(config)
         assert observers(quantizer) == {MinMaxObserver}
 
 
