@@ -186,7 +186,7 @@ def quantize(
 def _accepts(model: Any, quantizer: Any, sample: Sample, dynamic_shapes: Any, scheme: str) -> bool:
     """Say whether a backend takes a model with one scheme for all of it."""
     try:
-        other = type(quantizer)(quantizer.backend, quantizer.name).set_global(scheme)
+        other = quantizer.unset().set_global(scheme)
         explain(model, other, sample, dynamic_shapes=dynamic_shapes)
     except QcoreError:
         return False

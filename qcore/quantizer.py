@@ -86,6 +86,10 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         rules = ", ".join(str(rule) for rule in self._selectors.rules())
         return f"<{type(self).__name__} {self.name}: {rules or 'nothing selected'}>"
 
+    def unset(self) -> Quantizer:
+        """Return a quantizer of the same backend with nothing selected."""
+        return Quantizer(self.backend, self.name)
+
     @property
     def name(self) -> str:
         """The backend's name."""

@@ -70,6 +70,15 @@ def test_the_node_and_the_cause_are_named(
     assert re.search(rf"output 0 has -?[\d.]+ dB, .* It happens {why}", said), said
 
 
+def test_a_quantizer_of_another_constructor_is_asked_for_its_other_schemes() -> None:
+    class Own(qcore.Quantizer):
+        def __init__(self) -> None:
+            super().__init__(qcore.get_quantizer("vgf").backend)
+
+    (said,) = quantized(Network(wide_range), Own().set_global("8a8w"))
+    assert "set_global('16a8w')" in said
+
+
 @pytest.mark.parametrize("between", [case[0] for case in CASES])
 def test_the_advice_brings_the_model_near(
     between: Callable[[torch.Tensor], torch.Tensor],

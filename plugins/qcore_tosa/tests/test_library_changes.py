@@ -35,8 +35,10 @@ def _without(monkeypatch: pytest.MonkeyPatch, name: str) -> Change:
     return change
 
 
-def _lowered(model: nn.Module, x: torch.Tensor, scheme: str) -> Any:
-    quantizer = TosaQuantizer("TOSA-1.0+INT+int16").set_global(scheme)
+def _lowered(
+    model: nn.Module, x: torch.Tensor, scheme: str, target: str = "TOSA-1.0+INT+int16"
+) -> Any:
+    quantizer = TosaQuantizer(target).set_global(scheme)
     return quantizer.lower(qcore.quantize(model.eval(), quantizer, [x]).model, (x,))
 
 
@@ -137,12 +139,27 @@ def test_views_are_moved_by_shapes_of_before_other_moves(monkeypatch: pytest.Mon
 def test_what_becomes_a_table_gives_floats_until_it_is_one(
     layers: nn.Module, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not _lowered(layers, x, "8a8w").report.undelegated
+    assert not _lowered(layers, x, "8a8w", "TOSA-1.0+FP+INT").report.undelegated
     _without(monkeypatch, "_RESULTS")
-    with pytest.raises(qcore.QcoreError, match="torch.float32"):
-        _lowered(layers, x, "8a8w")
+    _without(monkeypatch, "_TIDYING")
+    with pytest.raises(qcore.QcoreError, match="float32|int8"):
+        _lowered(layers, x, "8a8w", "TOSA-1.0+FP+INT")
 
 
+def test_of_a_value_concatenated_with_itself_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            pooled = nn.functional.max_pool2d(x, 2)
+            return torch.cat([pooled, pooled], 1), x * 2
+
+    x = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
+    assert _lowered(Twice(), x, "8a8w").run(x)[0].shape == (1, 2, 2, 2)
+    _without(monkeypatch, "_CONCATENATIONS")
+    with pytest.raises(RuntimeError, match="invalid for input of size 4"):
+        _lowered(Twice(), x, "8a8w").run(x)
+
+
+@pytest.mark.filterwarnings("ignore::qcore.errors.CalibrationWarning")
 def test_factors_beyond_those_of_tosa_stop_the_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
     class Normalized(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

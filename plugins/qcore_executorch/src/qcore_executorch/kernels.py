@@ -109,8 +109,8 @@ def _cumprod(x: torch.Tensor, dim: int, *, dtype: Any = None) -> torch.Tensor:
     # Products of 1, 2, 4, ... neighbours: a logarithm of the size in steps.
     size, reach = x.shape[dim], 1
     for _ in range(math.ceil(math.log2(size)) if size > 1 else 0):
-        head = x.narrow(dim, 0, reach)
-        tail = x.narrow(dim, reach, size - reach) * x.narrow(dim, 0, size - reach)
+        head = aten.slice.Tensor(x, dim, 0, reach)
+        tail = aten.slice.Tensor(x, dim, reach) * aten.slice.Tensor(x, dim, 0, size - reach)
         x, reach = torch.cat([head, tail], dim), 2 * reach
     return x
 

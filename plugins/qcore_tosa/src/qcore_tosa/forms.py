@@ -24,6 +24,8 @@ __all__ = ["TOSA_FORMS"]
 
 aten = torch.ops.aten
 
+_LARGEST_TRIANGLE: Final = 512
+
 
 def _index(model: GraphModule, node: Node) -> Written | None:
     """Write indexing of one dimension behind others, which TOSA's gathering does not take."""
@@ -116,6 +118,37 @@ def _addmm(model: GraphModule, node: Node) -> Written:
     return Written(added, (bias, x, weight))
 
 
+def _running_sums(model: GraphModule, node: Node) -> Written | None:
+    """Write running sums as a product with a triangle of ones.
+
+    ExecuTorch's pass makes them a convolution whose weight has the type that its input had before
+    it was quantized (``backends/arm/_passes/decompose_cumsum_pass.py``).
+    """
+    source, dim = node.args
+    value = tensor_value(source)
+    if value is None or not value.dim() or not value.is_floating_point() or "dtype" in node.kwargs:
+        return None
+    size = value.shape[dim]
+    if not isinstance(size, int) or size > _LARGEST_TRIANGLE:
+        return None
+
+    def summed(x: torch.Tensor, ones: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x.transpose(dim, -1), ones).transpose(dim, -1)
+
+    return Written(summed, (source, torch.ones(size, size).tril()))
+
+
+def _selected(model: GraphModule, node: Node) -> Written | None:
+    """Write a choice between a value and itself as the value: Ethos-U takes no other."""
+    _, first, second = node.args
+    shape = node.meta["val"].shape
+    return Written(lambda _, x, __: x.expand(shape)) if first is second else None
+
+
+def _threshold(x: torch.Tensor, threshold: float, value: float) -> torch.Tensor:
+    return torch.where(x > threshold, x, torch.full_like(x, value))
+
+
 def _negated(model: GraphModule, node: Node) -> Written | None:
     # TOSA's negation does not rescale, and ExecuTorch's lowering does not do it either.
     return Written(lambda x: x * -1.0) if is_float_tensor(node) else None
@@ -143,9 +176,12 @@ TOSA_FORMS: Final[dict[Any, Form]] = {
     aten.addmm.default: _addmm,
     aten.argmax.default: _argmax,
     aten.argmin.default: always(lambda x, *args, **kw: torch.argmax(-x, *args, **kw)),
+    aten.cumsum.default: _running_sums,
     aten.index.Tensor: _index,
     aten.masked_fill.Scalar: always(_masked_fill),
     aten.neg.default: _negated,
     aten.conv_transpose1d.default: _transposed,
+    aten.threshold.default: always(_threshold),
     aten.upsample_nearest2d.vec: _nearest,
+    aten.where.self: _selected,
 }

@@ -106,8 +106,7 @@ _RESULTS: Final = Change(
     _VERSIONS,
     f"{_PASSES}.arm_pass:ArmPass",
     ["call_operator"],
-    why="what becomes a table gives floats until it is one: pooling that reads them stops, and "
-    "running sums get float weights.",
+    why="what becomes a table gives floats until it is one, and pooling that reads them stops.",
 )
 _SCALES: Final = Change(
     __name__,
@@ -138,6 +137,15 @@ _MOVES: Final = tuple(
         "does not bring up to date.",
     )
     for way in ("Up", "Down")
+)
+
+_CONCATENATIONS: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}.propagate_view_copy_permute_pass:PropagateViewCopyPermuteUpPass",
+    ["_maybe_split_upwards_cat_fanout"],
+    why="of a value that is concatenated with itself it keeps one.",
 )
 
 # The parameters of ELU and its relatives, and the ranges of results, once the passes are at it.
@@ -191,7 +199,7 @@ def mended_passes() -> Iterator[None]:
 
     (transform,) = _PIPELINE.originals()
 
-    ((call,), tables) = _RESULTS.originals(), _TABLES.checked()
+    (call,), tables = _RESULTS.originals(), _TABLES.checked()
     become_tables = {*tables.unary_table_ops, *tables.special_table_ops}
 
     def quantized(
@@ -209,6 +217,12 @@ def mended_passes() -> Iterator[None]:
     def limited(scales: Any, *width: Any) -> Any:
         return multipliers([min(scale, _LARGEST_SCALE) for scale in scales], *width)
 
+    (split,) = _CONCATENATIONS.originals()
+
+    def split_once(self: Any, node: Any, cat: Any) -> bool:
+        taken = cat.args[0] if cat.args and isinstance(cat.args[0], list | tuple) else ()
+        return len(taken) == len(cat.all_input_nodes) and bool(split(self, node, cat))
+
     def transformed(self: Any, *args: Any, **kwargs: Any) -> Any:
         with deferred_code():
             result = transform(self, *args, **kwargs)
@@ -219,6 +233,7 @@ def mended_passes() -> Iterator[None]:
         _PIPELINE.applied(transformed),
         _RESULTS.applied(quantized),
         _SCALES.applied(limited),
+        _CONCATENATIONS.applied(split_once),
         _MOVES[0].applied(_with_shapes(*_MOVES[0].originals(), up=True)),
         _MOVES[1].applied(_with_shapes(*_MOVES[1].originals(), up=False)),
         _CONVOLUTIONS.applied(lambda self, node: False),
