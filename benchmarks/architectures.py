@@ -310,7 +310,7 @@ def main() -> int:
     return int(any(_kind(row) in _FAILURES for row in rows.values()))
 
 
-_FAILURES: Final = (Kind.STOPPED, Kind.LATE, Kind.CRASH, Kind.WRONG, Kind.BARE)
+_FAILURES: Final = {*Kind} - {Kind.RIGHT, Kind.REFUSED, Kind.INVALID}
 
 
 def _is_chosen(name: str, parts: list[str]) -> bool:

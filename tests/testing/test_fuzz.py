@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, ClassVar
 
 import pytest
@@ -87,6 +88,19 @@ def test_a_model_that_kills_its_process_is_a_row():
         assert (outcome.kind, outcome.detail) == (Kind.CRASH, "exit code 7")
         again = worker.outcome(evolve(RECIPE, output="{0} @ 1"))
         assert again.kind is Kind.INVALID
+
+
+class _Endless:
+    seed = 4
+
+    def __reduce__(self):
+        return time.sleep, (600,)
+
+
+def test_a_model_that_takes_too_long_is_no_crash():
+    with Worker("none", "pt2e", timeout_s=0.1) as worker:
+        outcome = worker.outcome(_Endless())
+    assert (outcome.kind, outcome.detail) == (Kind.SLOW, "no answer within 0.1 s")
 
 
 def test_the_command_needs_a_backend(capsys):

@@ -14,7 +14,7 @@ from qcore.testing.fuzz.workers import Worker
 
 __all__: list[str] = []
 
-_FAILURES = (Kind.STOPPED, Kind.LATE, Kind.CRASH, Kind.WRONG, Kind.BARE)
+_FAILURES = (Kind.STOPPED, Kind.LATE, Kind.CRASH, Kind.SLOW, Kind.WRONG, Kind.BARE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line; None takes the process's.
 
     Returns:
-        The exit status: 1 where a model is wrong, dies, fails late or raises no QcoreError.
+        The exit status: 1 where a model is wrong, dies, fails late, takes too long or raises no
+        QcoreError.
     """
     parser = argparse.ArgumentParser(prog="python -m qcore.testing.fuzz", description=__doc__)
     parser.add_argument("--backend", required=True, help="the backend, as qcore.backends() has it")

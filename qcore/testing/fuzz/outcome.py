@@ -37,6 +37,7 @@ class Kind(StrEnum):
     STOPPED = "stop in lowering"
     LATE = "lower, then do not load or run"
     CRASH = "kill a process"
+    SLOW = "take longer than the time limit"
     WRONG = "wrong when executed"
     BARE = "exception that is no QcoreError"
     INVALID = "the float model does not run"

@@ -56,12 +56,12 @@ class Worker:
             if self._pipe.poll(self.timeout_s):
                 outcome: Outcome = self._pipe.recv()
                 return outcome
-            said = f"no answer within {self.timeout_s:g} s"
+            kind, said = Kind.SLOW, f"no answer within {self.timeout_s:g} s"
         except (EOFError, OSError):
             self._process.join()
-            said = f"exit code {self._process.exitcode}"
+            kind, said = Kind.CRASH, f"exit code {self._process.exitcode}"
         self._stop()
-        return Outcome(recipe.seed, Kind.CRASH, said)
+        return Outcome(recipe.seed, kind, said)
 
     def _stop(self) -> None:
         if self._process is not None:
