@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qcore.compat.torch import EXPORTED, TRACING
 from qcore.errors import LoweringError
 from qcore.lowering.specs import TensorSpec, bounds_of, check_values, spec_of, user_input_names
+from qcore.quiet import quiet
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -89,12 +90,13 @@ def private_copy(program: ExportedProgram) -> ExportedProgram:
     from qcore.graph import clone
 
     EXPORTED.checked()
-    return program._update(
-        clone(program.graph_module),
-        copy.deepcopy(program.graph_signature),
-        state_dict=dict(program.state_dict),
-        constants=dict(program.constants),
-    )
+    with quiet():  # torch warns where it copies its own description of the inputs
+        return program._update(
+            clone(program.graph_module),
+            copy.deepcopy(program.graph_signature),
+            state_dict=dict(program.state_dict),
+            constants=dict(program.constants),
+        )
 
 
 def check_example_inputs(program: ExportedProgram | GraphModule, sample: Sample) -> None:
