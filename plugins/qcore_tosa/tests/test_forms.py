@@ -73,6 +73,8 @@ OF_PICTURES: dict[str, Callable[..., Any]] = {
     "adaptive_max_pool2d with windows of two sizes": nn.AdaptiveMaxPool2d(3),
     "cumsum": lambda x: x.cumsum(1) * 2,
     "neg": lambda x: -x.relu(),
+    "transposed convolution of two groups": nn.ConvTranspose2d(4, 6, 3, 2, 1, groups=2),
+    "transposed convolution by channel": nn.ConvTranspose2d(4, 4, 2, groups=4, bias=False),
     "index": lambda x: x[:, [0, 2]] * 2,
     "roll": lambda x: x.roll((1, -2), (2, 3)) * 2,
     "rot90": lambda x: x.rot90(3, (2, 3)) * 2,
@@ -120,6 +122,7 @@ OF_TABLES: dict[str, Callable[..., Any]] = {
     "hypot": lambda x: torch.hypot(x, x * 2),
     "rrelu": lambda x: functional.rrelu(x),
     "conv_transpose1d": nn.ConvTranspose1d(4, 2, 4, 2, 1),
+    "conv_transpose1d of groups": nn.ConvTranspose1d(4, 2, 4, 2, 1, groups=2),
 }
 
 CASES = [
@@ -164,6 +167,7 @@ def test_the_other_form_is_quantized(function: Callable[..., Any], x: torch.Tens
         "adaptive_max_pool2d with windows of two sizes",
         "cumsum",
         "neg",
+        "transposed convolution of two groups",
         "index",
     ],
 )

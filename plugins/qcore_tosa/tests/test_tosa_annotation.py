@@ -132,16 +132,12 @@ def test_zero_points_are_all_int64_which_is_what_kernels_outside_of_delegates_re
 
 
 @pytest.mark.parametrize(("outputs", "groups"), [(6, 2), (8, 4), (4, 4)])
-def test_grouped_transposed_convolutions_take_one_scale_for_the_tensor(
-    outputs: int, groups: int
-) -> None:
+def test_grouped_transposed_convolutions_are_quantized_by_group(outputs: int, groups: int) -> None:
     model, x = nn.ConvTranspose2d(4, outputs, 3, groups=groups), torch.randn(1, 4, 5, 5)
-    with pytest.raises(qcore.errors.SelectionError, match="8a8w per-tensor"):
-        qcore.quantize(model, quantizer(), [x])
-    config = get_symmetric_quantization_config(is_per_channel=False)
-    torch.testing.assert_close(
-        converted(model, x, config=config)(x), model(x).detach(), atol=0.05, rtol=0
-    )
+    graph = converted(model, x)
+    layers = [n for n in graph.graph.nodes if n.target is aten.conv_transpose2d.input]
+    assert len(layers) == groups
+    torch.testing.assert_close(graph(x), model(x).detach(), atol=0.05, rtol=0)
 
 
 def test_training_of_transposed_convolutions_avoids_the_kernel_for_rows() -> None:

@@ -80,24 +80,33 @@ def _nearest(model: GraphModule, node: Node) -> Written | None:
 
 
 def _transposed(model: GraphModule, node: Node) -> Written | None:
-    """Write a transposed convolution in one dimension as one in two."""
-    source, weight, *rest = node.args
-    if not isinstance(weight, Node) or weight.op != "get_attr":
+    """Write a transposed convolution as what TOSA has: two dimensions, and no groups."""
+    weight, bias = node.args[1], argument_of(node, "bias", None)
+    groups, wide = argument_of(node, "groups", 1), node.target is aten.conv_transpose1d.default
+    constants = [given for given in (weight, bias) if given is not None]
+    if not (wide or groups > 1) or not all(given.op == "get_attr" for given in constants):
         return None
-    wide = tensor_attribute(model, weight).detach().unsqueeze(-2)
-    neutral = {"stride": 1, "padding": 0, "output_padding": 0, "groups": None, "dilation": 1}
+    values = [tensor_attribute(model, given).detach() for given in constants]
+    values[0] = values[0].unsqueeze(-2) if wide else values[0]
+    neutral = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+    options = {
+        name: [*[other] * wide, *each_dimension(argument_of(node, name, other))]
+        for name, other in neutral.items()
+    }
 
-    def convolved(
-        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *options: Any
-    ) -> torch.Tensor:
-        given = {
-            name: option if other is None else [other, *each_dimension(option)]
-            for (name, other), option in zip(neutral.items(), options, strict=False)
-        }
-        result = functional.conv_transpose2d(x.unsqueeze(-2), weight, bias, **given)
-        return result.squeeze(-2)
+    def convolved(x: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+        x = x.unsqueeze(-2) if wide else x
+        sources = x.chunk(groups, -3) if groups > 1 else [x]
+        weights, biases = parts[:groups], parts[groups:] or [None] * groups
+        results = [
+            functional.conv_transpose2d(*given, **options)
+            for given in zip(sources, weights, biases, strict=True)
+        ]
+        result = torch.cat(results, -3) if groups > 1 else results[0]
+        return result.squeeze(-2) if wide else result
 
-    return Written(convolved, (source, wide, *rest))
+    split = [part.contiguous() for value in values for part in value.chunk(groups)]
+    return Written(convolved, (node.args[0], *split))
 
 
 def _addmm(model: GraphModule, node: Node) -> Written:
@@ -181,6 +190,7 @@ TOSA_FORMS: Final[dict[Any, Form]] = {
     aten.masked_fill.Scalar: always(_masked_fill),
     aten.neg.default: _negated,
     aten.conv_transpose1d.default: _transposed,
+    aten.conv_transpose2d.input: _transposed,
     aten.threshold.default: always(_threshold),
     aten.upsample_nearest2d.vec: _nearest,
     aten.where.self: _selected,
