@@ -198,6 +198,21 @@ def test_inputs_of_64_bits_are_refused_before_calibration() -> None:
     qcore.quantize(Looked(), q, [tokens.to(torch.int32)])
 
 
+class Counted(Looked):
+    """Looks up by running sums, which are of 64 bits whatever is summed."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.cumsum(tokens.ne(0).int(), 1) + 1)
+
+
+def test_integers_of_64_bits_that_depend_on_inputs_are_refused_by_the_first_of_them() -> None:
+    tokens = torch.randint(0, 2, (1, 4), dtype=torch.int32)
+    with pytest.raises(PartialQuantizationError, match="no 64-bit integers") as caught:
+        qcore.quantize(Counted(), get().set_global("8a8w"), [tokens])
+    assert "cannot execute 1 nodes" in str(caught.value)
+    assert "cumsum" in str(caught.value)
+
+
 def test_embeddings_stay_on_the_cpu_where_the_user_says_so() -> None:
     tokens = torch.tensor([[1, 5, 3]])
     q = get(allow_cpu=True).set_global("8a8w").set_module_type(nn.Embedding, None)

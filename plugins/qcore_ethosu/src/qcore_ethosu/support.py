@@ -6,6 +6,7 @@ goes by, too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -66,6 +67,13 @@ def _by_operator(lacks: dict[str, tuple[Any, ...]]) -> dict[Any, str]:
 _REASONS: Final = _by_operator(U55_LACKS)
 _REASONS_IN_16_BITS: Final = _by_operator(U55_LACKS_IN_16_BITS)
 
+_NO_WIDE: Final = "the NPU has no 64-bit integers, and this depends on an input"
+_ADVICE_WIDE: Final = (
+    "Compute it outside of the model and pass it as int32, keep it int32 throughout, or build the "
+    "quantizer with allow_cpu=True."
+)
+# Operators that take a tensor for its shape.
+_TAKES_SHAPE: Final = re.compile(r"\baten\.(\w+_like|new_\w+)\b")
 _ADVICE: Final = "Compute it outside of the model, or choose an Ethos-U85."
 _ADVICE_IN_16_BITS: Final = "Quantize it with 8a8w, or choose an Ethos-U85."
 
@@ -88,13 +96,12 @@ def unsupported_nodes(
     if not target.startswith("ethos-u85"):
         known = {diagnostic.node for diagnostic in found}
         found += [d for d in _lacking(model, target) if d.node not in known]
-    return found + list(map(_wide_input, filter(_is_wide_input, model.graph.nodes)))
+    return found + list(map(_wide_input, filter(_is_wide_input, model.graph.nodes))) + _wide(model)
 
 
 def _is_wide_input(node: Node) -> bool:
-    value = tensor_value(node)
     is_read = any(user.op != "output" for user in node.users)
-    return node.op == "placeholder" and is_read and value is not None and value.dtype is torch.int64
+    return node.op == "placeholder" and is_read and _is_int64(node)
 
 
 def _wide_input(node: Node) -> Diagnostic:
@@ -106,6 +113,34 @@ def _wide_input(node: Node) -> Diagnostic:
         "Give the model int32, as in tokens.to(torch.int32), or build the quantizer with "
         "allow_cpu=True.",
     )
+
+
+def _wide(model: GraphModule) -> list[Diagnostic]:
+    """Name what computes 64-bit integers of the inputs; those of constants are computed before."""
+    varying: set[Node] = set()
+    found = []
+    for node in model.graph.nodes:
+        reads = varying & {*node.all_input_nodes} and not _TAKES_SHAPE.search(str(node.target))
+        if not (node.op == "placeholder" or reads):
+            continue
+        varying.add(node)
+        value = tensor_value(node)
+        if node.op != "call_function" or value is None or value.dtype is not torch.int64:
+            continue
+        # Of a chain the first is named. Positions of the largest become int32.
+        wide = any(source in varying and _is_int64(source) for source in node.all_input_nodes)
+        if not wide and overload_packet(node) is not aten.argmax:
+            found.append(
+                Diagnostic(
+                    node.name, operator_name(node), module_path(node), _NO_WIDE, _ADVICE_WIDE
+                )
+            )
+    return found
+
+
+def _is_int64(node: Node) -> bool:
+    value = tensor_value(node)
+    return value is not None and value.dtype is torch.int64
 
 
 def _handles_floats(node: Node) -> bool:

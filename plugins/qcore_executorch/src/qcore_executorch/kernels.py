@@ -110,7 +110,7 @@ def _cumprod(x: torch.Tensor, dim: int, *, dtype: Any = None) -> torch.Tensor:
     size, reach = x.shape[dim], 1
     for _ in range(math.ceil(math.log2(size)) if size > 1 else 0):
         head = aten.slice.Tensor(x, dim, 0, reach)
-        tail = aten.slice.Tensor(x, dim, reach) * aten.slice.Tensor(x, dim, 0, size - reach)
+        tail = aten.slice.Tensor(x, dim, reach, size) * aten.slice.Tensor(x, dim, 0, size - reach)
         x, reach = torch.cat([head, tail], dim), 2 * reach
     return x
 
