@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import qcore
 from qcore.testing import Fn
 from qcore_xnnpack.support import TABLE
 
@@ -248,3 +249,23 @@ def test_scalars_between_operators_that_xnnpack_tabulates_are_constants_of_the_d
     linear = nn.Linear(8, 4)
     run = through(Fn(lambda m, x: 1 / (m.linear(x).abs() + 1), linear=linear), SIGNAL)
     assert not run.program.report.mended
+
+
+class Reshaped(nn.Module):
+    """Returns a value that it reshapes once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.linear(x).unsqueeze(1)
+        return y, y[:, -1].square()
+
+
+def test_a_reshaped_value_that_is_reshaped_again_is_right_where_it_is_returned() -> None:
+    sample = (torch.randn(4, 8, generator=torch.Generator().manual_seed(0)),)
+    quantizer = qcore.get_quantizer("xnnpack").set_global("8a8w")
+    result = qcore.quantize(Reshaped().eval(), quantizer, [sample, (sample[0] / 2,)])
+    report = quantizer.lower(result.model, sample).report
+    assert (report.mended, report.delegates) == ((), 1)

@@ -303,6 +303,8 @@ def _selected(model: GraphModule, node: Node) -> Written | None:
     size = source.shape[axis]
     if not isinstance(index, int) or not isinstance(size, int):
         return None
+    if size == 1:
+        return Written(lambda x, *_: aten.reshape.default(x, shape))
     first = index % size
     return Written(lambda x, *_: aten.slice.Tensor(x, axis, first, first + 1).reshape(shape))
 

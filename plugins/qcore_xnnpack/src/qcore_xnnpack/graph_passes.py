@@ -19,6 +19,7 @@ __all__ = [
     "drop_repeated_rounding",
     "dynamic_weights_per_channel",
     "fuse_padding",
+    "merge_reshapes",
     "no_scalar_activations",
     "prepare_for_partitioner",
 ]
@@ -171,6 +172,38 @@ def drop_repeated_rounding(model: GraphModule) -> int:
     return dropped
 
 
+def merge_reshapes(model: GraphModule) -> int:
+    """Let what reshapes a reshaped value reshape the value before it.
+
+    XNNPACK drops the first of two such operators, also where the program returns its result, which
+    is then whatever was in memory.
+
+    Args:
+        model: An exported converted model; changed in place.
+
+    Returns:
+        How many nodes changed.
+    """
+    changed = 0
+    for node in model.graph.nodes:
+        while node.target in _RESHAPES and (before := _reshaped_before(node.args[0])):
+            node.replace_input_with(node.args[0], before)
+            changed += 1
+    return changed
+
+
+def _reshaped_before(value: Any) -> Any:
+    """Return what a value was before it was reshaped; None where it was not, or is rounded anew."""
+    if value.target is _DEQUANTIZE:
+        rounded = value.args[0]
+        reshape = rounded.args[0] if rounded.target is _QUANTIZE else None
+        if reshape is None or reshape.target not in _RESHAPES:
+            return None
+        same = _rounds_again(rounded, reshape.args[0]) and rounded.args[1:] == value.args[1:6]
+        return reshape.args[0] if same else None
+    return value.args[0] if value.target in _RESHAPES else None
+
+
 def _rounds_again(rounded: Node, source: Any) -> bool:
     """Say whether a quantize node has the parameters of the dequantize node that is its source."""
     return (
@@ -232,8 +265,11 @@ def _drop_pair_after(pad: Node) -> bool:
     return True
 
 
+_RESHAPES: Final[tuple[Any, ...]] = (aten.reshape.default, aten.view.default)
+
 _PASSES: Final[tuple[Callable[[GraphModule], int], ...]] = (
     drop_repeated_rounding,
+    merge_reshapes,
     fuse_padding,
     explicit_pool_strides,
     no_scalar_activations,
