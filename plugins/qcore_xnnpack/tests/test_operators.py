@@ -66,6 +66,7 @@ CASES: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
     "max_pool2d": after_conv(lambda y: F.max_pool2d(y, 3, 2, 1)),
     "max_pool2d, default stride": after_conv(lambda y: F.max_pool2d(y, 2)),
     "max_pool2d, adaptive": after_conv(lambda y: F.adaptive_max_pool2d(y, 2)),
+    "max_pool1d, default stride": after_conv(lambda y: F.max_pool1d(y.flatten(2), 2)),
     "max_pool1d": (nn.Sequential(nn.Conv1d(8, 8, 3), nn.MaxPool1d(3, 2, 1)), (SIGNAL.mT,)),
     "clamp": after_conv(lambda y: y.clamp(max=0.3) + y),
     "mean": after_conv(lambda y: y.mean((2, 3))),

@@ -388,6 +388,7 @@ _RESHAPES: Final = (
     aten.chunk.default,
     aten.split.Tensor,
     aten.split_with_sizes.default,
+    aten.max_pool1d.default,
 )
 
 # Operator -> its form. Those of the quantized flow serve what stayed in float, too.

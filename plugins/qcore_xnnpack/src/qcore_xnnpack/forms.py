@@ -123,7 +123,8 @@ def _pool_of_rows(model: GraphModule, node: Node) -> Written | None:
     def pool(x: torch.Tensor, *_: Any) -> torch.Tensor:
         x = x.reshape([*shape[:2], 1, *shape[2:]])
         ceil = bool(argument_of(node, "ceil_mode", False))
-        x = torch.max_pool2d(x, window, stride or window, [0, *padding[1:]], dilation or 1, ceil)
+        pad = [0, *padding[1:]] if padding else 0
+        x = torch.max_pool2d(x, window, stride or window, pad, dilation or 1, ceil)
         return x.reshape(pooled)
 
     return Written(pool)
