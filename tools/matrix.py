@@ -8,6 +8,7 @@ made is a row of the table, with the reason.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import shutil
@@ -106,7 +107,8 @@ def make(environment: Environment) -> Path:
     if environment == this:
         return Path(sys.executable)
     python, done = environment.folder / "bin" / "python", environment.folder / "made"
-    if done.exists():
+    wanted = _declared()
+    if done.exists() and done.read_text() == wanted:
         return python
     shutil.rmtree(environment.folder, ignore_errors=True)
     _run(interpreter(environment.python), "-m", "venv", str(environment.folder))
@@ -117,8 +119,14 @@ def make(environment: Environment) -> Path:
         _pip(python, "torch", "torchao", "executorch")
         editable = [part for plugin in PLUGINS for part in ("--editable", str(plugin))]
         _pip(python, "--editable", f"{ROOT}[{EXTRAS}]", *editable)
-    done.touch()
+    done.write_text(wanted)
     return python
+
+
+def _declared() -> str:
+    """Return a digest of what the distributions declare: an environment of before lacks the new."""
+    files = [ROOT / "constraints.txt", *(p / "pyproject.toml" for p in (ROOT, *PLUGINS))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _link_packages(environment: Environment) -> None:
