@@ -187,6 +187,10 @@ def merge_reshapes(model: GraphModule) -> int:
     changed = 0
     for node in model.graph.nodes:
         while node.target in _RESHAPES and (before := _reshaped_before(node.args[0])):
+            if before.target is _DEQUANTIZE:  # each reader has its own, as torchao leaves them
+                with model.graph.inserting_before(node):
+                    own = model.graph.node_copy(before)
+                own.meta, before = dict(before.meta), own
             node.replace_input_with(node.args[0], before)
             changed += 1
     return changed
