@@ -99,6 +99,19 @@ def test_operators_that_the_npu_lacks_are_listed_by_name(convert, interrupted, r
         lower_to_ethosu(exported, ethosu_spec())
 
 
+class Turned(torch.nn.Module):
+    def forward(self, x):
+        return x.t().t(), torch.relu(x).t().t()
+
+
+def test_an_output_that_is_turned_there_and_back_is_written(convert, row):
+    spec = ethosu_spec("ethos-u85-256")
+    model, exported = convert(spec, Turned(), [(row,)])
+    program = lower_to_ethosu(exported, spec)
+    for given, expected in zip(program.run(row), model(row), strict=True):
+        torch.testing.assert_close(given, expected, rtol=0, atol=0)
+
+
 def test_figures_of_several_delegates_add_up_and_the_rest_runs_on_the_cpu(
     convert, interrupted, row
 ):

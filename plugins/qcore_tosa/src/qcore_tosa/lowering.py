@@ -78,7 +78,7 @@ class TosaLowering(ExecuTorchLowering):
         try:
             return super().lower(program)
         except LoweringError as error:
-            if error.__cause__ is None:
+            if self._partitioned is not None:
                 raise
             try:
                 with untidied():
