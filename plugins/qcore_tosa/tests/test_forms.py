@@ -235,6 +235,22 @@ def test_a_model_that_keeps_a_state_is_refused_with_what_to_do() -> None:
         qcore.quantize(Counter(), quantizer(), [TABLE])
 
 
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.ConvTranspose2d(4, 4, 3, groups=2), PICTURE),
+        (nn.ConvTranspose1d(4, 2, 3), TABLE[None, :4]),
+    ],
+)
+def test_weights_that_would_not_be_trained_are_refused_by_name(
+    layer: nn.Module, x: torch.Tensor
+) -> None:
+    q = quantizer().set_global(get_symmetric_quantization_config(is_qat=True))
+    graph = torch.export.export(layer, (x,)).module(check_guards=False)
+    with pytest.warns(qcore.errors.QcoreWarning, match="1 x aten.conv_transpose"):
+        q.annotate(q.transform_for_annotation(graph))
+
+
 def test_dilated_transposed_convolutions_are_refused_with_what_to_do() -> None:
     model = nn.ConvTranspose2d(4, 4, 3, dilation=2)
     with pytest.raises(qcore.errors.SelectionError, match=r"(?s)dilation=\[2, 2\].*zeros between"):

@@ -85,7 +85,7 @@ def in_quantizable_forms(
             rewrite_by(model, node, node.target, is_known, whole=False)
             continue
         written = form(model, node)
-        if written is not None:
+        if written is not None and not (config.is_qat and _holds_weights(node, written)):
             rewrite_by(
                 model, node, written.function, is_known, whole=True, arguments=written.arguments
             )
@@ -96,6 +96,12 @@ def _matters_in_training(node: Node) -> bool:
     source = node.args[0]
     follows_layer = isinstance(source, Node) and layer_of(source) is not None
     return is_dropout(node) or (node.target in BATCH_NORMS and follows_layer)
+
+
+def _holds_weights(node: Node, written: Written) -> bool:
+    """Say whether a layer's weights would be constants of its form, which no optimizer is given."""
+    arguments = written.arguments or ()
+    return layer_of(node) is not None and any(isinstance(a, torch.Tensor) for a in arguments)
 
 
 def _is_composite(node: Node) -> bool:
