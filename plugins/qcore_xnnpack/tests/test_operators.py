@@ -270,3 +270,10 @@ def test_a_reshaped_value_that_is_reshaped_again_is_right_where_it_is_returned()
     result = qcore.quantize(Reshaped().eval(), quantizer, [sample, (sample[0] / 2,)])
     report = quantizer.lower(result.model, sample).report
     assert (report.mended, report.delegates) == ((), 1)
+
+
+def test_a_view_of_what_was_reshaped_from_a_transposed_value_is_lowered(through) -> None:
+    run = through(
+        Fn(lambda m, x: m.l(x.sin().mT.reshape(64, 4).view(-1, 8)), l=nn.Linear(8, 4)), IMAGE
+    )
+    assert not run.program.report.mended

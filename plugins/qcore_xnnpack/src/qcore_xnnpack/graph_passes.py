@@ -192,6 +192,7 @@ def merge_reshapes(model: GraphModule) -> int:
                     own = model.graph.node_copy(before)
                 own.meta, before = dict(before.meta), own
             node.replace_input_with(node.args[0], before)
+            node.target = aten.reshape.default  # a view may have been one of contiguous memory
             changed += 1
     return changed
 
