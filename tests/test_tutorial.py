@@ -22,7 +22,7 @@ def test_the_lines_that_an_author_writes_are_counted(page: str) -> None:
     assert f"You write {len(lines)} lines" in text
 
 
-@pytest.mark.parametrize(("page", "count"), zip(PAGES, (8, 7), strict=True))
+@pytest.mark.parametrize(("page", "count"), [*zip(PAGES, (8, 7), strict=True)])
 def test_the_steps_are_numbered(page: str, count: int) -> None:
     steps = re.findall(r"^## (\d+)\. ", PAGES[page], re.MULTILINE)
     assert steps == [str(number) for number in range(1, count + 1)]
