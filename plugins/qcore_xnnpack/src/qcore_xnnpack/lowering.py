@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from qcore.lowering import check_options
 from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner, import_executorch
 from qcore_executorch.inspection import DELEGATION_TAG
@@ -97,7 +99,7 @@ def _partitioner() -> Any:
 
 
 def _own_scalars(program: ExportedProgram) -> None:
-    """Let each delegate hold the constant scalars that it alone reads.
+    """Let each delegate hold the quantized constant scalars that it alone reads.
 
     XNNPACK makes a table of operators that follow each other in int8. It takes the first input of a
     delegate for a part of what it tabulates, and dies where that is read in between.
@@ -106,8 +108,10 @@ def _own_scalars(program: ExportedProgram) -> None:
     held = program.graph_signature.inputs_to_buffers
     for node in program.graph.find_nodes(op="placeholder"):
         tags = {user.meta.get(DELEGATION_TAG) for user in node.users}
+        value = node.meta.get("val")
         is_fixed = node.name in held and held[node.name] not in written
-        if is_fixed and len(tags) == 1 and None not in tags and node.meta["val"].numel() == 1:
+        is_scalar = is_fixed and value.dtype is torch.int8 and value.numel() == 1
+        if is_scalar and len(tags) == 1 and None not in tags:
             node.meta[DELEGATION_TAG] = tags.pop()
 
 
