@@ -119,6 +119,8 @@ OF_TABLES: dict[str, Callable[..., Any]] = {
     "cumprod": lambda x: x.cumprod(1),
     "threshold": lambda x: functional.threshold(x, 0.1, 0.5),
     "a value or itself": lambda x: torch.where(x[:1] > 0, x, x) * 2,
+    "unfold": lambda x: x.unfold(1, 3, 2) * 2,
+    "ones_like": lambda x: x * 2 + torch.ones_like(x),
     "hypot": lambda x: torch.hypot(x, x * 2),
     "rrelu": lambda x: functional.rrelu(x),
     "conv_transpose1d": nn.ConvTranspose1d(4, 2, 4, 2, 1),

@@ -16,6 +16,9 @@ __all__ = ["fold_constants"]
 # What models of text fill masks with; ExecuTorch's passes write -inf as what fits a range of int8.
 _ENDLESS: Final = torch.finfo(torch.float32).max / 2
 
+# What takes a tensor for its size and type alone -> its value.
+_OF_A_SHAPE: Final = {torch.ops.aten.ones_like.default: 1, torch.ops.aten.zeros_like.default: 0}
+
 
 def fold_constants(model: GraphModule, plan: QuantizationPlan) -> None:
     """Put constants in the place of what is computed of constants alone.
@@ -32,6 +35,9 @@ def fold_constants(model: GraphModule, plan: QuantizationPlan) -> None:
     for node in nodes:
         if node.op == "get_attr" and isinstance(tensor_value(node), torch.Tensor):
             values[node] = tensor_attribute(model, node)
+        elif node.target in _OF_A_SHAPE and _computes(node, plan) and _has_fixed_size(node):
+            like = node.meta["val"]
+            values[node] = torch.full(like.shape, _OF_A_SHAPE[node.target], dtype=like.dtype)
         elif _computes(node, plan) and values.keys() >= set(node.all_input_nodes):
             args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
@@ -56,6 +62,10 @@ def _computes(node: Node, plan: QuantizationPlan) -> bool:
     config = plan.config_for(node)
     drawn = torch.Tag.nondeterministic_seeded in target.tags
     return config is not None and not config.is_qat and not drawn and not target._schema.is_mutable
+
+
+def _has_fixed_size(node: Node) -> bool:
+    return all(isinstance(size, int) for size in node.meta["val"].shape)
 
 
 def _replace(model: GraphModule, node: Node, value: torch.Tensor) -> None:

@@ -158,6 +158,14 @@ def _threshold(x: torch.Tensor, threshold: float, value: float) -> torch.Tensor:
     return torch.where(x > threshold, x, torch.full_like(x, value))
 
 
+def _windows(x: torch.Tensor, dim: int, size: int, step: int) -> torch.Tensor:
+    dim %= x.dim()
+    starts = range(0, x.shape[dim] - size + 1, step)
+    windows = torch.stack([aten.slice.Tensor(x, dim, at, at + size) for at in starts], dim)
+    order = [axis for axis in range(windows.dim()) if axis != dim + 1]
+    return windows.permute([*order, dim + 1])
+
+
 def _negated(model: GraphModule, node: Node) -> Written | None:
     # TOSA's negation does not rescale, and ExecuTorch's lowering does not do it either.
     return Written(lambda x: x * -1.0) if is_float_tensor(node) else None
@@ -192,6 +200,7 @@ TOSA_FORMS: Final[dict[Any, Form]] = {
     aten.conv_transpose1d.default: _transposed,
     aten.conv_transpose2d.input: _transposed,
     aten.threshold.default: always(_threshold),
+    aten.unfold.default: always(_windows),
     aten.upsample_nearest2d.vec: _nearest,
     aten.where.self: _selected,
 }
