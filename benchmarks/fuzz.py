@@ -25,9 +25,20 @@ from qcore.testing.fuzz.workers import Worker
 from qcore.testing.support import with_parts, write_pages
 
 ROOT = Path(__file__).parents[1]
-PAGE, FOUND = ROOT / "docs" / "fuzz.md", ROOT / "build" / "fuzz"
+PAGE, README = ROOT / "docs" / "fuzz.md", ROOT / "README.md"
+FOUND = ROOT / "build" / "fuzz"
 # Heading of a column -> what is counted in it.
 COLUMNS: Final = {kind.value: kind for kind in Kind if kind is not Kind.INVALID}
+ACCEPTED: Final = {
+    "right": {Kind.RIGHT},
+    "stop in lowering": {Kind.STOPPED},
+    "do not run": {Kind.LATE, Kind.SLOW},
+    "kill the process": {Kind.CRASH},
+    "wrong in silence": {Kind.WRONG},
+    "bare exception": {Kind.BARE},
+}
+# Who takes models to XNNPACK -> its flow.
+XNNPACK: Final = {"qcore": "pt2e", "ExecuTorch's quantizer and lowering": "executorch"}
 
 
 def executorch(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any) -> Outcome:
@@ -80,7 +91,9 @@ def main() -> int:
     parser.add_argument("--seeds", default="0:100", help="FIRST:END")
     parser.add_argument("--again", nargs="*", type=int, default=[], help="seeds to take anew")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one model")
-    parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
+    parser.add_argument(
+        "--write", action="store_true", help="write the tables into docs/fuzz.md and README.md"
+    )
     given = parser.parse_args()
     file = FOUND / f"{given.backend}-{given.flow}.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -98,8 +111,28 @@ def main() -> int:
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)]), *rows, ""]
     print("\n".join(lines))
     if given.write:
-        write_pages({PAGE: with_parts(PAGE, {"fuzz": "\n".join(lines)})}, (), "benchmarks/fuzz.py")
+        pages = {PAGE: "\n".join(lines)}
+        if all((FOUND / f"xnnpack-{flow}.json").exists() for flow in XNNPACK.values()):
+            pages[README] = beside_executorch()
+        made = {page: with_parts(page, {"fuzz": text}) for page, text in pages.items()}
+        write_pages(made, (), "benchmarks/fuzz.py")
     return 0
+
+
+def beside_executorch() -> str:
+    """Return a table of the seeds that both qcore and ExecuTorch alone took to XNNPACK."""
+    files = {name: FOUND / f"xnnpack-{flow}.json" for name, flow in XNNPACK.items()}
+    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
+    ours, theirs = found.values()
+    seeds = [seed for seed in ours if seed in theirs and ours[seed]["kind"] != Kind.INVALID]
+    head = [f"{len(seeds)} models, XNNPACK", "accepted", *ACCEPTED]
+    rows = []
+    for name, outcomes in found.items():
+        kinds = [outcomes[seed]["kind"] for seed in seeds]
+        counts = [sum(kind in of for kind in kinds) for of in ACCEPTED.values()]
+        rows.append(_line([name, sum(counts), *counts]))
+    separator = _line(["---", *["---:"] * (len(head) - 1)])
+    return "\n".join(["", _line(head), separator, *rows, "", ""])
 
 
 def _row(name: str, found: dict[str, dict[str, Any]]) -> str:
