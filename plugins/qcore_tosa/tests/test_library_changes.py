@@ -175,11 +175,20 @@ def test_factors_beyond_those_of_tosa_stop_the_lowering(monkeypatch: pytest.Monk
 def test_where_the_pass_that_saves_permutes_stops_they_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    layers, x = nn.AdaptiveAvgPool1d(2), torch.rand(2, 6, 1)
-    assert not _lowered(layers, x, "8a8w").report.undelegated
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv1d(5, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            return nn.functional.scaled_dot_product_attention(y, y, y)
+
+    x = torch.rand(1, 5, 12)
+    assert not _lowered(Attention(), x, "8a8w").report.undelegated
     _without(monkeypatch, "_TIDYING")
-    with pytest.raises(qcore.QcoreError, match="invalid for input of size 12"):
-        _lowered(layers, x, "8a8w")
+    with pytest.raises(qcore.QcoreError, match="Expected size for first two dimensions"):
+        _lowered(Attention(), x, "8a8w")
 
 
 def test_code_is_generated_between_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:

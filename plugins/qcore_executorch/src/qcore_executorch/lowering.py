@@ -251,8 +251,8 @@ class _Clock:
 
     _ADVICE: ClassVar[dict[str, str]] = {
         "rewrite": "Check that torch.export.export(model, example_inputs) succeeds by itself.",
-        "partition": "Lower with partitioners=[] to see whether the graph or a partitioner is at "
-        "fault.",
+        "partition": "Lower parts of the model by themselves to find the operator at fault, and "
+        "replace it.",
         "emit": "An operator without an ExecuTorch kernel stops here: replace it in the model, or "
         "import the module that registers its kernel before lowering.",
     }
