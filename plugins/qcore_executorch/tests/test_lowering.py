@@ -137,6 +137,17 @@ def test_a_program_with_stray_nodes_still_runs(stray):
     torch.testing.assert_close(program.run(x), expected)
 
 
+class Cast(torch.nn.Module):
+    def forward(self, x):
+        return x.to(torch.float64).clone(memory_format=torch.contiguous_format)
+
+
+def test_operators_are_reported_as_users_write_them():
+    x = torch.randn(2, 3)
+    report = lower(torch.export.export(Cast(), (x,)), (x,), partitioners=[]).report
+    assert [node.operator for node in report.undelegated] == ["aten.to.dtype", "aten.clone.default"]
+
+
 class Max(torch.nn.Module):
     def forward(self, x):
         return torch.max(x, -1), x

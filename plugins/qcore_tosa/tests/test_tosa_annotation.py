@@ -67,6 +67,15 @@ def range_out_of(node: Node) -> tuple[float, int]:
     return user.args[1], user.args[2]
 
 
+def test_casts_that_the_passes_insert_are_reported_as_users_write_them() -> None:
+    model = Fn(lambda layer, x: layer(x).argmax(1).to(torch.float32), nn.Linear(8, 4))
+    q = quantizer()
+    q.annotate(q.transform_for_annotation(torch.export.export(model.eval(), (VECTOR,)).module()))
+    assert q.report is not None
+    casts = [d for d in q.report.decisions if "to_" in d.node or d.node == "to"]
+    assert {d.operator for d in casts} == {"aten.to.dtype"}
+
+
 def test_a_bias_is_int32_with_the_product_of_the_scales() -> None:
     graph = converted(nn.Linear(8, 4), VECTOR)
     linear = node_of(graph, aten.linear.default)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DELEGATION_TAG",
     "Inspection",
+    "as_written",
     "computes",
     "inspect_lowered",
     "quantizes",
@@ -31,6 +32,12 @@ DELEGATION_TAG: Final = "delegation_tag"
 
 _DELEGATE_CALL = "executorch_call_delegate"
 _QUANTIZING = ("quantize", "dequantize", "choose_qparams")
+# What ExecuTorch makes of operators whose results have an order of dimensions.
+_AS_WRITTEN: Final = {
+    "dim_order_ops._clone_dim_order": "aten.clone.default",
+    "dim_order_ops._empty_dim_order": "aten.empty.memory_format",
+    "dim_order_ops._to_dim_order_copy": "aten.to.dtype",
+}
 # They read sizes, and keep alive what is asserted of them.
 _OF_SIZES = ("aten.sym_", "aten._assert")
 
@@ -160,6 +167,18 @@ def quantizes(node: Node) -> bool:
     return name.startswith(_QUANTIZING) or "quantize_affine" in name
 
 
+def as_written(operator: str) -> str:
+    """Return an operator of ExecuTorch's own as users write it, and any other as it is.
+
+    Args:
+        operator: Its name with the overload, as ``"dim_order_ops._to_dim_order_copy.default"``.
+
+    Returns:
+        Such as ``"aten.to.dtype"``.
+    """
+    return _AS_WRITTEN.get(operator.rpartition(".")[0], operator)
+
+
 def _name_of(node: Node) -> str:
     from torch._ops import OpOverload
 
@@ -168,4 +187,6 @@ def _name_of(node: Node) -> str:
         target = getattr(target, "_op", target)
     # Operators are named by str(); Python's and torch's own functions are not.
     name = str(target)
-    return (getattr(target, "__name__", "") or node.name) if name.startswith("<") else name
+    if name.startswith("<"):
+        return getattr(target, "__name__", "") or node.name
+    return as_written(name)

@@ -28,7 +28,7 @@ from qcore_executorch.compat.torch import (
 from qcore_executorch.embeddings import fuse_embeddings
 from qcore_executorch.graphs import write_into_copies
 from qcore_executorch.importing import import_executorch
-from qcore_executorch.inspection import inspect_lowered, stated_reasons
+from qcore_executorch.inspection import as_written, inspect_lowered, stated_reasons
 from qcore_executorch.kernels import kernel_modules, missing_kernels
 from qcore_executorch.mending import lower_checked
 from qcore_executorch.pte import PTE
@@ -157,8 +157,9 @@ class ExecuTorchLowering:
         missing = missing_kernels(buffer, runner.modules)
         if not missing:
             return
-        packets = {name.partition(".")[0].replace("::", ".") for name in missing}
-        users = [str(n) for n in nodes if n.operator.rpartition(".")[0] in packets]
+        packets = [name.partition(".")[0].replace("::", ".") for name in missing]
+        written = {as_written(f"{packet}.out").rpartition(".")[0] for packet in packets}
+        users = [str(n) for n in nodes if n.operator.rpartition(".")[0] in written]
         raise LoweringError(
             f"Lowering for {self.backend}: ExecuTorch's runtime has no kernel for "
             f"{', '.join(missing)}, which no delegate takes: {'; '.join(users) or 'the model'}. "

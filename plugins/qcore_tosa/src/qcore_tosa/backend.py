@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from attrs import define
+from attrs import define, evolve
 from torch.fx import GraphModule
 
 import qcore
 from qcore.annotation import annotate_graph, annotation_of
 from qcore.errors import CaptureError, UnsupportedSchemeError
 from qcore_executorch import ExecuTorchReport
+from qcore_executorch.inspection import as_written
 from qcore_tosa.compile_spec import as_compile_spec
 from qcore_tosa.control_flow import annotate_control_flow
 from qcore_tosa.limits import dynamic_size
@@ -87,7 +88,9 @@ class TosaBackend:
             source = node.args[0] if node.args and is_argmax(node.args[0]) else node
             quantized = decision.is_quantized if decision else annotation_of(source) is not None
             mark_quantized(node, quantized)
-        return report
+        # The passes insert casts of ExecuTorch's own.
+        named = (evolve(d, operator=as_written(d.operator)) for d in report.decisions)
+        return evolve(report, decisions=tuple(named))
 
     @qcore.hookimpl
     def lower(self, program: ExportedProgram, options: Mapping[str, Any]) -> LoweredProgram:
