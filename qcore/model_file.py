@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from qcore.errors import ModelFileError
 from qcore.files import write_whole
@@ -87,11 +87,11 @@ def read_model(path: str | os.PathLike[str]) -> tuple[GraphModule, AnnotationRep
     return model, read_decisions(model) or report
 
 
-def read_exported(path: str | os.PathLike[str]) -> ExportedProgram:
+def read_exported(path: str | os.PathLike[str] | BinaryIO) -> ExportedProgram:
     """Read a float model that ``torch.export.save`` wrote, without running what its file brings.
 
     Args:
-        path: The file, by custom with the suffix ``.pt2``.
+        path: The file, by custom with the suffix ``.pt2``, or one that is open.
 
     Returns:
         The program, without the example inputs, which torch would unpickle.
@@ -101,10 +101,11 @@ def read_exported(path: str | os.PathLike[str]) -> ExportedProgram:
     """
     import torch
 
-    source, safe = os.fspath(path), io.BytesIO()
+    source = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "the program"
+    safe = io.BytesIO()
     advice = "Export the model again with torch.export.save(program, 'model.pt2')."
     try:
-        with zipfile.ZipFile(source) as parts, zipfile.ZipFile(safe, "w") as kept:
+        with zipfile.ZipFile(path) as parts, zipfile.ZipFile(safe, "w") as kept:
             for name in parts.namelist():
                 is_example = name.partition("/")[2].startswith(_EXAMPLES)
                 kept.writestr(zipfile.ZipInfo(name), b"" if is_example else parts.read(name))

@@ -72,7 +72,6 @@ class LoweredProgram:
     def __reduce__(self) -> Any:
         """Pickle what a file would hold: what a subclass adds stays in this process."""
         fields = {f.name: getattr(self, f.name) for f in attrs.fields(LoweredProgram)}
-        fields["runner"] = getattr(self.runner, "elsewhere", self.runner)
         fields["structure"] = tree_data(self.structure, "output")
         fields["call"] = tree_data(self.call, "input")
         return _unpickled, (type(self), fields)

@@ -85,8 +85,7 @@ class Runner(Protocol):
 
     This one method is all that it has to have. One that programs need options of has ``needs()``,
     too, which returns them as plain data; :meth:`qcore.LoweredProgram.save` writes them, and the
-    backend's ``loaded`` makes a runner of them again. One that holds what cannot leave this process
-    has ``elsewhere``, the runner that a pickled program takes along in its place.
+    backend's ``loaded`` makes a runner of them again.
     """
 
     def session(self, buffer: bytes) -> AbstractContextManager[Session]:

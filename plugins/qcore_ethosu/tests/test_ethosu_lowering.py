@@ -46,13 +46,19 @@ def test_a_program_runs_on_the_reference_model_within_one_step_of_the_converted_
     torch.testing.assert_close(program.run(picture), expected, rtol=0, atol=step)
 
 
-def test_a_program_from_a_file_or_a_pickle_says_where_it_runs(lowered, picture, tmp_path):
+def test_a_program_from_a_file_or_a_pickle_runs(lowered, picture, tmp_path):
     program = lowered["ethos-u55-128"][1]
     saved = LoweredProgram.load(program.save(tmp_path / "model.pte"))
     for other in (saved, pickle.loads(pickle.dumps(program))):
         assert (other.buffer, other.report) == (program.buffer, program.report)
-        with pytest.raises(RuntimeUnavailableError, match=r"where it was lowered only.*again"):
-            other.run(picture)
+        assert torch.equal(other.run(picture), program.run(picture))
+
+
+def test_an_artifact_alone_says_that_it_runs_on_the_device(lowered, picture, tmp_path):
+    (tmp_path / "model.pte").write_bytes(lowered["ethos-u55-128"][1].buffer)
+    alone = LoweredProgram.load(tmp_path / "model.pte", backend="ethosu")
+    with pytest.raises(RuntimeUnavailableError, match=r"not in the artifact alone: load that file"):
+        alone.run(picture)
 
 
 @pytest.mark.parametrize("target", TARGETS)

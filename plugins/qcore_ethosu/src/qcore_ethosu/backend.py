@@ -13,7 +13,7 @@ from qcore.report import Diagnostic
 from qcore_ethosu.support import unsupported_nodes
 from qcore_executorch import import_executorch
 from qcore_tosa import TosaBackend, check_compile_spec
-from qcore_tosa.reference import NO_GRAPHS
+from qcore_tosa.reference import runner_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -56,7 +56,6 @@ class EthosUBackend(TosaBackend):
         "dynamic_shapes": False,
         "lowers_operators": False,
         "wide_ranges": False,
-        "runs_saved": False,
     }
 
     compile_spec: Any = None
@@ -114,13 +113,13 @@ class EthosUBackend(TosaBackend):
 
     @staticmethod
     def loaded(program: LoweredProgram, saved: Saved) -> LoweredProgram:
-        """Give a program from a file its report; its TOSA graphs stayed where it was lowered."""
+        """Give a program from a file its report, and what executes it."""
         from qcore_ethosu.program import EthosUProgram
         from qcore_ethosu.report import EthosUReport
 
         return EthosUProgram.of(
             program,
-            runner=NO_GRAPHS,
+            runner=runner_of(saved),
             report=saved.report_as(EthosUReport, program),
         )
 

@@ -21,13 +21,13 @@ Execute = Callable[[Any, Sequence[Any]], list[Any]]
 class _Walker(torch.fx.Interpreter):  # type: ignore[misc]
     """Interprets a graph and the bodies of its conditionals and loops."""
 
-    def __init__(self, graph: GraphModule, execute: Execute) -> None:
+    def __init__(self, graph: GraphModule, execute: Execute | None) -> None:
         super().__init__(graph)
         self._execute = execute
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Execute one node."""
-        if getattr(target, "__name__", "") == "executorch_call_delegate":
+        if self._execute and getattr(target, "__name__", "") == "executorch_call_delegate":
             return self._execute(args[0], args[1:])
         if target is torch.ops.higher_order.cond:
             predicate, if_true, if_false, operands = args
@@ -60,7 +60,10 @@ def initial_state(program: ExportedProgram) -> dict[str, Any]:
 
 
 def walk(
-    program: ExportedProgram, state: dict[str, Any], inputs: Sequence[Any], execute: Execute
+    program: ExportedProgram,
+    state: dict[str, Any],
+    inputs: Sequence[Any],
+    execute: Execute | None = None,
 ) -> tuple[Any, ...]:
     """Execute a lowered graph in this process.
 
@@ -68,7 +71,7 @@ def walk(
         program: The graph after partitioning, with delegates in it.
         state: The tensors that it holds; buffers that it writes are replaced.
         inputs: The flat arguments: tensors and plain numbers.
-        execute: Runs the delegates.
+        execute: Runs the delegates; None where they are operators as others.
 
     Returns:
         The flat outputs.

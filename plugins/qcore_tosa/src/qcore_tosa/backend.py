@@ -17,7 +17,7 @@ from qcore_tosa.compile_spec import as_compile_spec
 from qcore_tosa.control_flow import annotate_control_flow
 from qcore_tosa.limits import dynamic_size
 from qcore_tosa.marks import is_argmax, mark_quantized
-from qcore_tosa.reference import NO_GRAPHS
+from qcore_tosa.reference import runner_of
 from qcore_tosa.schemes import DYNAMIC, INT8, INT16
 from qcore_tosa.support import TABLE
 from qcore_tosa.transforms import decompose
@@ -48,7 +48,6 @@ class TosaBackend:
         "dynamic_shapes": False,
         "lowers_operators": False,
         "wide_ranges": False,
-        "runs_saved": False,
     }
 
     compile_spec: Any = "TOSA-1.0+FP+INT"
@@ -101,8 +100,8 @@ class TosaBackend:
 
     @staticmethod
     def loaded(program: LoweredProgram, saved: Saved) -> LoweredProgram:
-        """Give a program from a file its report; its TOSA graphs stayed where it was lowered."""
+        """Give a program from a file its report, and what executes it."""
         from qcore_tosa.program import TosaProgram
 
         report = saved.report_as(ExecuTorchReport, program)
-        return TosaProgram.of(program, runner=NO_GRAPHS, report=report)
+        return TosaProgram.of(program, runner=runner_of(saved), report=report)

@@ -71,7 +71,8 @@ class TosaProgram(LoweredProgram):
         delegates = self._own_delegates()
         if timeout_s is None:
             timeout_s = getattr(self.runner, "timeout_s", TIMEOUT_S)
-        return attrs.evolve(self, runner=ReferenceRunner(self.partitioned, delegates, timeout_s))
+        runner = ReferenceRunner.of(self.partitioned, delegates, timeout_s)
+        return attrs.evolve(self, runner=runner)
 
     def _own_delegates(self) -> tuple[Delegate, ...]:
         if self.partitioned is None:

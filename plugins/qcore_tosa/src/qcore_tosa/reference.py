@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
 
 from qcore.errors import RuntimeExecutionError, RuntimeUnavailableError
-from qcore.lowering import ChildProcess, Latency, NoRunner
+from qcore.lowering import ChildProcess, Latency, NoRunner, Runner, Saved
 from qcore_executorch.walk import initial_state, walk
+from qcore_tosa.calls import Execute, executing, read_calls, with_calls, written
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
 
     from qcore_tosa.artifacts import Delegate
 
-__all__ = ["NO_GRAPHS", "TIMEOUT_S", "ReferenceRunner"]
+__all__ = ["NO_GRAPHS", "TIMEOUT_S", "ReferenceRunner", "TosaGraph", "runner_of"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 #: Longest time in seconds for one run where the user sets none; emulations are slow.
 TIMEOUT_S: Final = 600.0
 
-#: What runs a program that has left the process in which it was lowered.
+#: What runs an artifact alone, as written by ``program.buffer``.
 NO_GRAPHS: Final = NoRunner(
-    "The TOSA reference model runs a program where it was lowered only: its graphs are in no file "
-    "and in no pickle. Run the program that lower() returned, or lower the quantized model again; "
-    "it travels with result.save() and qcore.load_quantized()."
+    "The TOSA reference model needs the graphs that the program was compiled from. They are in the "
+    "file that program.save() writes, and not in the artifact alone: load that file, or lower the "
+    "quantized model again."
 )
 
 
@@ -66,53 +67,85 @@ class _ReferenceProcess(ChildProcess):
         )
 
 
-@attrs.frozen(eq=False)
-class _Graph:
-    """The TOSA graph of one delegate, with how its arguments and results map to tensors."""
+@attrs.frozen
+class TosaGraph:
+    """The TOSA graph of one delegate, with how its arguments and results map to tensors.
 
-    file: str
-    delegate: Delegate
+    Attributes:
+        name: The delegate's path in the lowered graph.
+        tosa: The graph, a flatbuffer.
+        inputs: For each input, its position among the delegate's arguments and the order in which
+            its dimensions lie in memory.
+        outputs: For each output, its type, its sizes and that order.
+    """
 
-    @cached_property
-    def _inputs(self) -> list[tuple[int, Any]]:
-        """Position among the delegate's arguments, and the value to lay it out like."""
-        program = self.delegate.module.original_module
+    name: str
+    tosa: bytes = attrs.field(repr=False)
+    inputs: tuple[tuple[int, tuple[int, ...]], ...]
+    outputs: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, delegate: Delegate) -> TosaGraph:
+        """Read it off a delegate."""
+        program = delegate.module.original_module
         names = list(program.graph_signature.user_inputs)
         values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
-        taken = self.delegate.compilation.input_names
+        taken = delegate.compilation.input_names
         # An argument that the graph does not use is missing from it.
         known = set(taken) <= set(names)
         positions = map(names.index, taken) if known else range(len(names))
-        return [(index, values[names[index]]) for index in positions]
+        results = [node.meta["val"] for node in program.graph.output_node().args[0]]
+        return cls(
+            delegate.name,
+            delegate.compilation.tosa,
+            tuple((index, tuple(values[names[index]].dim_order())) for index in positions),
+            tuple((_name(v.dtype), tuple(v.shape), tuple(v.dim_order())) for v in results),
+        )
 
-    @cached_property
-    def _outputs(self) -> list[Any]:
-        graph = self.delegate.module.original_module.graph
-        return [node.meta["val"] for node in graph.output_node().args[0]]
+    def to_data(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return {**attrs.asdict(self), "tosa": base64.b64encode(self.tosa).decode()}
 
-    def execute(self, process: _ReferenceProcess, values: Sequence[torch.Tensor]) -> list[Any]:
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> TosaGraph:
+        """Read what :meth:`to_data` returned."""
+        return cls(
+            data["name"],
+            base64.b64decode(data["tosa"]),
+            tuple((index, tuple(order)) for index, order in data["inputs"]),
+            tuple((dtype, tuple(shape), tuple(order)) for dtype, shape, order in data["outputs"]),
+        )
+
+    def execute(
+        self, process: _ReferenceProcess, file: str, values: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
         """Execute the graph on the delegate's arguments."""
-        arrays = [_to_array(values[index], like) for index, like in self._inputs]
-        results = process.execute(self.file, arrays)
-        return [_to_tensor(out, like) for out, like in zip(results, self._outputs, strict=True)]
+        arrays = [_to_array(values[index], order) for index, order in self.inputs]
+        results = process.execute(file, arrays)
+        return [_to_tensor(out, *like) for out, like in zip(results, self.outputs, strict=True)]
 
 
-def _to_array(value: torch.Tensor, like: torch.Tensor) -> Array:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _to_array(value: torch.Tensor, order: Sequence[int]) -> Array:
     """Lay a tensor out in memory as the graph declares it: a TOSA tensor has no strides."""
     import torch
 
-    dense = value.detach().permute(like.dim_order()).contiguous()
+    dense = value.detach().permute(*order).contiguous()
     array: Array = (dense.view(torch.uint16) if dense.dtype is torch.bfloat16 else dense).numpy()
     return array
 
 
-def _to_tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
+def _to_tensor(
+    array: Array, dtype: str, shape: Sequence[int], order: Sequence[int]
+) -> torch.Tensor:
     import numpy as np
     import torch
 
-    order = like.dim_order()
     flat = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    laid_out = flat.view(like.dtype).reshape([like.shape[dim] for dim in order])
+    laid_out = flat.view(getattr(torch, dtype)).reshape([shape[dim] for dim in order])
     return laid_out.permute([order.index(dim) for dim in range(len(order))])
 
 
@@ -122,7 +155,7 @@ class _ReferenceSession:
 
     program: ExportedProgram
     state: dict[str, Any]
-    execute: Callable[[Any, Sequence[Any]], list[Any]]
+    execute: Execute
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
 
     def run(self, inputs: Sequence[Any], *, method: str = "forward") -> tuple[Any, ...]:
@@ -131,8 +164,8 @@ class _ReferenceSession:
             raise RuntimeExecutionError(
                 f"The program has no method {method!r} on the reference model; it has: forward."
             )
-        with self._lock:
-            return walk(self.program, self.state, inputs, self.execute)
+        with self._lock, executing(self.execute):
+            return walk(self.program, self.state, inputs)
 
     def benchmark(
         self, inputs: Sequence[Any], *, warmup: int, runs: int, method: str = "forward"
@@ -155,22 +188,42 @@ class ReferenceRunner:
     conforming device computes them.
 
     Attributes:
-        program: The graph after partitioning; what no delegate took runs in PyTorch.
-        delegates: Its delegates.
+        program: The lowered graph, with delegates called by name, or that as the bytes of a file;
+            what no delegate took runs in PyTorch.
+        graphs: Those of the delegates.
         timeout_s: Longest time in seconds for each graph.
     """
 
-    program: ExportedProgram = attrs.field(repr=False)
-    delegates: tuple[Delegate, ...] = attrs.field(repr=False)
+    program: ExportedProgram | bytes = attrs.field(repr=False)
+    graphs: tuple[TosaGraph, ...] = attrs.field(repr=False)
     timeout_s: float = attrs.field(default=TIMEOUT_S, validator=attrs.validators.gt(0))
 
     def __str__(self) -> str:
         return "Arm's TOSA reference model"
 
-    @property
-    def elsewhere(self) -> NoRunner:
-        """What a pickled program has in its place."""
-        return NO_GRAPHS
+    @classmethod
+    def of(
+        cls, partitioned: ExportedProgram, delegates: Sequence[Delegate], timeout_s: float
+    ) -> ReferenceRunner:
+        """Take what executes a program from its lowering."""
+        return cls(with_calls(partitioned), tuple(map(TosaGraph.of, delegates)), timeout_s)
+
+    @classmethod
+    def from_needs(cls, program: str, graphs: Sequence[Any], timeout_s: float) -> ReferenceRunner:
+        """Read what :meth:`needs` returned."""
+        return cls(base64.b64decode(program), tuple(map(TosaGraph.from_data, graphs)), timeout_s)
+
+    def needs(self) -> dict[str, Any]:
+        """Return what a saved program takes along."""
+        data = self.program if isinstance(self.program, bytes) else written(self.program)
+        return {
+            "program": base64.b64encode(data).decode(),
+            "graphs": [graph.to_data() for graph in self.graphs],
+            "timeout_s": self.timeout_s,
+        }
+
+    def __reduce__(self) -> Any:
+        return _read, (self.needs(),)
 
     @contextmanager
     def session(self, buffer: bytes) -> Iterator[_ReferenceSession]:
@@ -184,19 +237,35 @@ class ReferenceRunner:
 
         Raises:
             RuntimeUnavailableError: The reference model is not installed.
+            RuntimeExecutionError: The graph comes from a file that another torch wrote.
         """
         del buffer
-        graphs = {
-            id(delegate.module): _Graph(f"{index}.tosa", delegate)
-            for index, delegate in enumerate(self.delegates)
-        }
-        files = {graph.file: graph.delegate.compilation.tosa for graph in graphs.values()}
-        process = _ReferenceProcess(files, self.timeout_s)
+        data = self.program
+        program = read_calls(data) if isinstance(data, bytes) else data
+        files = {g.name: f"{index}.tosa" for index, g in enumerate(self.graphs)}
+        graphs = {graph.name: graph for graph in self.graphs}
+        process = _ReferenceProcess({files[g.name]: g.tosa for g in self.graphs}, self.timeout_s)
 
-        def execute(module: Any, values: Sequence[Any]) -> list[Any]:
-            return graphs[id(module)].execute(process, values)
+        def execute(name: str, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            return graphs[name].execute(process, files[name], values)
 
         try:
-            yield _ReferenceSession(self.program, initial_state(self.program), execute)
+            yield _ReferenceSession(program, initial_state(program), execute)
         finally:
             process.close()
+
+
+def _read(needs: dict[str, Any]) -> ReferenceRunner:
+    return ReferenceRunner.from_needs(**needs)
+
+
+def runner_of(saved: Saved) -> Runner:
+    """Return what executes a program from a file.
+
+    Args:
+        saved: What was saved beside it.
+
+    Returns:
+        The runner; one that says why not where the file has the artifact alone.
+    """
+    return ReferenceRunner.from_needs(**saved.needs) if saved.needs else NO_GRAPHS

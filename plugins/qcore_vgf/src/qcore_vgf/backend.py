@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import define, field
 
 import qcore
-from qcore_executorch import import_executorch, restored
+from qcore_executorch import ExecuTorchReport, import_executorch, restored
 from qcore_tosa import TosaBackend, check_compile_spec, tosa_specification
+from qcore_tosa.reference import runner_of
 from qcore_vgf.compat.executorch import require_runtime
 
 if TYPE_CHECKING:
@@ -70,4 +71,7 @@ class VgfBackend(TosaBackend):
         from qcore_vgf.program import VgfProgram
         from qcore_vgf.runner import VgfRunner
 
+        if "graphs" in saved.needs:  # It was executed on the reference model.
+            report = saved.report_as(ExecuTorchReport, program)
+            return VgfProgram.of(program, runner=runner_of(saved), report=report)
         return VgfProgram.of(restored(program, saved, runner=VgfRunner))
