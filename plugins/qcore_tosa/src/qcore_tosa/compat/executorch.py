@@ -125,6 +125,7 @@ _TIDYING: Final = Change(
     f"{_PASSES}.propagate_view_copy_permute_pass:PropagateViewCopyPermutePass",
     ["call"],
     why="it only saves permutes and views, and stops at some models by itself.",
+    only="<1.5",
 )
 _MOVES: Final = tuple(
     Change(
@@ -135,6 +136,7 @@ _MOVES: Final = tuple(
         ["_move_node"],
         why="it moves views by the shapes of operators that it has moved others across, which it "
         "does not bring up to date.",
+        only="<1.5",
     )
     for way in ("Up", "Down")
 )
@@ -146,6 +148,7 @@ _CONCATENATIONS: Final = Change(
     f"{_PASSES}.propagate_view_copy_permute_pass:PropagateViewCopyPermuteUpPass",
     ["_maybe_split_upwards_cat_fanout"],
     why="of a value that is concatenated with itself it keeps one.",
+    only="<1.5",
 )
 
 # The parameters of ELU and its relatives, and the ranges of results, once the passes are at it.
