@@ -115,7 +115,7 @@ def training_layers(model: GraphModule) -> list[str]:
     return [
         f"{node.name} in {module_path(node)!r}" if module_path(node) else node.name
         for node in model.graph.nodes
-        if any(True for _ in _training_arguments(node))
+        if list(_training_arguments(node))
     ]
 
 

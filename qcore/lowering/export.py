@@ -78,11 +78,15 @@ def _oldest(source: Any) -> Any:
     return source
 
 
-def private_copy(program: ExportedProgram) -> ExportedProgram:
+def private_copy(
+    program: ExportedProgram, graph: GraphModule | None = None, **others: Any
+) -> ExportedProgram:
     """Return an exported program that may be changed without harm to the original.
 
     Args:
         program: The caller's program.
+        graph: Its graph, where a copy of that was changed already.
+        **others: Parts that are to be others, such as ``verifiers``.
 
     Returns:
         A program with a graph and tables of its own, and the same tensors in them.
@@ -92,10 +96,11 @@ def private_copy(program: ExportedProgram) -> ExportedProgram:
     EXPORTED.checked()
     with quiet():  # torch warns where it copies its own description of the inputs
         return program._update(
-            clone(program.graph_module),
+            clone(program.graph_module) if graph is None else graph,
             copy.deepcopy(program.graph_signature),
             state_dict=dict(program.state_dict),
             constants=dict(program.constants),
+            **others,
         )
 
 

@@ -6,7 +6,6 @@ goes by, too.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from torch.fx import GraphModule, Node
 from qcore.annotation import MOVE_OUT, annotation_of
 from qcore.graph import computes_floats, module_path, operator_name, overload_packet, tensor_value
 from qcore.report import AnnotationReport, Decision, Diagnostic
+from qcore_tosa.constants import depending_on
 
 __all__ = ["U55_LACKS", "U55_LACKS_IN_16_BITS", "unsupported_nodes"]
 
@@ -72,8 +72,6 @@ _ADVICE_WIDE: Final = (
     "Compute it outside of the model and pass it as int32, keep it int32 throughout, or build the "
     "quantizer with allow_cpu=True."
 )
-# Operators that take a tensor for its shape.
-_TAKES_SHAPE: Final = re.compile(r"\baten\.(\w+_like|new_\w+)\b")
 _ADVICE: Final = "Compute it outside of the model, or choose an Ethos-U85."
 _ADVICE_IN_16_BITS: Final = "Quantize it with 8a8w, or choose an Ethos-U85."
 
@@ -117,24 +115,16 @@ def _wide_input(node: Node) -> Diagnostic:
 
 def _wide(model: GraphModule) -> list[Diagnostic]:
     """Name what computes 64-bit integers of the inputs; those of constants are computed before."""
-    varying: set[Node] = set()
+    varying = depending_on(model.graph.find_nodes(op="placeholder"))
     found = []
     for node in model.graph.nodes:
-        reads = varying & {*node.all_input_nodes} and not _TAKES_SHAPE.search(str(node.target))
-        if not (node.op == "placeholder" or reads):
-            continue
-        varying.add(node)
-        value = tensor_value(node)
-        if node.op != "call_function" or value is None or value.dtype is not torch.int64:
+        if node.op != "call_function" or node not in varying or not _is_int64(node):
             continue
         # Of a chain the first is named. Positions of the largest become int32.
         wide = any(source in varying and _is_int64(source) for source in node.all_input_nodes)
         if not wide and overload_packet(node) is not aten.argmax:
-            found.append(
-                Diagnostic(
-                    node.name, operator_name(node), module_path(node), _NO_WIDE, _ADVICE_WIDE
-                )
-            )
+            what = operator_name(node), module_path(node)
+            found.append(Diagnostic(node.name, *what, _NO_WIDE, _ADVICE_WIDE))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import torch
 
 from qcore.errors import QcoreError, RuntimeExecutionError
+from qcore.lowering import private_copy
 from qcore.model_file import read_exported
-from qcore.quiet import quiet
 from qcore_executorch import import_executorch
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def with_calls(partitioned: ExportedProgram) -> ExportedProgram:
         partitioned: The graph after partitioning; left as it is.
 
     Returns:
-        A program of torch's operators and of calls of delegates.
+        A program of torch's operators and of calls of delegates, without inputs of the user's.
     """
     from torch._export.verifier import Verifier
     from torch.fx import GraphModule
@@ -69,14 +68,9 @@ def with_calls(partitioned: ExportedProgram) -> ExportedProgram:
     for name, module in list(root.named_modules()):
         if isinstance(module, GraphModule):
             _call_by_name(module, f"{name}." if name else "")
-    with quiet():  # torch warns where it copies its own description of the inputs
-        return partitioned._update(
-            root,
-            copy.deepcopy(partitioned.graph_signature),
-            state_dict=dict(partitioned.state_dict),
-            constants=dict(partitioned.constants),
-            verifiers=[Verifier],
-        )
+    program = private_copy(partitioned, root, verifiers=[Verifier])
+    program._example_inputs = None  # The user's data stays with the user.
+    return program
 
 
 def _call_by_name(graph: GraphModule, prefix: str) -> None:
@@ -104,14 +98,10 @@ def written(program: ExportedProgram) -> bytes:
         program: What :func:`with_calls` returned.
 
     Returns:
-        The bytes of torch's own archive, without inputs of the user's.
+        The bytes of torch's own archive.
     """
     file = io.BytesIO()
-    examples, program._example_inputs = program._example_inputs, None
-    try:
-        torch.export.save(program, file)
-    finally:
-        program._example_inputs = examples
+    torch.export.save(program, file)
     return file.getvalue()
 
 

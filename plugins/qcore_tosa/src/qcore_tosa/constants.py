@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import torch
@@ -11,10 +13,13 @@ from torch.fx.node import map_arg
 from qcore.graph import insert_constant, tensor_attribute, tensor_value
 from qcore.plan import QuantizationPlan
 
-__all__ = ["fold_constants"]
+__all__ = ["depending_on", "fold_constants"]
 
 # What models of text fill masks with; ExecuTorch's passes write -inf as what fits a range of int8.
 _ENDLESS: Final = torch.finfo(torch.float32).max / 2
+
+# Operators that take a tensor for its shape.
+_SHAPE_ONLY: Final = re.compile(r"\baten\.(\w+_like|new_\w+)\b")
 
 # What takes a tensor for its size and type alone -> its value.
 _OF_A_SHAPE: Final = {torch.ops.aten.ones_like.default: 1, torch.ops.aten.zeros_like.default: 0}
@@ -53,6 +58,24 @@ def fold_constants(model: GraphModule, plan: QuantizationPlan) -> None:
         if node in values and node.op == "call_function" and not node.users:
             model.graph.erase_node(node)
     model.recompile()
+
+
+def depending_on(inputs: Iterable[Node]) -> set[Node]:
+    """Return some nodes and all that depend on their values, not on their shapes alone.
+
+    Args:
+        inputs: The nodes, of one graph.
+
+    Returns:
+        They and what reads them, directly or not.
+    """
+    pending = list(inputs)
+    found = set(pending)
+    while pending:
+        users = {u for u in pending.pop().users if not _SHAPE_ONLY.search(str(u.target))}
+        pending += users - found
+        found |= users
+    return found
 
 
 def _computes(node: Node, plan: QuantizationPlan) -> bool:

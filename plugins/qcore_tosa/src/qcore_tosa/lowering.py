@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from qcore.compat import Change
 from qcore.errors import LoweringError
@@ -25,6 +25,7 @@ from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilation
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
 from qcore_tosa.compat.executorch import PARTITIONER, mended_passes, noted_rejections, untidied
 from qcore_tosa.compile_spec import check_compile_spec
+from qcore_tosa.constants import depending_on
 from qcore_tosa.dynamic import decompose_dynamic
 from qcore_tosa.limits import dynamic_size, miscomputed
 from qcore_tosa.program import TosaProgram
@@ -36,10 +37,6 @@ __all__ = ["TosaLowering", "lower_to_tosa"]
 
 # Below "executorch", where the core collects the reasons that partitioners state.
 _LOGGER = logging.getLogger("executorch.backends.qcore_tosa")
-
-# Operators that take a tensor for its shape.
-_SHAPE_ONLY = re.compile(r"\baten\.(\w+_like|new_\w+)\b")
-
 
 # An operator in a reason, printed with its schema.
 _SCHEMA = re.compile(r"<EdgeOpOverload: ([^>]+)>: schema = .*")
@@ -244,12 +241,9 @@ def _partitioner(target: type[TosaLowering], compile_spec: Any, *, bodies: bool)
 def _untag_constants(module: GraphModule, program: ExportedProgram, tags: set[str]) -> set[str]:
     """Take constants out of delegates that give nothing else, and return the tags of these."""
     outer = module is program.graph_module
-    varying: set[Node] = set()
-    for node in module.graph.nodes:
-        is_input = not outer or node.name in program.graph_signature.user_inputs
-        reads = not _SHAPE_ONLY.search(str(node.target)) and varying & set(node.all_input_nodes)
-        if reads or (node.op == "placeholder" and is_input):
-            varying.add(node)
+    given = module.graph.find_nodes(op="placeholder")
+    names = program.graph_signature.user_inputs
+    varying = depending_on(node for node in given if not outer or node.name in names)
     results = defaultdict(set)
     for node in module.graph.nodes:
         tag = node.meta.get(DELEGATION_TAG)

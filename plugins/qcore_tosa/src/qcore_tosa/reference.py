@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
@@ -223,7 +224,8 @@ class ReferenceRunner:
         }
 
     def __reduce__(self) -> Any:
-        return _read, (self.needs(),)
+        """Pickle what a file would hold."""
+        return partial(type(self).from_needs, **self.needs()), ()
 
     @contextmanager
     def session(self, buffer: bytes) -> Iterator[_ReferenceSession]:
@@ -242,21 +244,18 @@ class ReferenceRunner:
         del buffer
         data = self.program
         program = read_calls(data) if isinstance(data, bytes) else data
-        files = {g.name: f"{index}.tosa" for index, g in enumerate(self.graphs)}
-        graphs = {graph.name: graph for graph in self.graphs}
-        process = _ReferenceProcess({files[g.name]: g.tosa for g in self.graphs}, self.timeout_s)
+        graphs = {graph.name: (f"{i}.tosa", graph) for i, graph in enumerate(self.graphs)}
+        files = {file: graph.tosa for file, graph in graphs.values()}
+        process = _ReferenceProcess(files, self.timeout_s)
 
         def execute(name: str, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-            return graphs[name].execute(process, files[name], values)
+            file, graph = graphs[name]
+            return graph.execute(process, file, values)
 
         try:
             yield _ReferenceSession(program, initial_state(program), execute)
         finally:
             process.close()
-
-
-def _read(needs: dict[str, Any]) -> ReferenceRunner:
-    return ReferenceRunner.from_needs(**needs)
 
 
 def runner_of(saved: Saved) -> Runner:
