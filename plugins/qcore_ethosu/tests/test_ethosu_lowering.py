@@ -14,6 +14,7 @@ import torch
 from qcore.errors import LoweringError, RuntimeUnavailableError
 from qcore.lowering import LoweredProgram
 from qcore.report import REPORTS, schema
+from qcore.testing import Rounding
 from qcore_ethosu.lowering import lower_to_ethosu
 from qcore_ethosu.report import EthosUReport
 from qcore_executorch import import_executorch
@@ -213,6 +214,32 @@ def test_unknown_options_are_refused_with_those_there_are():
     program = torch.export.export(torch.nn.Linear(4, 4), (torch.rand(2, 4),))
     with pytest.raises(
         LoweringError,
-        match="no option 'cpu'. Did you mean 'allow_cpu'.* Its options: allow_cpu, timeout_s",
+        match="no option 'cpu'. Did you mean 'allow_cpu'.* options: allow_cpu, check, timeout_s",
     ):
         lower_to_ethosu(program, ethosu_spec(), cpu=True)
+
+
+def test_an_operator_that_is_wrong_on_the_npu_is_refused_by_name_and_may_run_on_the_cpu(
+    monkeypatch, convert
+):
+    class Maximum(torch.nn.Module):
+        def forward(self, x):
+            return torch.maximum(x.tanh(), x * 0.5) + x
+
+    visitor = import_executorch("executorch.backends.arm.operators.op_tosa_maximum").MaximumVisitor
+    right = visitor.define_node
+
+    def forgetting(self, node, graph, inputs, output):
+        right(self, node, graph, [inputs[0]] * 2, output)
+
+    monkeypatch.setattr(visitor, "define_node", forgetting, raising=False)
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    model, exported = convert(ethosu_spec(), Maximum(), [(x,)])
+    with pytest.raises(
+        LoweringError, match=r"computes something else.*\n  maximum.*dB to the.*\n.*allow_cpu=True"
+    ):
+        lower_to_ethosu(exported, ethosu_spec())
+    program = lower_to_ethosu(exported, ethosu_spec(), allow_cpu=True)
+    (mended,) = program.report.mended
+    assert mended.operator == "aten.maximum.default"
+    assert not Rounding.of_model(model, x).difference([program.run(x)])

@@ -39,7 +39,7 @@ def _lowered(
     model: nn.Module, x: torch.Tensor, scheme: str, target: str = "TOSA-1.0+INT+int16"
 ) -> Any:
     quantizer = TosaQuantizer(target).set_global(scheme)
-    return quantizer.lower(qcore.quantize(model.eval(), quantizer, [x]).model, (x,))
+    return quantizer.lower(qcore.quantize(model.eval(), quantizer, [x]).model, (x,), check=False)
 
 
 class _Residual(nn.Module):
@@ -207,3 +207,19 @@ def test_code_is_generated_between_the_passes(monkeypatch: pytest.MonkeyPatch) -
     spared = generated()
     _without(monkeypatch, "_PIPELINE")
     assert spared + 40 < generated()
+
+
+class _Clamped(_Residual):
+    """Its clamp has no bounds in the graph."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.hardtanh(self.conv(x), -1, 1)
+
+
+@pytest.mark.parametrize("name", ["_BOUNDS", "_CLAMPS"])
+def test_hardtanh_without_bounds_stops_the_lowering(monkeypatch, name):
+    model, x = _Clamped(), torch.rand(1, 4, 6, 6)
+    assert not _lowered(model, x, "8a8w", "TOSA-1.0+FP+INT").report.undelegated
+    _without(monkeypatch, name)
+    with pytest.raises(qcore.QcoreError, match="tuple index out of range"):
+        _lowered(model, x, "8a8w", "TOSA-1.0+FP+INT")

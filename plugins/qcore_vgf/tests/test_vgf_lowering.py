@@ -12,10 +12,11 @@ import attrs
 import pytest
 import torch
 
-from qcore.errors import LoweringError
+from qcore.errors import LoweringError, RuntimeUnavailableError
 from qcore.lowering import LoweredProgram
 from qcore_executorch import import_executorch
-from qcore_vgf.lowering import lower_to_vgf
+from qcore_vgf import lowering as vgf_lowering
+from qcore_vgf.lowering import VgfLowering, lower_to_vgf
 from qcore_vgf.runner import VgfRunner
 
 pytestmark = pytest.mark.slow
@@ -36,6 +37,19 @@ def test_a_program_is_one_delegate_and_runs_over_vulkan_as_the_converted_model(l
     assert program.report.is_fully_delegated
     assert program.report.delegates == 1
     torch.testing.assert_close(program.run(picture), model(picture), rtol=0, atol=0)
+
+
+def test_a_program_is_executed_when_it_is_made(lowered):
+    assert lowered[1].report.checked == "executed once and compared with the converted model"
+
+
+def test_without_a_vulkan_device_the_reference_model_checks(monkeypatch, lowered, picture):
+    def absent():
+        raise RuntimeUnavailableError("no device")
+
+    monkeypatch.setattr(vgf_lowering, "find_device", absent)
+    runner = VgfLowering("vgf").checker(lowered[1])
+    assert str(runner) == "Arm's TOSA reference model"
 
 
 def test_a_program_from_a_file_or_a_pickle_sets_vulkan_up_itself(lowered, picture, tmp_path):
@@ -196,7 +210,7 @@ def test_unknown_options_are_refused_with_those_there_are():
     program = torch.export.export(torch.nn.Linear(4, 4), (torch.rand(2, 4),))
     with pytest.raises(
         LoweringError,
-        match="no option 'thread'. Did you mean 'threads'.* Its options: threads, timeout_s",
+        match="no option 'thread'. Did you mean 'threads'.* Its options: check, threads, timeout_s",
     ):
         lower_to_vgf(program, vgf_spec(), thread=2)
 

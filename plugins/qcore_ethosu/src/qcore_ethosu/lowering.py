@@ -9,7 +9,6 @@ import attrs
 
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, check_options
-from qcore.report import LoweringReport
 from qcore_ethosu.compat.executorch import COMPILER
 from qcore_ethosu.program import EthosUProgram
 from qcore_ethosu.report import EthosUReport
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EthosULowering", "lower_to_ethosu"]
 
-_OPTIONS: Final = ("allow_cpu", "timeout_s")
+_OPTIONS: Final = ("allow_cpu", "check", "timeout_s")
 
 
 @attrs.define
@@ -43,10 +42,16 @@ class EthosULowering(TosaLowering):
         """Compile a TOSA graph with Vela."""
         return compile_with_vela(compile_, *args, **kwargs)
 
-    def program(self, lowered: LoweredProgram) -> LoweredProgram:
-        """Refuse what the NPU would leave to the CPU, and add Vela's figures."""
+    def lower(self, program: ExportedProgram) -> LoweredProgram:
+        """Lower a model, and refuse what the NPU would leave to the CPU."""
+        lowered = super().lower(program)
+        assert isinstance(lowered.report, EthosUReport)
         if not self.allow_cpu:
             _require_npu(lowered.report, self.compile_spec.target)
+        return lowered
+
+    def program(self, lowered: LoweredProgram) -> LoweredProgram:
+        """Add Vela's figures."""
         complete = super().program(lowered)
         assert isinstance(complete, EthosUProgram)
         fields = attrs.asdict(lowered.report, recurse=False)
@@ -61,8 +66,9 @@ def lower_to_ethosu(program: ExportedProgram, compile_spec: Any, **options: Any)
         program: The converted model, exported.
         compile_spec: ExecuTorch's ``EthosUCompileSpec``.
         **options: ``allow_cpu``, whether operators that the NPU lacks may stay in the program, for
-            ExecuTorch's kernels on the CPU (default: False); ``timeout_s``, the seconds that one
-            run of a graph on the reference model may take (default: 600).
+            ExecuTorch's kernels on the CPU (default: False); ``check=False`` leaves out executing
+            the program once, on the reference model; ``timeout_s``, the seconds that one run of a
+            graph there may take (default: 600).
 
     Returns:
         The program, with Vela's figures in its report.
@@ -74,14 +80,20 @@ def lower_to_ethosu(program: ExportedProgram, compile_spec: Any, **options: Any)
     """
     check_options("ethosu", options, _OPTIONS)
     require_vela()
-    lowered = EthosULowering(
-        "ethosu", compile_spec=compile_spec, allow_cpu=options.pop("allow_cpu", False)
-    ).lower(program)
+    options = {"check": True, **options}
+    lowered = EthosULowering("ethosu", compile_spec=compile_spec, **options).lower(program)
     assert isinstance(lowered, EthosUProgram)
-    return lowered.on_reference_model(**options)
+    return lowered
 
 
-def _require_npu(report: LoweringReport, target: str) -> None:
+def _require_npu(report: EthosUReport, target: str) -> None:
+    if report.mended:
+        nodes = "\n".join(f"  {node}" for node in report.mended)
+        raise LoweringError(
+            f"With these operators the program for {target} is not made, or computes something "
+            f"else than the quantized model:\n{nodes}\nReplace them by other operators, move them "
+            "out of the model, or lower with allow_cpu=True to run them on the CPU."
+        )
     if report.undelegated:
         nodes = "\n".join(f"  {node}" for node in report.undelegated)
         raise LoweringError(

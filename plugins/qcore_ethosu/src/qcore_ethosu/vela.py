@@ -17,6 +17,7 @@ import attrs
 
 from qcore.errors import LoweringError, RuntimeUnavailableError
 from qcore_ethosu.compat.executorch import VELA
+from qcore_executorch.mending import UnmendableError
 from qcore_tosa.artifacts import Compilation
 
 __all__ = ["VelaFigures", "compile_with_vela", "require_vela"]
@@ -104,7 +105,7 @@ class _Vela:
                 [*command, *arguments], capture_output=True, text=True, check=False
             )
             if done.returncode != 0:
-                raise LoweringError(_failure(done))
+                raise _failure(done)
             counts = json.loads(operators.read_text(encoding="utf-8"))
         self.figures = _read_summary(_output_folder(arguments), counts)
         return 0
@@ -115,19 +116,19 @@ def _output_folder(arguments: Sequence[str]) -> Path:
     return Path(next(item[len(flag) :] for item in arguments if item.startswith(flag)))
 
 
-def _failure(done: subprocess.CompletedProcess[str]) -> str:
+def _failure(done: subprocess.CompletedProcess[str]) -> LoweringError:
     lines = (done.stderr or done.stdout).strip().splitlines()
     said = "".join(f"\n  | {line}" for line in lines)
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        return f"Vela's process died of {name}; this process is unharmed.{said}"
+        return LoweringError(f"Vela's process died of {name}; this process is unharmed.{said}")
     if any(word in line for line in lines for word in _ABOUT_OPTIONS):
         errors = "".join(f"\n  | {line}" for line in lines if "error" in line.lower())
-        return (
+        return UnmendableError(
             "Vela refuses its options: mend system_config, memory_mode, config_ini or extra_flags. "
             f"`vela --help` and `vela --list-configs FILE` say what there is. Vela says:{errors}"
         )
-    return (
+    return LoweringError(
         "Vela refuses the graph. Look at it with the TOSA file that ExecuTorch writes to "
         f"compile_spec.dump_intermediate_artifacts_to(folder). Vela says:{said}"
     )

@@ -90,10 +90,34 @@ class ExecuTorchLowering:
         if self.executorch_config is None:
             _require_bounds(program_specs(program)[0], self.backend)
         if self.check:
-            return lower_checked(self._lower_once, program, self.backend)
-        return self._lower_once(program, Veto())
+            return lower_checked(self.lowered_once, program, self.backend, self.checker)
+        return self.lowered_once(program, Veto())
 
-    def _lower_once(self, program: ExportedProgram, veto: Veto | None) -> LoweredProgram:
+    def checker(self, program: LoweredProgram) -> Runner | None:
+        """Return what executes a program to check it; None where nothing does.
+
+        Args:
+            program: The program.
+
+        Returns:
+            Its runner.
+        """
+        return program.runner
+
+    def lowered_once(self, program: ExportedProgram, veto: Veto | None) -> LoweredProgram:
+        """Take a program through the steps once.
+
+        Args:
+            program: The converted model; changed.
+            veto: What the partitioners may not take; None for no partitioners at all.
+
+        Returns:
+            The program with its report.
+
+        Raises:
+            RuntimeUnavailableError: ExecuTorch is not installed.
+            LoweringError: A step fails.
+        """
         self._veto = veto
         clock = _Clock(self.backend)
         with (
@@ -194,7 +218,7 @@ class ExecuTorchLowering:
         from torch.fx import GraphModule
 
         exir = import_executorch()
-        partitioners = self._veto.over(self.partitioners) if self._veto is not None else []
+        partitioners = self.allowed(self.partitioners)
         constants = dict(self.constant_methods or {}) or None
         root = program.graph_module
         if not any(m is not root and isinstance(m, GraphModule) for m in root.modules()):
@@ -213,6 +237,17 @@ class ExecuTorchLowering:
         for partitioner in partitioners:
             edge = edge.to_backend(partitioner)
         return edge
+
+    def allowed(self, partitioners: Sequence[Any]) -> list[Any]:
+        """Keep partitioners from what is known to be wrong in a delegate.
+
+        Args:
+            partitioners: ExecuTorch's partitioners.
+
+        Returns:
+            Those to use.
+        """
+        return [] if self._veto is None else self._veto.over(partitioners)
 
     def on_partitioned(self, program: ExportedProgram) -> None:
         """Look at the partitioned program, with its delegates, before it is emitted.

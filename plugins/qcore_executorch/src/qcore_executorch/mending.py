@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import attrs
 
@@ -28,16 +28,20 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-    from qcore.lowering import LoweredProgram
+    from qcore.lowering import LoweredProgram, Runner
     from qcore_executorch.check import Reference
 
-__all__ = ["Attempt", "LowerOnce", "lower_checked", "search"]
+__all__ = ["Attempt", "LowerOnce", "UnmendableError", "lower_checked", "search"]
 
 _CULPRITS: Final = 4
 """So many are searched for; where there are more, everything before the last is left."""
 
 _LONGEST_S: Final = 180.0
 """Seconds of the search. What it has not cleared by then is left."""
+
+
+class UnmendableError(LoweringError):
+    """A lowering that fails whatever the delegates take."""
 
 
 class LowerOnce(Protocol):
@@ -51,6 +55,10 @@ class LowerOnce(Protocol):
             veto: What the partitioners may not take; None for no partitioners at all.
         """
         ...
+
+
+#: Takes a program and returns what executes it on this machine.
+Checker: TypeAlias = "Callable[[LoweredProgram], Runner | None]"
 
 
 @attrs.frozen
@@ -76,6 +84,7 @@ class _Checked:
 
     lower: LowerOnce
     source: ExportedProgram
+    checker: Checker
     reference: Reference | None = None
     #: Why a program was not compared, and what was said of the inputs.
     note: str = ""
@@ -87,7 +96,7 @@ class _Checked:
         taken = {} if veto is None else veto.taken
         try:
             program = self.lower(private_copy(self.source), veto)
-        except RuntimeUnavailableError:
+        except (RuntimeUnavailableError, UnmendableError):
             raise
         except Exception as error:
             return Attempt(None, _first_line(error), error, taken)
@@ -96,14 +105,15 @@ class _Checked:
 
     def symptom(self, program: LoweredProgram) -> str:
         """Execute a program once and say what is wrong with it."""
-        if program.runner is None:
+        runner = self.checker(program)
+        if runner is None:
             self.note = "not executed: no runtime on this machine"
             return ""
         if self.reference is None and not self.find_reference(program):
             return ""
         assert self.reference is not None
         try:
-            with program.runner.session(program.buffer) as session:
+            with runner.session(program.buffer) as session:
                 outputs = session.run(self.reference.inputs)
         except RuntimeUnavailableError as error:
             self.note = f"not executed: {_first_line(error)}"
@@ -112,7 +122,7 @@ class _Checked:
             if _UNFINISHED.search(str(error)):
                 self.note = f"not compared: {_first_line(error)}"
                 return ""
-            return _at_run(error, program)
+            return _at_run(error, runner)
         return self.reference.difference(outputs)
 
     def find_reference(self, program: LoweredProgram) -> bool:
@@ -130,21 +140,25 @@ class _Checked:
         return self.reference is not None
 
 
-def lower_checked(lower: LowerOnce, program: ExportedProgram, backend: str) -> LoweredProgram:
+def lower_checked(
+    lower: LowerOnce, program: ExportedProgram, backend: str, checker: Checker
+) -> LoweredProgram:
     """Lower a program, execute it, and leave to portable kernels what a delegate gets wrong.
 
     Args:
         lower: Lowers once.
         program: The converted model; left as it is.
         backend: Name of the backend, for messages.
+        checker: Takes a program, and returns what executes it; None where nothing does.
 
     Returns:
         The program; its report names what was left and why.
 
     Raises:
+        UnmendableError: It fails whatever the delegates take.
         LoweringError: No program is right, not even one without delegates.
     """
-    checked = _Checked(lower, program)
+    checked = _Checked(lower, program, checker)
     with quiet():
         first = checked.attempt({})
         best, refused = first, dict[str, str]()
@@ -252,7 +266,7 @@ def _first_bad(checked: _Checked) -> Node | None:
 def _fails_up_to(checked: _Checked, last: Node) -> bool:
     """Say whether the model that ends with a node fails without delegates."""
     try:
-        part = _Checked(checked.lower, _ending_with(checked.source, last.name))
+        part = _Checked(checked.lower, _ending_with(checked.source, last.name), checked.checker)
     except Exception:
         return False  # Nothing is known about it.
     return bool(part.attempt(None).symptom)
@@ -289,8 +303,8 @@ _UNFINISHED: Final = re.compile(r"did not finish")
 _SIGNAL: Final = re.compile(r"\bSIG[A-Z]+\b")
 
 
-def _at_run(error: RuntimeExecutionError, program: LoweredProgram) -> str:
-    names: Sequence[str] = getattr(program.runner, "backends", ())
+def _at_run(error: RuntimeExecutionError, runner: Runner) -> str:
+    names: Sequence[str] = getattr(runner, "backends", ())
     where = ", ".join(names) or "the runtime"
     found = _SIGNAL.search(str(error)) if isinstance(error, RuntimeCrashError) else None
     return f"{found.group()} in {where}" if found else f"refused at run: {_first_line(error)}"

@@ -21,17 +21,22 @@ from qcore_executorch import ExecuTorchLowering, import_executorch
 from qcore_executorch.compat.executorch import at_level
 from qcore_executorch.inspection import DELEGATION_TAG
 from qcore_executorch.kernels import portable_forms
+from qcore_executorch.mending import UnmendableError
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations
 from qcore_tosa.bodies import has_bodies, has_loops, passes_constants, put_back
+from qcore_tosa.clamps import round_before_clamps
 from qcore_tosa.compat.executorch import PARTITIONER, mended_passes, noted_rejections, untidied
 from qcore_tosa.compile_spec import check_compile_spec
 from qcore_tosa.constants import depending_on
 from qcore_tosa.dynamic import decompose_dynamic
 from qcore_tosa.limits import dynamic_size, miscomputed
 from qcore_tosa.program import TosaProgram
+from qcore_tosa.reference import TIMEOUT_S
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from qcore_executorch.veto import Veto
 
 __all__ = ["TosaLowering", "lower_to_tosa"]
 
@@ -50,6 +55,7 @@ class TosaLowering(ExecuTorchLowering):
 
     Attributes:
         compile_spec: ExecuTorch's compile specification of the target.
+        timeout_s: Longest time in seconds for each run of a graph on the reference model.
     """
 
     #: ExecuTorch's partitioner class, as ``module:class``.
@@ -66,20 +72,24 @@ class TosaLowering(ExecuTorchLowering):
     program_type: ClassVar[type[TosaProgram]] = TosaProgram
 
     compile_spec: Any = attrs.field(default=None, kw_only=True)
+    timeout_s: float = attrs.field(
+        default=TIMEOUT_S, validator=attrs.validators.gt(0), kw_only=True
+    )
     _compilations: Mapping[bytes, Compilation] = attrs.field(factory=dict, init=False)
     _partitioned: Any = attrs.field(default=None, init=False)
 
-    def lower(self, program: ExportedProgram) -> LoweredProgram:
-        """Lower a model, without ExecuTorch's passes that save permutes where they stop at it."""
+    def lowered_once(self, program: ExportedProgram, veto: Veto | None) -> LoweredProgram:
+        """Take a program through, without the passes that save permutes where they stop at it."""
         again = private_copy(program)
+        self._partitioned = None
         try:
-            return super().lower(program)
+            return super().lowered_once(program, veto)
         except LoweringError as error:
-            if self._partitioned is not None:
+            if self._partitioned is not None or isinstance(error, UnmendableError):
                 raise
             try:
                 with untidied():
-                    return super().lower(again)
+                    return super().lowered_once(again, veto)
             except LoweringError:
                 raise error from error.__cause__
 
@@ -110,9 +120,9 @@ class TosaLowering(ExecuTorchLowering):
     def rewritten(self, program: ExportedProgram) -> ExportedProgram:
         """Write dynamic layers as integer products between float operators."""
         if varies := dynamic_size(program.graph, self.backend):
-            raise LoweringError(varies)
+            raise UnmendableError(varies)
         self.compile_spec = _with_unsigned_io(program, self.compile_spec)
-        return decompose_dynamic(portable_forms(program))
+        return _as_compilers_take_it(portable_forms(program))
 
     def partitioned(self, program: ExportedProgram) -> Any:
         """Delegate what the compiler takes, and lower bodies apart where it does not take them."""
@@ -120,21 +130,19 @@ class TosaLowering(ExecuTorchLowering):
         whole = self.control_flow and spec.tosa_spec.support_extension("cf")
         loops = has_loops(program)
         if loops and not whole:
-            raise LoweringError(_no_loops(self.backend))
+            raise UnmendableError(_no_loops(self.backend))
         apart = has_bodies(program) and not loops and (not whole or passes_constants(program))
+        target = _without_control_flow(spec) if apart else spec
+        partitioner = _partitioner(type(self), target, bodies=not apart)
         edge = exir.to_edge_transform_and_lower(
             program,
-            partitioner=[
-                _partitioner(
-                    type(self), _without_control_flow(spec) if apart else spec, bodies=not apart
-                )
-            ],
+            partitioner=self.allowed([partitioner]),
             compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
         )
         if loops and has_loops(edge.exported_program()):
-            raise LoweringError(_no_loops(self.backend))
+            raise UnmendableError(_no_loops(self.backend))
         if apart:
-            put_back(edge, program, lambda body: self.partitioned(decompose_dynamic(body)))
+            put_back(edge, program, lambda body: self.partitioned(_as_compilers_take_it(body)))
         return edge
 
     def on_partitioned(self, program: ExportedProgram) -> None:
@@ -142,9 +150,10 @@ class TosaLowering(ExecuTorchLowering):
         self._partitioned = private_copy(program)
 
     def program(self, lowered: LoweredProgram) -> LoweredProgram:
-        """Add the TOSA graphs of the delegates."""
+        """Add the TOSA graphs of the delegates, and what executes them."""
         delegates = delegates_of(self._partitioned, self._compilations)
-        return self.program_type.of(lowered, partitioned=self._partitioned, delegates=delegates)
+        made = self.program_type.of(lowered, partitioned=self._partitioned, delegates=delegates)
+        return made if made.runner else made.on_reference_model(timeout_s=self.timeout_s)
 
 
 def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -> TosaProgram:
@@ -153,8 +162,9 @@ def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -
     Args:
         program: The converted model, exported.
         compile_spec: ExecuTorch's ``TosaCompileSpec``.
-        **options: ``timeout_s``, the seconds that one run of a graph on the reference model may
-            take (default: 600).
+        **options: ``check=False`` leaves out executing the program once and mending it;
+            ``timeout_s``, the seconds that one run of a graph on the reference model may take
+            (default: 600).
 
     Returns:
         The program.
@@ -165,13 +175,18 @@ def lower_to_tosa(program: ExportedProgram, compile_spec: Any, **options: Any) -
         QcoreError: The compile specification is a device's.
         RuntimeUnavailableError: ExecuTorch is not installed.
     """
-    check_options("tosa", options, ("timeout_s",))
+    check_options("tosa", options, ("check", "timeout_s"))
     specs = import_executorch("executorch.backends.arm.tosa.compile_spec")
     advice = "Lower with that backend's quantizer, or pass the specification 'TOSA-1.0+INT'."
     check_compile_spec("tosa", compile_spec, specs.TosaCompileSpec, advice)
-    lowered = TosaLowering("tosa", compile_spec=compile_spec).lower(program)
+    options = {"check": True, **options}
+    lowered = TosaLowering("tosa", compile_spec=compile_spec, **options).lower(program)
     assert isinstance(lowered, TosaProgram)
-    return lowered.on_reference_model(**options)
+    return lowered
+
+
+def _as_compilers_take_it(program: ExportedProgram) -> ExportedProgram:
+    return round_before_clamps(decompose_dynamic(program))
 
 
 def _no_loops(backend: str) -> str:

@@ -9,21 +9,22 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qcore.errors import LoweringError
-from qcore.lowering import LoweredProgram, check_options
+from qcore.errors import LoweringError, RuntimeUnavailableError
+from qcore.lowering import LoweredProgram, Runner, check_options
 from qcore_tosa.artifacts import Compilation
 from qcore_tosa.lowering import TosaLowering
 from qcore_tosa.reference import TIMEOUT_S
 from qcore_vgf.compat.executorch import COMPILER, CONVERTER
 from qcore_vgf.program import VgfProgram
 from qcore_vgf.runner import VgfRunner
+from qcore_vgf.vulkan import find_device
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 __all__ = ["CONVERTER_PATH", "VgfLowering", "lower_to_vgf"]
 
-_OPTIONS: Final = ("threads", "timeout_s")
+_OPTIONS: Final = ("check", "threads", "timeout_s")
 CONVERTER_PATH: Final = "MODEL_CONVERTER_PATH"
 
 
@@ -35,6 +36,15 @@ class VgfLowering(TosaLowering):
     constants = False  # ExecuTorch's runtime returns zeros for them.
     control_flow = False
     program_type = VgfProgram
+
+    def checker(self, program: LoweredProgram) -> Runner | None:
+        """Return the runtime over Vulkan, or the reference model where there is no device."""
+        try:
+            find_device()
+        except RuntimeUnavailableError:
+            assert isinstance(program, VgfProgram)
+            return program.on_reference_model().runner
+        return program.runner
 
     def compiled(self, compile_: Callable[..., bytes], *args: Any, **kwargs: Any) -> Compilation:
         """Convert a TOSA graph."""
@@ -56,9 +66,11 @@ def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) ->
     Args:
         program: The converted model, exported.
         compile_spec: ExecuTorch's ``VgfCompileSpec``.
-        **options: ``threads``, how many the portable kernels use (their default: all);
-            ``timeout_s``, the seconds that loading the program and one run of it may take
-            (default: 600, for the emulation is slow).
+        **options: ``check=False`` leaves out executing the program once, on Arm's emulation or,
+            where there is no Vulkan device, on the reference model, and mending it; ``threads``,
+            how many the portable kernels use (their default: all); ``timeout_s``, the seconds that
+            loading the program and one run of it may take (default: 600, for the emulation is
+            slow).
 
     Returns:
         The program.
@@ -69,8 +81,9 @@ def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) ->
         RuntimeUnavailableError: ExecuTorch or Arm's model converter is not installed.
     """
     check_options("vgf", options, _OPTIONS)
+    check = options.pop("check", True)
     runner = VgfRunner(backends=("VgfBackend",), **{"timeout_s": TIMEOUT_S, **options})
-    return VgfLowering("vgf", runner=runner, compile_spec=compile_spec).lower(program)
+    return VgfLowering("vgf", runner=runner, compile_spec=compile_spec, check=check).lower(program)
 
 
 def _converter() -> AbstractContextManager[None]:

@@ -108,6 +108,22 @@ _RESULTS: Final = Change(
     ["call_operator"],
     why="what becomes a table gives floats until it is one, and pooling that reads them stops.",
 )
+_BOUNDS: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}.convert_to_clamp_pass",
+    ["get_clamp_params"],
+    why="it reads the bounds of hardtanh, which are not there where they are the defaults.",
+)
+_CLAMPS: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}.fuse_quantized_activation_pass:FuseQuantizedActivationPass",
+    ["_is_fuseable_quantized_activation"],
+    why="it reads the lower bound of hardtanh, as above.",
+)
 _SCALES: Final = Change(
     __name__,
     "executorch",
@@ -220,6 +236,15 @@ def mended_passes() -> Iterator[None]:
     def limited(scales: Any, *width: Any) -> Any:
         return multipliers([min(scale, _LARGEST_SCALE) for scale in scales], *width)
 
+    (bounds,), (fusable,) = _BOUNDS.originals(), _CLAMPS.originals()
+
+    def with_defaults(op: Any, args: Any) -> Any:
+        return bounds(op, (*args, *(-1.0, 1.0)[len(args) - 1 :]))
+
+    def has_bounds(node: Any) -> bool:
+        bounded = operator_name(node) != "aten.hardtanh.default" or len(node.args) > 1
+        return bounded and bool(fusable(node))
+
     (split,) = _CONCATENATIONS.originals()
 
     def split_once(self: Any, node: Any, cat: Any) -> bool:
@@ -235,6 +260,8 @@ def mended_passes() -> Iterator[None]:
     with (
         _PIPELINE.applied(transformed),
         _RESULTS.applied(quantized),
+        _BOUNDS.applied(with_defaults),
+        _CLAMPS.applied(has_bounds),
         _SCALES.applied(limited),
         _CONCATENATIONS.applied(split_once),
         _MOVES[0].applied(_with_shapes(*_MOVES[0].originals(), up=True)),
