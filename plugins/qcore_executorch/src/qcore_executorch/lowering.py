@@ -90,19 +90,22 @@ class ExecuTorchLowering:
         if self.executorch_config is None:
             _require_bounds(program_specs(program)[0], self.backend)
         if self.check:
-            return lower_checked(self.lowered_once, program, self.backend, self.checker)
+            return lower_checked(self.lowered_once, program, self.backend, self.executed)
         return self.lowered_once(program, Veto())
 
-    def checker(self, program: LoweredProgram) -> Runner | None:
-        """Return what executes a program to check it; None where nothing does.
+    def executed(self, program: LoweredProgram, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Execute a program once, to check it.
 
         Args:
-            program: The program.
+            program: The program; it has a runner.
+            inputs: The flat arguments.
 
         Returns:
-            Its runner.
+            The flat outputs.
         """
-        return program.runner
+        assert program.runner is not None
+        with program.runner.session(program.buffer) as session:
+            return session.run(inputs)
 
     def lowered_once(self, program: ExportedProgram, veto: Veto | None) -> LoweredProgram:
         """Take a program through the steps once.

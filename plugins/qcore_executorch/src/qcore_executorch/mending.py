@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-    from qcore.lowering import LoweredProgram, Runner
+    from qcore.lowering import LoweredProgram
     from qcore_executorch.check import Reference
 
 __all__ = ["Attempt", "LowerOnce", "UnmendableError", "lower_checked", "search"]
@@ -57,8 +57,8 @@ class LowerOnce(Protocol):
         ...
 
 
-#: Takes a program and returns what executes it on this machine.
-Checker: TypeAlias = "Callable[[LoweredProgram], Runner | None]"
+#: Takes a program and its flat arguments, and returns its flat outputs.
+Execute: TypeAlias = "Callable[[LoweredProgram, Sequence[Any]], Sequence[Any]]"
 
 
 @attrs.frozen
@@ -84,7 +84,7 @@ class _Checked:
 
     lower: LowerOnce
     source: ExportedProgram
-    checker: Checker
+    execute: Execute
     reference: Reference | None = None
     #: Why a program was not compared, and what was said of the inputs.
     note: str = ""
@@ -105,16 +105,14 @@ class _Checked:
 
     def symptom(self, program: LoweredProgram) -> str:
         """Execute a program once and say what is wrong with it."""
-        runner = self.checker(program)
-        if runner is None:
+        if program.runner is None:
             self.note = "not executed: no runtime on this machine"
             return ""
         if self.reference is None and not self.find_reference(program):
             return ""
         assert self.reference is not None
         try:
-            with runner.session(program.buffer) as session:
-                outputs = session.run(self.reference.inputs)
+            outputs = self.execute(program, self.reference.inputs)
         except RuntimeUnavailableError as error:
             self.note = f"not executed: {_first_line(error)}"
             return ""
@@ -122,7 +120,7 @@ class _Checked:
             if _UNFINISHED.search(str(error)):
                 self.note = f"not compared: {_first_line(error)}"
                 return ""
-            return _at_run(error, runner)
+            return _at_run(error, program)
         return self.reference.difference(outputs)
 
     def find_reference(self, program: LoweredProgram) -> bool:
@@ -141,7 +139,7 @@ class _Checked:
 
 
 def lower_checked(
-    lower: LowerOnce, program: ExportedProgram, backend: str, checker: Checker
+    lower: LowerOnce, program: ExportedProgram, backend: str, execute: Execute
 ) -> LoweredProgram:
     """Lower a program, execute it, and leave to portable kernels what a delegate gets wrong.
 
@@ -149,7 +147,7 @@ def lower_checked(
         lower: Lowers once.
         program: The converted model; left as it is.
         backend: Name of the backend, for messages.
-        checker: Takes a program, and returns what executes it; None where nothing does.
+        execute: Executes a program that has a runner.
 
     Returns:
         The program; its report names what was left and why.
@@ -158,7 +156,7 @@ def lower_checked(
         UnmendableError: It fails whatever the delegates take.
         LoweringError: No program is right, not even one without delegates.
     """
-    checked = _Checked(lower, program, checker)
+    checked = _Checked(lower, program, execute)
     with quiet():
         first = checked.attempt({})
         best, refused = first, dict[str, str]()
@@ -266,7 +264,7 @@ def _first_bad(checked: _Checked) -> Node | None:
 def _fails_up_to(checked: _Checked, last: Node) -> bool:
     """Say whether the model that ends with a node fails without delegates."""
     try:
-        part = _Checked(checked.lower, _ending_with(checked.source, last.name), checked.checker)
+        part = _Checked(checked.lower, _ending_with(checked.source, last.name), checked.execute)
     except Exception:
         return False  # Nothing is known about it.
     return bool(part.attempt(None).symptom)
@@ -303,8 +301,8 @@ _UNFINISHED: Final = re.compile(r"did not finish")
 _SIGNAL: Final = re.compile(r"\bSIG[A-Z]+\b")
 
 
-def _at_run(error: RuntimeExecutionError, runner: Runner) -> str:
-    names: Sequence[str] = getattr(runner, "backends", ())
+def _at_run(error: RuntimeExecutionError, program: LoweredProgram) -> str:
+    names: Sequence[str] = getattr(program.runner, "backends", ())
     where = ", ".join(names) or "the runtime"
     found = _SIGNAL.search(str(error)) if isinstance(error, RuntimeCrashError) else None
     return f"{found.group()} in {where}" if found else f"refused at run: {_first_line(error)}"
