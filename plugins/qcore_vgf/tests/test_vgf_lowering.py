@@ -12,12 +12,10 @@ import attrs
 import pytest
 import torch
 
-from qcore.errors import LoweringError, RuntimeUnavailableError
+from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram
 from qcore_executorch import import_executorch
-from qcore_vgf import lowering as vgf_lowering
-from qcore_vgf import runner as vgf_runner
-from qcore_vgf.lowering import VgfLowering, lower_to_vgf
+from qcore_vgf.lowering import lower_to_vgf
 from qcore_vgf.runner import VgfRunner
 
 pytestmark = pytest.mark.slow
@@ -42,36 +40,6 @@ def test_a_program_is_one_delegate_and_runs_over_vulkan_as_the_converted_model(l
 
 def test_a_program_is_executed_when_it_is_made(lowered):
     assert lowered[1].report.checked == "executed once and compared with the converted model"
-
-
-@pytest.mark.parametrize(("quick_s", "asked"), [(600.0, True), (0.0, False)])
-def test_the_device_is_asked_where_the_reference_model_is_quick(
-    monkeypatch, lowered, picture, quick_s, asked
-):
-    model, program = lowered
-    monkeypatch.setattr(vgf_lowering, "_QUICK_S", quick_s)
-    runs = []
-
-    class Noting(VgfRunner):
-        def session(self, buffer):
-            runs.append(buffer)
-            return super().session(buffer)
-
-    noting = attrs.evolve(program, runner=Noting(backends=("VgfBackend",)))
-    (output,) = VgfLowering("vgf").executed(noting, [picture])
-    assert bool(runs) is asked
-    torch.testing.assert_close(output, model(picture), rtol=0, atol=0)
-
-
-def test_without_a_device_the_reference_model_checks(monkeypatch, lowered, picture):
-    def absent():
-        raise RuntimeUnavailableError("no device")
-
-    model, program = lowered
-    monkeypatch.setattr(vgf_lowering, "_QUICK_S", 600.0)
-    monkeypatch.setattr(vgf_runner, "vulkan_environment", absent)
-    (output,) = VgfLowering("vgf").executed(program, [picture])
-    torch.testing.assert_close(output, model(picture), rtol=0, atol=0)
 
 
 def test_a_program_from_a_file_or_a_pickle_sets_vulkan_up_itself(lowered, picture, tmp_path):

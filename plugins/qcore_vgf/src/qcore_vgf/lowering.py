@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qcore.errors import LoweringError, RuntimeUnavailableError
+from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, check_options
 from qcore_tosa.artifacts import Compilation
 from qcore_tosa.lowering import TosaLowering
@@ -26,8 +25,6 @@ __all__ = ["CONVERTER_PATH", "VgfLowering", "lower_to_vgf"]
 
 _OPTIONS: Final = ("check", "threads", "timeout_s")
 CONVERTER_PATH: Final = "MODEL_CONVERTER_PATH"
-# An emulated run takes several times as long, and is to cost little beside the lowering.
-_QUICK_S: Final = 0.2
 
 
 class VgfLowering(TosaLowering):
@@ -40,14 +37,9 @@ class VgfLowering(TosaLowering):
     program_type = VgfProgram
 
     def executed(self, program: LoweredProgram, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Execute a program on the reference model and, where that is quick, over Vulkan."""
+        """Execute a program on the reference model: emulating Vulkan takes seconds to begin."""
         assert isinstance(program, VgfProgram)
-        start = time.perf_counter()
-        outputs = super().executed(program.on_reference_model(), inputs)
-        if time.perf_counter() - start < _QUICK_S:
-            with suppress(RuntimeUnavailableError):
-                return super().executed(program, inputs)
-        return outputs
+        return super().executed(program.on_reference_model(), inputs)
 
     def compiled(self, compile_: Callable[..., bytes], *args: Any, **kwargs: Any) -> Compilation:
         """Convert a TOSA graph."""
@@ -69,10 +61,10 @@ def lower_to_vgf(program: ExportedProgram, compile_spec: Any, **options: Any) ->
     Args:
         program: The converted model, exported.
         compile_spec: ExecuTorch's ``VgfCompileSpec``.
-        **options: ``check=False`` leaves out executing the program once and mending it: on the
-            reference model and, where that is quick, on the Vulkan device; ``threads``, how many
-            the portable kernels use (their default: all); ``timeout_s``, the seconds that loading
-            the program and one run of it may take (default: 600, for the emulation is slow).
+        **options: ``check=False`` leaves out executing the program once, on the reference model,
+            and mending it; ``threads``, how many the portable kernels use (their default: all);
+            ``timeout_s``, the seconds that loading the program and one run of it may take
+            (default: 600, for the emulation is slow).
 
     Returns:
         The program.
