@@ -49,7 +49,8 @@ def write_whole(
     """Write a file, whole or not at all.
 
     Args:
-        path: The file; replaced where it exists.
+        path: The file; replaced where it exists. What a link points to is, and the link stays; a
+            device or a pipe is written to.
         data: Its bytes.
         what: What it holds, for messages, such as "the program".
         example: A file name, for the message about a folder.
@@ -74,6 +75,10 @@ def write_whole(
 
 
 def _replace(target: Path, data: bytes) -> None:
+    target = target.resolve()
+    if target.exists() and not target.is_file():
+        target.write_bytes(data)
+        return
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         fresh.write_bytes(data)

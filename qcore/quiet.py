@@ -19,6 +19,8 @@ _RARELY = (200_000, 20, 20)
 _LIBRARIES = {"torch", "torchao"}
 # They stand in for a library whose C code they call back from.
 _GO_BETWEENS = ("copyreg", "functools", "contextlib", "importlib", "<frozen importlib")
+# Said at every import, of names that torchao registers; nothing can be done about it here.
+_IDLE = ("torch.utils._pytree",)
 _QUIET = ContextVar("quiet", default=False)
 _WARNED = ContextVar("warned", default="")
 
@@ -37,6 +39,8 @@ class _LibraryNoise(logging.Filter):
         by_name = record.name.split(".")[0] in _LIBRARIES
         if not by_name and not any(f"site-packages/{name}/" in path for name in _LIBRARIES):
             return True
+        if record.name in _IDLE:
+            return False
         with suppress(Exception):  # Whose arguments do not fit is not heard of without us, either.
             HIDDEN.append(f"{record.levelname} {record.name}: {record.getMessage()}")
         return False

@@ -1,0 +1,14 @@
+"""Random models, all the way; ``make fuzz`` takes as many as there is time for."""
+
+from __future__ import annotations
+
+import pytest
+
+from qcore.testing.fuzz import RandomModels
+
+pytestmark = pytest.mark.slow
+
+
+class TestSourceQuantized(RandomModels):
+    backend = "vulkan"
+    flow = "quantize_"
