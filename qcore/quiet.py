@@ -21,6 +21,8 @@ _LIBRARIES = {"torch", "torchao"}
 _GO_BETWEENS = ("copyreg", "functools", "contextlib", "importlib", "<frozen importlib")
 # Said at every import, of names that torchao registers; nothing can be done about it here.
 _IDLE = ("torch.utils._pytree",)
+# Logged as an error, and raised, too: whoever catches that says what there is to say.
+_RAISED = ("torch._subclasses.fake_tensor",)
 _QUIET = ContextVar("quiet", default=False)
 _WARNED = ContextVar("warned", default="")
 
@@ -32,15 +34,18 @@ class _LibraryNoise(logging.Filter):
     """Drops what a library logs below the level of an error in a thread that is quiet."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.ERROR or not _QUIET.get():
+        raised = record.name in _RAISED
+        if not _QUIET.get() or (record.levelno >= logging.ERROR and not raised):
             return True
         # Libraries also log through the root logger, where only the path tells who spoke.
         path = record.pathname.replace("\\", "/")
         by_name = record.name.split(".")[0] in _LIBRARIES
         if not by_name and not any(f"site-packages/{name}/" in path for name in _LIBRARIES):
             return True
-        if record.name in _IDLE:
+        # Each handler asks about a record.
+        if record.name in _IDLE or hasattr(record, "kept_by_qcore"):
             return False
+        record.kept_by_qcore = True
         with suppress(Exception):  # Whose arguments do not fit is not heard of without us, either.
             HIDDEN.append(f"{record.levelname} {record.name}: {record.getMessage()}")
         return False

@@ -113,6 +113,18 @@ def test_a_librarys_log_is_hidden_from_the_thread_that_is_quiet_only(
     assert caplog.messages == ["shown"]
 
 
+def test_an_error_that_is_raised_too_is_kept_and_others_are_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    HIDDEN.clear()
+    with quiet():
+        logging.getLogger("torch._subclasses.fake_tensor").error("raised, too")
+        logging.getLogger("torchao.somewhere").error("shown")
+    assert caplog.messages == ["shown"]
+    assert list(HIDDEN) == ["ERROR torch._subclasses.fake_tensor: raised, too"]
+    HIDDEN.clear()
+
+
 @pytest.mark.parametrize("first_to_leave", [0, 1])
 def test_threads_that_overlap_leave_warnings_and_the_garbage_collector_as_they_were(
     first_to_leave: int,
