@@ -41,7 +41,8 @@ def lowered(
     for name, scheme in rules.items():
         quantizer.set_module_name(name, scheme)
     result = qcore.quantize(model.eval(), quantizer, [*samples, *(s * 0.9 for s in samples)])
-    return quantizer.lower(result.model, (X,), **options), Rounding.of_model(result.model, X)
+    x = samples[0]
+    return quantizer.lower(result.model, (x,), **options), Rounding.of_model(result.model, x)
 
 
 def forget_operand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,3 +137,18 @@ def test_hardtanh_may_have_its_own_limits_behind_a_layer(rules):
     program, expected = lowered(Clamped(), rules=rules)
     assert (program.report.mended, program.report.delegates) == ((), 1)
     assert not expected.difference([program.run(X)])
+
+
+def test_a_form_that_negates_rescales():
+    class Sloped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prelu = nn.PReLU()
+
+        def forward(self, x):
+            return self.prelu(nn.functional.avg_pool1d(x, 2))
+
+    # Means are smaller than what they share the range of.
+    x = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+    program, _ = lowered(Sloped(), samples=[x, x.flip(0)])
+    assert (program.report.mended, program.report.delegates) == ((), 1)

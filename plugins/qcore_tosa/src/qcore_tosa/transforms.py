@@ -72,6 +72,8 @@ def decompose(model: GraphModule, plan: QuantizationPlan, spec: ArmCompileSpec) 
     refuse_written_buffers(model)
     fold_constants(model, plan)
     in_quantizable_forms(model, plan, TABLE, TOSA_FORMS, composites=True)
+    # Some of these forms negate.
+    in_quantizable_forms(model, plan, TABLE, {aten.neg.default: TOSA_FORMS[aten.neg.default]})
     _pool_in_two_dimensions(model, plan)
     explicit_pool_strides(model)
     clamps_to_hardtanh(model, plan, after=_FUSED)
