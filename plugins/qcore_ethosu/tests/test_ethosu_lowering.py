@@ -7,17 +7,21 @@ import pickle
 import subprocess
 import sys
 
+import attrs
 import jsonschema
 import pytest
 import torch
 
+import qcore
 from qcore.errors import LoweringError, RuntimeUnavailableError
 from qcore.lowering import LoweredProgram
 from qcore.report import REPORTS, schema
 from qcore.testing import Rounding
+from qcore_ethosu import EthosUQuantizer
 from qcore_ethosu.lowering import lower_to_ethosu
 from qcore_ethosu.report import EthosUReport
 from qcore_executorch import import_executorch
+from qcore_tosa.compat import executorch as compat
 
 pytestmark = pytest.mark.slow
 
@@ -243,3 +247,22 @@ def test_an_operator_that_is_wrong_on_the_npu_is_refused_by_name_and_may_run_on_
     (mended,) = program.report.mended
     assert mended.operator == "aten.maximum.default"
     assert not Rounding.of_model(model, x).difference([program.run(x)])
+
+
+def test_a_kernel_that_equals_another_constant_compiles(monkeypatch):
+    class Equal(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.batch, self.group = torch.nn.BatchNorm2d(4), torch.nn.GroupNorm(1, 4)
+
+        def forward(self, x):
+            return self.batch(x), self.group(x)
+
+    random = torch.Generator().manual_seed(0)
+    x, other = (torch.randn(2, 4, 8, 8, generator=random) for _ in range(2))
+    quantizer = EthosUQuantizer(ethosu_spec("ethos-u85-256")).set_global("8a8w")
+    model = qcore.quantize(Equal().eval(), quantizer, [x, other]).model
+    assert not quantizer.lower(model, (x,)).report.undelegated
+    monkeypatch.setattr(compat, "_EQUALS", attrs.evolve(compat._EQUALS, only="<0"))
+    with pytest.raises(LoweringError, match="Vela refuses the graph"):
+        quantizer.lower(model, (x,), check=False)

@@ -108,6 +108,14 @@ _RESULTS: Final = Change(
     ["call_operator"],
     why="what becomes a table gives floats until it is one, and pooling that reads them stops.",
 )
+_EQUALS: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    f"{_PASSES}.fuse_equal_placeholders_pass:FuseEqualPlaceholdersPass",
+    ["_get_param_key"],
+    why="Vela stops where the kernel of a convolution is what another operator reads, too.",
+)
 _BOUNDS: Final = Change(
     __name__,
     "executorch",
@@ -245,6 +253,13 @@ def mended_passes() -> Iterator[None]:
         bounded = operator_name(node) != "aten.hardtanh.default" or len(node.args) > 1
         return bounded and bool(fusable(node))
 
+    (identify,) = _EQUALS.originals()
+
+    def by_use(self: Any, node: Any, *args: Any, **kwargs: Any) -> Any:
+        found = identify(self, node, *args, **kwargs)
+        is_kernel = any("CONV" in operator_name(u) and u.args[1] is node for u in node.users)
+        return found and ((*found[0], is_kernel), found[1])
+
     (split,) = _CONCATENATIONS.originals()
 
     def split_once(self: Any, node: Any, cat: Any) -> bool:
@@ -260,6 +275,7 @@ def mended_passes() -> Iterator[None]:
     with (
         _PIPELINE.applied(transformed),
         _RESULTS.applied(quantized),
+        _EQUALS.applied(by_use),
         _BOUNDS.applied(with_defaults),
         _CLAMPS.applied(has_bounds),
         _SCALES.applied(limited),
