@@ -6,14 +6,14 @@ only, knows views but no squeezes, slices but no splits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Final
 
 import torch
 from torch.fx import GraphModule, Node
 
-from qcore.annotation.forms import FORMS, Form, Written
+from qcore.annotation.forms import FORMS, Form, Written, always
 from qcore.graph import argument_of, each_dimension, is_float_tensor, tensor_value
 
 __all__ = ["XNNPACK_FORMS", "static_shape"]
@@ -61,6 +61,94 @@ def _slices(model: GraphModule, node: Node) -> Written | None:
         return None
     bounds = list(pairwise(accumulate(sizes, initial=0)))
     return Written(lambda x, *_: tuple(aten.slice.Tensor(x, axis, *bound) for bound in bounds))
+
+
+def _piece(model: GraphModule, node: Node) -> Written | None:
+    """Write the choice of one position, or of several in a row, as a slice."""
+    source, shape = tensor_value(node.args[0]), static_shape(node.meta["val"].shape)
+    dim, first, *length = node.args[1:]
+    size = None if source is None else source.shape[dim]
+    if shape is None or not is_float_tensor(node) or not isinstance(size, int):
+        return None
+    if not isinstance(first, int) or not all(isinstance(count, int) for count in length):
+        return None
+    start: int = first % size if first < 0 else first
+    end = start + (length[0] if length else 1)
+    return Written(lambda x, *_: aten.slice.Tensor(x, dim, start, end).reshape(shape))
+
+
+def _unbound(model: GraphModule, node: Node) -> Written | None:
+    parts, axis = node.meta["val"], argument_of(node, "dim", 0)
+    shape = static_shape(parts[0].shape)
+    if shape is None or not is_float_tensor(node.args[0]):
+        return None
+
+    def unbound(x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
+        slices = (aten.slice.Tensor(x, axis, at, at + 1) for at in range(len(parts)))
+        return tuple(part.reshape(shape) for part in slices)
+
+    return Written(unbound)
+
+
+def _permuted(model: GraphModule, node: Node) -> Written | None:
+    """Write what exchanges dimensions as ``permute``: the sizes of a probe tell them apart."""
+    source: Any = tensor_value(node.args[0])
+    target: Any = node.target
+    if source is None or not is_float_tensor(node):
+        return None
+    probe = torch.empty(*range(1, source.dim() + 1), device="meta")
+    order = [size - 1 for size in target(probe, *node.args[1:], **node.kwargs).shape]
+    return Written(lambda x, *_, **__: x.permute(order))
+
+
+def _concatenated(dims: Mapping[int, int]) -> Form:
+    """Return the form of an operator that joins along a dimension given by the rank."""
+
+    def form(model: GraphModule, node: Node) -> Written | None:
+        tensors: Any = node.args[0]
+        ranks = {value.dim() if (value := tensor_value(t)) is not None else 0 for t in tensors}
+        dim = dims.get(min(max(ranks), 2)) if len(ranks) == 1 else None
+        if dim is None or not is_float_tensor(node):
+            return None
+        return Written(lambda tensors: torch.cat(tensors, dim))
+
+    return form
+
+
+def _stacked(model: GraphModule, node: Node) -> Written | None:
+    dim, value = argument_of(node, "dim", 0), tensor_value(node)
+    if value is None or not is_float_tensor(node):
+        return None
+    dim %= value.dim()
+    shape = static_shape([*value.shape[:dim], 1, *value.shape[dim + 1 :]])
+    if shape is None:
+        return None
+    return Written(lambda tensors, *_: torch.cat([t.reshape(shape) for t in tensors], dim))
+
+
+def _by_number(model: GraphModule, node: Node) -> Written | None:
+    source, divisor = node.args
+    if not isinstance(divisor, (int, float)) or not divisor or not is_float_tensor(source):
+        return None
+    return Written(lambda x, _: x * (1.0 / divisor))
+
+
+def _negated(model: GraphModule, node: Node) -> Written | None:
+    return Written(lambda x: x * -1.0) if is_float_tensor(node) else None
+
+
+def _shuffled(model: GraphModule, node: Node) -> Written | None:
+    source, factor = tensor_value(node.args[0]), node.args[1]
+    shape = static_shape(node.meta["val"].shape)
+    if source is None or shape is None or source.dim() != 4 or not is_float_tensor(node):
+        return None
+    batch, _, height, width = static_shape(source.shape) or shape
+
+    def shuffled(x: torch.Tensor, *_: Any) -> torch.Tensor:
+        parts = x.reshape([batch, shape[1], factor, factor, height, width])
+        return parts.permute([0, 1, 4, 2, 5, 3]).reshape(shape)
+
+    return Written(shuffled)
 
 
 def _reflected(size: int, low: int, high: int) -> list[tuple[int, int]]:
@@ -130,6 +218,18 @@ def _pool_of_rows(model: GraphModule, node: Node) -> Written | None:
     return Written(pool)
 
 
+_EXCHANGES: Final = (
+    aten.mT.default,
+    aten.adjoint.default,
+    aten.numpy_T.default,
+    aten.swapaxes.default,
+    aten.swapdims.default,
+    aten.movedim.int,
+    aten.movedim.intlist,
+    aten.moveaxis.int,
+    aten.moveaxis.intlist,
+)
+
 _POOLING: Final = ("kernel_size", "stride", "padding", "dilation")
 
 
@@ -150,6 +250,20 @@ XNNPACK_FORMS: Final[dict[Any, Form]] = {
     aten.chunk.default: _slices,
     aten.split.Tensor: _slices,
     aten.split_with_sizes.default: _slices,
+    aten.tensor_split.sections: _slices,
+    aten.tensor_split.indices: _slices,
+    aten.select.int: _piece,
+    aten.narrow.default: _piece,
+    aten.unbind.int: _unbound,
+    **dict.fromkeys((aten.unflatten.int, aten.view_as.default, aten.ravel.default), _view),
+    **dict.fromkeys(_EXCHANGES, _permuted),
+    aten.stack.default: _stacked,
+    **dict.fromkeys((aten.concat.default, aten.concatenate.default), always(torch.cat)),
+    aten.hstack.default: _concatenated({1: 0, 2: 1}),
+    aten.vstack.default: _concatenated({2: 0}),
+    aten.pixel_shuffle.default: _shuffled,
+    aten.div.Tensor: _by_number,
+    aten.neg.default: _negated,
     aten.pad.default: _joined,
     aten.max_pool1d.default: _pool_of_rows,
     aten.dropout.default: _no_dropout,
