@@ -7,6 +7,7 @@ timed in alternation, on one thread each. ``--write`` puts the table into README
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import sys
 import tempfile
@@ -194,8 +195,10 @@ def onnxruntime_s(
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     exported, prepared, quantized = (folder / f"{i}.onnx" for i in range(3))
     torch.onnx.export(model, (unseen[0],), exported, dynamo=False, input_names=["x"])
+    logging.disable(logging.INFO)
     quant_pre_process(exported, prepared)
     quantize_static(prepared, quantized, Reader(), per_channel=True)
+    logging.disable(logging.NOTSET)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(quantized, options)

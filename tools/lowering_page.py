@@ -83,7 +83,8 @@ def received(
     recording: Any = type(backend.__name__, (backend,), {"lower": qcore.hookimpl(lower)})
     quantizer = qcore.Quantizer(recording(), "recording")
     if scheme:
-        model = qcore.quantize(model, quantizer.set_global(scheme), [inputs]).model
+        samples = [inputs, tuple(value * 0.9 for value in inputs)]
+        model = qcore.quantize(model, quantizer.set_global(scheme), samples).model
     with contextlib.suppress(_Received):
         quantizer.lower(model, inputs)
     return programs[0]
