@@ -48,7 +48,8 @@ class ExecuTorchLowering:
 
     What no partitioner takes stays in the program and runs on ExecuTorch's kernels. A backend makes
     one with its partitioners and its runner, or a subclass that overrides steps:
-    :meth:`rewritten`, :meth:`partitioned`, :meth:`emitted`, :meth:`program`, :meth:`around`.
+    :meth:`rewritten`, :meth:`partitioned`, :meth:`emitted`, :meth:`program`, :meth:`executed`,
+    :meth:`around`.
 
     Attributes:
         backend: Name of the backend, for the program, its report and messages.

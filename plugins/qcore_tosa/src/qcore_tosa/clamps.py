@@ -22,8 +22,8 @@ _CLAMPS: Final = (aten.relu.default, aten.hardtanh.default)
 def round_before_clamps(program: ExportedProgram) -> ExportedProgram:
     """Round what a layer gives before its clamp, too, where the clamp stays an operator.
 
-    ExecuTorch's passes drop a clamp where the smallest integer stands for 0. It does not where the
-    range is shared with values below 0; there they keep the clamp, and find no range for the layer.
+    ExecuTorch's passes drop a clamp where the smallest integer stands for 0. Where the range is
+    shared with values below 0, it does not: the clamp is kept, and no range is found for the layer.
     Both roundings have one grid, so the values are the same.
 
     Args:
@@ -37,6 +37,8 @@ def round_before_clamps(program: ExportedProgram) -> ExportedProgram:
 
 def _is_kept(clamp: Node) -> bool:
     if clamp.target not in _CLAMPS or not all(map(_is_rounding, clamp.users)):
+        return False
+    if len({user.args[1:] for user in clamp.users}) != 1:
         return False
     layer: Any = clamp.args[0]
     reads = layer.all_input_nodes
