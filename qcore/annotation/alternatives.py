@@ -25,6 +25,8 @@ _KINDS: Final = tuple(
         "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d",
         "batch_norm layer_norm group_norm instance_norm rms_norm",
         "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d",
+        "cat stack",
+        "reshape view flatten unflatten squeeze unsqueeze",
         "mul div",
     )
 )
