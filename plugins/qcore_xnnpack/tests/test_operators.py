@@ -96,7 +96,6 @@ CASES: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
     "cat, concat": after_conv(lambda y: torch.concat([y, y.relu()], 1)),
     "cat, hstack": after_conv(lambda y: torch.hstack([y, y.relu()])),
     "cat, vstack": after_conv(lambda y: torch.vstack([y, y.relu()])),
-    "mul, a division by a number": after_conv(lambda y: y / 3),
     "mul, a negation": after_conv(lambda y: -y),
     "slice, roll": after_conv(lambda y: y.roll((1, -2), (2, 3))),
     "chunk": after_conv(lambda y: torch.add(*y.chunk(2, 1))),

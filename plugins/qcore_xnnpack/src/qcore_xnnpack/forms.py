@@ -126,13 +126,6 @@ def _stacked(model: GraphModule, node: Node) -> Written | None:
     return Written(lambda tensors, *_: torch.cat([t.reshape(shape) for t in tensors], dim))
 
 
-def _by_number(model: GraphModule, node: Node) -> Written | None:
-    source, divisor = node.args
-    if not isinstance(divisor, (int, float)) or not divisor or not is_float_tensor(source):
-        return None
-    return Written(lambda x, _: x * (1.0 / divisor))
-
-
 def _negated(model: GraphModule, node: Node) -> Written | None:
     return Written(lambda x: x * -1.0) if is_float_tensor(node) else None
 
@@ -262,7 +255,6 @@ XNNPACK_FORMS: Final[dict[Any, Form]] = {
     aten.hstack.default: _concatenated({1: 0, 2: 1}),
     aten.vstack.default: _concatenated({2: 0}),
     aten.pixel_shuffle.default: _shuffled,
-    aten.div.Tensor: _by_number,
     aten.neg.default: _negated,
     aten.pad.default: _joined,
     aten.max_pool1d.default: _pool_of_rows,
