@@ -79,7 +79,6 @@ CASES: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
     "slice": after_conv(lambda y: y[:, 2:5]),
     "slice, select": after_conv(lambda y: y[:, -1]),
     "slice, narrow": after_conv(lambda y: y.narrow(1, 2, 3)),
-    "slice, unbind": after_conv(lambda y: torch.add(*y[:, :2].unbind(1))),
     "slice, tensor_split": after_conv(lambda y: torch.add(*y.tensor_split(2, 1))),
     "view, unflatten": after_conv(lambda y: y.unflatten(1, (2, 4))),
     "view, view_as": after_conv(lambda y: y.view_as(y.flatten(2))),

@@ -77,19 +77,6 @@ def _piece(model: GraphModule, node: Node) -> Written | None:
     return Written(lambda x, *_: aten.slice.Tensor(x, dim, start, end).reshape(shape))
 
 
-def _unbound(model: GraphModule, node: Node) -> Written | None:
-    parts, axis = node.meta["val"], argument_of(node, "dim", 0)
-    shape = static_shape(parts[0].shape)
-    if shape is None or not is_float_tensor(node.args[0]):
-        return None
-
-    def unbound(x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
-        slices = (aten.slice.Tensor(x, axis, at, at + 1) for at in range(len(parts)))
-        return tuple(part.reshape(shape) for part in slices)
-
-    return Written(unbound)
-
-
 def _permuted(model: GraphModule, node: Node) -> Written | None:
     """Write what exchanges dimensions as ``permute``: the sizes of a probe tell them apart."""
     source: Any = tensor_value(node.args[0])
@@ -247,7 +234,6 @@ XNNPACK_FORMS: Final[dict[Any, Form]] = {
     aten.tensor_split.indices: _slices,
     aten.select.int: _piece,
     aten.narrow.default: _piece,
-    aten.unbind.int: _unbound,
     **dict.fromkeys((aten.unflatten.int, aten.view_as.default, aten.ravel.default), _view),
     **dict.fromkeys(_EXCHANGES, _permuted),
     aten.stack.default: _stacked,
