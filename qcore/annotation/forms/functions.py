@@ -24,6 +24,11 @@ def _prelu(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return functional.relu(x) - slope * functional.relu(-x)
 
 
+def _negated(model: GraphModule, node: Node) -> Written | None:
+    # XNNPACK has no integer negation; TOSA's does not rescale, nor does ExecuTorch's lowering.
+    return Written(lambda x: x * -1.0) if is_float_tensor(node) else None
+
+
 def _softplus(x: torch.Tensor, beta: float = 1, threshold: float = 20) -> torch.Tensor:
     # Of values between 0 and 1, where exp(x) would need a range that leaves none for small ones.
     del threshold
@@ -148,6 +153,7 @@ FUNCTION_FORMS: Final[dict[Any, Form]] = {
     aten.erfc.default: _erfc,
     aten.rsub.Scalar: _difference,
     aten.square.default: always(lambda x: x * x),
+    aten.neg.default: _negated,
     aten.prelu.default: always(_prelu),
     aten.softplus.default: always(_softplus),
     aten.mish.default: always(_mish),

@@ -12,7 +12,6 @@ from qcore.annotation.forms import FORMS, Form, Written, always
 from qcore.graph import (
     argument_of,
     each_dimension,
-    is_float_tensor,
     positions_are_used,
     tensor_attribute,
     tensor_value,
@@ -166,11 +165,6 @@ def _windows(x: torch.Tensor, dim: int, size: int, step: int) -> torch.Tensor:
     return windows.permute([*order, dim + 1])
 
 
-def _negated(model: GraphModule, node: Node) -> Written | None:
-    # TOSA's negation does not rescale, and ExecuTorch's lowering does not do it either.
-    return Written(lambda x: x * -1.0) if is_float_tensor(node) else None
-
-
 def _adaptive_max(model: GraphModule, node: Node) -> Written | None:
     """Write it as one pooling where its windows have one size, else window by window."""
     whole = FORMS[node.target](model, node)
@@ -196,7 +190,6 @@ TOSA_FORMS: Final[dict[Any, Form]] = {
     aten.cumsum.default: _running_sums,
     aten.index.Tensor: _index,
     aten.masked_fill.Scalar: always(_masked_fill),
-    aten.neg.default: _negated,
     aten.conv_transpose1d.default: _transposed,
     aten.conv_transpose2d.input: _transposed,
     aten.threshold.default: always(_threshold),

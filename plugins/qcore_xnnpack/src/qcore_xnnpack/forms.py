@@ -113,10 +113,6 @@ def _stacked(model: GraphModule, node: Node) -> Written | None:
     return Written(lambda tensors, *_: torch.cat([t.reshape(shape) for t in tensors], dim))
 
 
-def _negated(model: GraphModule, node: Node) -> Written | None:
-    return Written(lambda x: x * -1.0) if is_float_tensor(node) else None
-
-
 def _shuffled(model: GraphModule, node: Node) -> Written | None:
     source, factor = tensor_value(node.args[0]), node.args[1]
     shape = static_shape(node.meta["val"].shape)
@@ -241,7 +237,6 @@ XNNPACK_FORMS: Final[dict[Any, Form]] = {
     aten.hstack.default: _concatenated({1: 0, 2: 1}),
     aten.vstack.default: _concatenated({2: 0}),
     aten.pixel_shuffle.default: _shuffled,
-    aten.neg.default: _negated,
     aten.pad.default: _joined,
     aten.max_pool1d.default: _pool_of_rows,
     aten.dropout.default: _no_dropout,
