@@ -25,7 +25,7 @@ def _prelu(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _negated(model: GraphModule, node: Node) -> Written | None:
-    # XNNPACK has no integer negation; TOSA's does not rescale, nor does ExecuTorch's lowering.
+    # An integer negation, where there is one, keeps the step: it would need a range of its own.
     return Written(lambda x: x * -1.0) if is_float_tensor(node) else None
 
 
