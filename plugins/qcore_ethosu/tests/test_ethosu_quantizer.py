@@ -205,12 +205,22 @@ class Counted(Looked):
         return super().forward(torch.cumsum(tokens.ne(0).int(), 1) + 1)
 
 
-def test_integers_of_64_bits_that_depend_on_inputs_are_refused_by_the_first_of_them() -> None:
+class Ended(Looked):
+    """Takes what was looked up for the largest number, as CLIP does."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(tokens)[torch.arange(len(tokens)), tokens.argmax(-1)]
+
+
+@pytest.mark.parametrize(("model", "operator"), [(Counted(), "cumsum"), (Ended(), "argmax")])
+def test_integers_of_64_bits_that_depend_on_inputs_are_refused_by_the_first_of_them(
+    model: nn.Module, operator: str
+) -> None:
     tokens = torch.randint(0, 2, (1, 4), dtype=torch.int32)
     with pytest.raises(PartialQuantizationError, match="no 64-bit integers") as caught:
-        qcore.quantize(Counted(), get().set_global("8a8w"), [tokens])
+        qcore.quantize(model, get().set_global("8a8w"), [tokens])
     assert "cannot execute 1 nodes" in str(caught.value)
-    assert "cumsum" in str(caught.value)
+    assert operator in str(caught.value)
 
 
 def test_embeddings_stay_on_the_cpu_where_the_user_says_so() -> None:

@@ -76,6 +76,8 @@ OF_PICTURES: dict[str, Callable[..., Any]] = {
     "transposed convolution of two groups": nn.ConvTranspose2d(4, 6, 3, 2, 1, groups=2),
     "transposed convolution by channel": nn.ConvTranspose2d(4, 4, 2, groups=4, bias=False),
     "index": lambda x: x[:, [0, 2]] * 2,
+    "gather": lambda x: (x * 2).gather(-1, torch.arange(12).reshape(1, 2, 3, 2) % 8),
+    "gather in the middle": lambda x: x.gather(1, torch.arange(9).reshape(1, 3, 3, 1) % 4) * 2,
     "roll": lambda x: x.roll((1, -2), (2, 3)) * 2,
     "rot90": lambda x: x.rot90(3, (2, 3)) * 2,
     "batch norm": norm(nn.BatchNorm2d),
@@ -171,6 +173,8 @@ def test_the_other_form_is_quantized(function: Callable[..., Any], x: torch.Tens
         "neg",
         "transposed convolution of two groups",
         "index",
+        "gather",
+        "gather in the middle",
     ],
 )
 def test_the_other_form_lowers_and_runs(name: str) -> None:
@@ -182,6 +186,14 @@ def test_the_other_form_lowers_and_runs(name: str) -> None:
     expected = result.model(PICTURE)
     step = float(expected.abs().max()) / 100
     torch.testing.assert_close(program.run(PICTURE), expected, rtol=0, atol=step)
+
+
+def test_what_is_gathered_in_float_has_the_partitioners_reason_in_the_report() -> None:
+    model = module_of(lambda x: (x * 2).gather(0, torch.zeros(1, 8).long()) * 2)
+    q = quantizer("TOSA-1.0+FP+INT").set_operator_type(aten.gather.default, None)
+    program = q.lower(qcore.quantize(model, q, [TABLE], progress=False).model, TABLE)
+    (reason,) = [n.reason for n in program.report.undelegated if "gather" in n.operator]
+    assert "unsupported dim/rank; got dim=0" in reason
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_it_is_quantized_and_runs_in_one_delegate(through: Callable[..., Any], c
     assert run.program.report.stray == ()
     # XNNPACK rounds biases to int32 and breaks ties its own way: one step per operator in series.
     assert run.steps.max() <= 2.01
-    # A tie of one value reaches the 72 outputs of a convolution behind it: up to 4 %, by the weights.
+    # A tie of one value reaches the 72 outputs of a convolution behind it: up to 4 %.
     assert (run.steps > 0.5).sum() <= max(2, 0.05 * run.steps.numel())
     signal = run.float_output.pow(2).mean()
     noise = (run.program_output - run.float_output).pow(2).mean()

@@ -120,9 +120,10 @@ def _wide(model: GraphModule) -> list[Diagnostic]:
     for node in model.graph.nodes:
         if node.op != "call_function" or node not in varying or not _is_int64(node):
             continue
-        # Of a chain the first is named. Positions of the largest become int32.
+        # Of a chain the first is named. Positions of the largest of floats become int32.
         wide = any(source in varying and _is_int64(source) for source in node.all_input_nodes)
-        if not wide and overload_packet(node) is not aten.argmax:
+        positions = overload_packet(node) is aten.argmax and _handles_floats(node)
+        if not wide and not positions:
             what = operator_name(node), module_path(node)
             found.append(Diagnostic(node.name, *what, _NO_WIDE, _ADVICE_WIDE))
     return found

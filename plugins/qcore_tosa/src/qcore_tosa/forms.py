@@ -38,6 +38,36 @@ def _index(model: GraphModule, node: Node) -> Written | None:
     return Written(lambda x, picked: torch.index_select(x, given[0], picked[given[0]]))
 
 
+def _gather(model: GraphModule, node: Node) -> Written | None:
+    """Write gathering along the last of two dimensions, by positions of 32 bits.
+
+    ExecuTorch's lowering takes few others (``backends/arm/operator_support/gather_support.py``).
+    """
+    source, dim, index = node.args[:3]
+    x, positions = tensor_value(source), tensor_value(index)
+    if x is None or positions is None or x.dim() == 0:
+        return None
+    dim %= x.dim()
+    if dim == 1 and x.dim() == 2 and positions.dtype is torch.int32 and len(x) == len(positions):
+        return None
+
+    def last(given: torch.Tensor) -> torch.Tensor:
+        return given if dim == given.dim() - 1 else given.transpose(dim, -1)
+
+    def rows(given: torch.Tensor) -> torch.Tensor:
+        return last(given).reshape(-1, given.shape[dim])
+
+    def gathered(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        kept = [slice(size) for size in index.shape]
+        kept[dim] = slice(None)
+        found = torch.gather(rows(x[tuple(kept)]), 1, rows(index))
+        return last(found.reshape(last(index).shape))
+
+    if index.op == "get_attr":
+        index = tensor_attribute(model, index).to(torch.int32)
+    return Written(gathered, (source, index))
+
+
 def _argmax(model: GraphModule, node: Node) -> Written | None:
     """Write it in the form that TOSA has: along one dimension, which goes away."""
     dim, keepdim = argument_of(node, "dim", None), argument_of(node, "keepdim", False)
@@ -185,6 +215,7 @@ TOSA_FORMS: Final[dict[Any, Form]] = {
     **FORMS,
     aten.adaptive_max_pool2d.default: _adaptive_max,
     aten.addmm.default: _addmm,
+    aten.gather.default: _gather,
     aten.argmax.default: _argmax,
     aten.argmin.default: always(lambda x, *args, **kw: torch.argmax(-x, *args, **kw)),
     aten.cumsum.default: _running_sums,

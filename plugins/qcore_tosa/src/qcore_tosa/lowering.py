@@ -44,7 +44,7 @@ __all__ = ["TosaLowering", "lower_to_tosa"]
 _LOGGER = logging.getLogger("executorch.backends.qcore_tosa")
 
 # An operator in a reason, printed with its schema.
-_SCHEMA = re.compile(r"<EdgeOpOverload: ([^>]+)>: schema = .*")
+_SCHEMA = re.compile(r"<EdgeOpOverload: ([^>]+)>: schema = .*?(?=: |$)")
 
 
 @attrs.define
