@@ -21,6 +21,7 @@ from qcore_executorch.compat.executorch import (
     sparing_decompositions,
 )
 from qcore_executorch.compat.torch import (
+    deferred_code,
     quick_decompositions,
     quick_fakes,
     shared_provenance,
@@ -129,6 +130,7 @@ class ExecuTorchLowering:
             quiet(),
             spared_gc(),
             shared_provenance(),
+            deferred_code(),
             quick_decompositions(),
             quick_fakes(),
             quick_merging(),

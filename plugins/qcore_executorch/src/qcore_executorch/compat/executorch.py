@@ -149,13 +149,24 @@ def _signature(value: Any) -> Any:
     if isinstance(value, dict):
         return _signature((*value, *value.values()))
     if type(value) is FakeTensor:
-        sizes = (*value.shape, *value.stride(), value.storage_offset())
-        if value.constant is not None or not all(type(size) is int for size in sizes):
+        sizes = tuple(map(_size, (*value.shape, *value.stride(), value.storage_offset())))
+        if value.constant is not None or None in sizes:
             return None
         return value.dtype, value.device, value.dim(), sizes
+    if type(value) is torch.SymInt:
+        return _size(value)
     if value is None or isinstance(value, _PLAIN) or hasattr(value, "_op"):
         return type(value), value
     return None
+
+
+def _size(size: Any) -> Any:
+    """Return a size that can be compared without a guard, and None for one that depends on data."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    if type(size) is int:
+        return size
+    return None if free_unbacked_symbols(size) else size.node.expr
 
 
 @contextmanager

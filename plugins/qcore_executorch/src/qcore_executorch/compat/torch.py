@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
@@ -64,19 +65,30 @@ _CODE: Final = Change(
 
 @contextmanager
 def deferred_code() -> Iterator[None]:
-    """Let graph modules generate their code when they are called.
+    """Let graph modules generate their code when somebody asks for it.
 
     Yields:
         Nothing.
     """
     (recompile,) = _CODE.originals()
 
-    def compiled_first(self: Any, *args: Any, **kwargs: Any) -> Any:
-        recompile(self)
-        return self(*args, **kwargs)
+    class Deferred:
+        """An attribute of a module that is made when somebody asks for it."""
+
+        def __init__(self, module: Any, name: str) -> None:
+            self._module, self._name = weakref.ref(module), name
+
+        def __get__(self, module: Any, owner: Any) -> Any:
+            recompile(self._module())
+            return getattr(owner if module is None else module, self._name)
 
     def defer(self: Any) -> None:
-        type(self).forward = compiled_first
+        self.__dict__.pop("_code", None)
+        for name in ("forward", "_code"):
+            setattr(type(self), name, Deferred(self, name))
+        structure = getattr(self.graph._codegen, "pytree_info", None)
+        if structure is not None:
+            self._in_spec, self._out_spec = structure.in_spec, structure.out_spec
 
     with _CODE.applied(defer):
         yield
