@@ -12,7 +12,7 @@ import torch
 
 import qcore
 import qcore_llm
-from qcore.errors import RuntimeExecutionError
+from qcore.errors import RuntimeExecutionError, RuntimeUnavailableError
 from qcore_llm import GenerationError, LanguageProgram, PerplexityError
 from qcore_llm.decoder import Scorer
 from qcore_llm.lowering import require_ratio
@@ -41,6 +41,21 @@ def test_there_is_one_delegate_between_two_attentions(program: LanguageProgram) 
     operators = [node.operator for node in program.report.undelegated]
     assert operators.count("llama.custom_sdpa.default") == 2
     assert program.report.delegates <= 5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("scheme", ["4w", "8da4w"])
+def test_a_program_with_a_cache_is_verified_on_vulkan(small_llama: Any, scheme: str) -> None:
+    model = small_llama()
+    qcore_llm.quantize(model, "vulkan", scheme, algorithm="round")
+    program = qcore_llm.lower(model, "vulkan", max_context=CONTEXT)
+    assert program.lowered is not None
+    for tokens, position in (([[5, 17, 200]], 0), ([[31]], 3)):
+        inputs = torch.tensor(tokens), torch.tensor([position])
+        found = program.lowered.verify(*inputs)  # type: ignore[attr-defined]
+        assert found.ok
+        assert len(found.weights) == 15
+    with pytest.raises(RuntimeUnavailableError, match="no Vulkan runtime"):
+        list(program.generate_tokens([5], max_new_tokens=1))
 
 
 def test_a_saved_program_writes_the_same_text(program: LanguageProgram, saved: Path) -> None:

@@ -58,6 +58,20 @@ def test_what_no_tensor_goes_into_stays_outside_and_says_why():
     assert program.verify(X).ok
 
 
+def test_a_number_that_is_read_from_a_tensor_stays_outside_and_says_why():
+    class Counted(Around):
+        def forward(self, x, count):
+            return self.layer(x) * count[0].item()
+
+    model = Counted(lambda: None).eval()
+    inputs = X, torch.tensor([3])
+    qcore.quantize_(model, "vulkan", "4w", group_size=32)
+    program = qcore.get_quantizer("vulkan").lower(model, inputs)
+    reasons = {node.operator: node.reason for node in program.report.undelegated}
+    assert "it computes a size" in reasons["aten._local_scalar_dense.default"]
+    assert program.verify(*inputs).ok
+
+
 def test_an_infinite_argument_stays_outside_and_says_why():
     program = lowered(Around(lambda layer, x: layer(x).clamp(0.0, torch.inf).cumsum(0)), X)
     reasons = {node.operator: node.reason for node in program.report.undelegated}

@@ -83,6 +83,7 @@ def lower(
         vocabulary=decoder.vocabulary,
         ends=_ends(model),
         tokenizer=tokenizer,
+        lowered=program,
     )
     if max_perplexity_ratio is not None and reference is not None and text is not None:
         require_ratio(made, reference, text, max_perplexity_ratio)

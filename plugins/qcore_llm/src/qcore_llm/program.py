@@ -81,12 +81,15 @@ class LanguageProgram(LoweredProgram):
         vocabulary: How many tokens there are.
         ends: Token numbers that end a text.
         tokenizer: The tokenizer, as transformers has it; None where the program was made without.
+        lowered: The same as the backend's own program, with what that can do beside running, such
+            as Vulkan's ``verify``; None where it was read from a file.
     """
 
     max_context: int = 0
     vocabulary: int = 0
     ends: tuple[int, ...] = ()
     tokenizer: Any = attrs.field(default=None, repr=False)
+    lowered: LoweredProgram | None = attrs.field(default=None, repr=False)
 
     #: The method that returns the tokenizer.
     TOKENIZER: ClassVar[str] = "qcore_tokenizer"

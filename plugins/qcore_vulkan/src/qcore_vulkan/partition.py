@@ -64,10 +64,14 @@ def _operators() -> Any:
                 why(node=node, reason=reason)
 
         def _reason(self, node: Node) -> str:
-            if node.op != "call_function" or node in self.fusable_nodes:
+            if node.op != "call_function":
                 return ""
-            if not _is_tensor(node):
+            fusable = node in self.fusable_nodes
+            # What becomes one operator with what reads a number from it gives no tensor, either.
+            if not _is_tensor(node) or (fusable and not all(map(_is_tensor, node.users))):
                 return "it computes a size, and a Vulkan graph needs a tensor as output"
+            if fusable:
+                return ""
             if self._reading is None:
                 self._reading = _nodes_that_read_tensors(node)
             if node not in self._reading:
