@@ -169,7 +169,8 @@ def _attention(
     scores = grouped @ keys.permute(0, 2, 3, 1).unsqueeze(2) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    shares = torch.softmax(scores + mask, -1)
+    # Vulkan's softmax takes no more than four dimensions.
+    shares = torch.softmax((scores + mask).flatten(1, 2), -1).view_as(scores)
     return (shares @ values.transpose(1, 2).unsqueeze(2)).flatten(1, 2).transpose(1, 2)
 
 
