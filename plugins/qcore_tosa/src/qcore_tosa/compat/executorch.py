@@ -10,7 +10,6 @@ import torch
 
 from qcore.compat import Change, Requirement
 from qcore.graph import operator_name
-from qcore_executorch.compat.torch import deferred_code
 from qcore_tosa.marks import is_argmax
 
 __all__ = ["ANNOTATION", "LIMITS", "PARTITIONER", "mended_passes", "noted_rejections", "untidied"]
@@ -84,14 +83,6 @@ _ARGMAX: Final = Change(
     "that it does not give, and quantized argmax is refused.",
 )
 
-_PIPELINE: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
-    f"{_PASSES}:ArmPassManager",
-    ["transform_to_backend_pipeline"],
-    why="after each of a hundred passes it generates the code of a graph again.",
-)
 _TABLES: Final = Requirement(
     __name__,
     "executorch",
@@ -224,8 +215,6 @@ def mended_passes() -> Iterator[None]:
         integer = quantized and self.tosa_spec.support_integer()
         return bool(integer or dtype(self, node, given))
 
-    (transform,) = _PIPELINE.originals()
-
     (call,), tables = _RESULTS.originals(), _TABLES.checked()
     become_tables = {*tables.unary_table_ops, *tables.special_table_ops}
 
@@ -266,14 +255,7 @@ def mended_passes() -> Iterator[None]:
         taken = cat.args[0] if cat.args and isinstance(cat.args[0], list | tuple) else ()
         return len(taken) == len(cat.all_input_nodes) and bool(split(self, node, cat))
 
-    def transformed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with deferred_code():
-            result = transform(self, *args, **kwargs)
-        result.recompile()
-        return result
-
     with (
-        _PIPELINE.applied(transformed),
         _RESULTS.applied(quantized),
         _EQUALS.applied(by_use),
         _BOUNDS.applied(with_defaults),
