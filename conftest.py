@@ -22,7 +22,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, Any, Any]:
-    """Skip what ran into a missing Vulkan driver; pytest counts it in one line at the end."""
+    """Skip what ran into a missing Vulkan driver; pytest counts it in one line at the end.
+
+    A test that needs one in another process asks ``qcore_vgf.vulkan.find_device`` first.
+    """
     report = yield
     if report.failed and call.excinfo and _REQUIRED not in os.environ:
         reason = _without_driver(call.excinfo.value)

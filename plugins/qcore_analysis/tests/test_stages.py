@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import qcore
 from qcore.report import schema
 from qcore_analysis import StageReport, compare_stages
 from qcore_analysis.tracing import anchors_of
+from qcore_vgf.vulkan import find_device
 
 Command = Callable[..., Result]
 COMPARE = ("--calibration", "rows.npz", "--data", "shop:samples")
@@ -92,8 +95,27 @@ def test_ethosu_refuses_to_keep_a_layer_in_float_with_its_reason(qcore: Command)
     )
 
 
+def test_the_page_of_a_program_that_nothing_here_executes_says_why(
+    qcore: Command, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    vulkan = ("quantize", "shop:net", "--backend", "vulkan", "--scheme", "8w", "--quiet")
+    done = qcore(*vulkan, *COMPARE, "-o", tmp_path / "net.pte", "--report", page)
+    assert done.exit_code == 0, done.stderr
+    text = re.sub(r"<[^>]+>|\s+", " ", page.read_text(encoding="utf-8"))
+    assert re.search(r"SQNR, converted +\d+\.\d dB", text)
+    assert re.search(r"executed +- +- +- +- +not executed: ", text)
+
+
+def test_a_stage_that_is_not_executed_has_no_distance() -> None:
+    report = compared(shop("net"), qcore.get_quantizer("vulkan").set_global("8w"))
+    assert report.stages[-1].sqnr_db is None
+    assert "executed: not executed: " in str(report)
+
+
 @pytest.mark.slow
 def test_on_vgf_the_bad_layer_is_named_and_keeping_it_in_float_gains_ten_decibels() -> None:
+    find_device()
     before = compared(shop("planted"), quantizer("vgf"))
     assert before.first_module == "2"
     after = compared(shop("planted"), quantizer("vgf").set_module_name("2", None))

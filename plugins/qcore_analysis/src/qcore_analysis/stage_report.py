@@ -40,7 +40,8 @@ class StageRecord:
 
     Attributes:
         name: The stage: transformed, fake-quantized, converted or executed.
-        sqnr_db: Signal to quantization noise of the outputs in decibels.
+        sqnr_db: Signal to quantization noise of the outputs in decibels; null, as what follows,
+            where the stage was not executed.
         cosine: Cosine of the angle between the outputs.
         max_abs_error: The largest difference of one element.
         top1: Share of rows with the same largest element; null where the outputs are no logits.
@@ -50,9 +51,9 @@ class StageRecord:
     """
 
     name: str
-    sqnr_db: float
-    cosine: float
-    max_abs_error: float
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    max_abs_error: float | None = None
     top1: float | None = None
     before_db: float | None = None
     note: str = ""
@@ -89,6 +90,11 @@ class StageReport(Report):
                 return record, record.diverging[0]
         return None
 
+    @property
+    def last(self) -> StageRecord | None:
+        """The last stage that was executed."""
+        return next((one for one in reversed(self.stages) if one.sqnr_db is not None), None)
+
     @figure
     def first_stage(self) -> str:
         """The first stage in which a module loses too much; empty where none does."""
@@ -118,10 +124,13 @@ def _(report: StageReport) -> str:
     else:
         lines.append(f"  No module makes an error below {report.least_db:g} dB.")
     for record in report.stages:
+        if record.sqnr_db is None:
+            lines.append(f"  {record.name:>14}: {record.note}")
+            continue
         top1 = "" if record.top1 is None else f", top-1 agreement {record.top1:.3f}"
         figures = f"{record.sqnr_db:6.1f} dB, largest difference {record.max_abs_error:.3g}{top1}"
-        lines.append(f"  {record.name:>14}: {record.note if not record.before_db else figures}")
-        if record.note and record.before_db:
+        lines.append(f"  {record.name:>14}: {figures}")
+        if record.note:
             lines.append(f"                  {record.note}")
     with_modules = [record for record in report.stages if len(record.modules) > 1]
     if with_modules:

@@ -16,7 +16,7 @@ from qcore.errors import RuntimeUnavailableError
 from qcore.graph import clone
 from qcore.quiet import quiet as quiet_libraries
 from qcore_analysis.bisection import wrong_module
-from qcore_analysis.measures import NO_NOISE_DB, Distance, distance_of
+from qcore_analysis.measures import Distance, distance_of
 from qcore_analysis.samples import as_example, executed, taken_by_the_model
 from qcore_analysis.stage_report import ModuleRecord, StageRecord, StageReport
 from qcore_analysis.tracing import Anchor, Trace, anchors_of, flat_inputs, float_counterparts
@@ -130,8 +130,7 @@ def compare(
             with step(f"{quantizer.name}: executing", quiet) as over:
                 outputs = executed(program, samples, over)
         except RuntimeUnavailableError as error:
-            note = f"not executed: {error}"
-            records.append(StageRecord("executed", NO_NOISE_DB, 1.0, 0.0, note=note))
+            records.append(StageRecord("executed", note=f"not executed: {error}"))
         else:
 
             def find() -> Anchor | None:
