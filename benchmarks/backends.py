@@ -36,11 +36,6 @@ import imagenet
 README: Final = Path(__file__).parents[1] / "README.md"
 BACKENDS: Final = ("xnnpack", "vgf", "ethosu", "vulkan")
 OPTIONS: Final = {"ethosu": {"target": "ethos-u85-256"}}
-#: What executes in place of a device; not as fast, so its time is not told.
-EMULATED: Final = {
-    "vgf": "Arm's emulation, on this machine",
-    "ethosu": "Arm's reference model; cycles are Vela's",
-}
 CALIBRATION_CROPS: Final = 32
 #: scikit-learn's wheel has two photographs beside those of scikit-image's.
 UNSEEN: Final = (
@@ -128,7 +123,7 @@ def cells(row: BackendRow, times: Mapping[str, float]) -> list[str]:
         "" if row.metric is None else f"{row.metric:.3f}",
         f"{row.program_bytes / 1e6:.1f} MB",
         run if row.cycles is None else f"{row.cycles / 1e6:.2f} M cycles",
-        EMULATED.get(row.backend, row.executed_by),
+        row.executed_by,
         took,
     ]
 

@@ -122,7 +122,8 @@ def demo(
         f"SQNR against float: {sqnr_cat:.1f} dB here, {sqnr:.1f} dB on {crops} other crops"
     )
     console.print(f"Same top class as float: {agreeing} of the {crops} other crops")
-    console.print(programs_table((fp32, int8), (float_latency, latency)))
+    timed = () if latency.emulation else (float_latency, latency)
+    console.print(programs_table((fp32, int8), timed))
     if hasattr(int8, "host"):
         console.print(f"Executed on: {int8.host}", markup=False)
     print_nodes(console, result.report, int8.report)
@@ -150,14 +151,21 @@ def lowered_float(quantizer: qcore.Quantizer, model: torch.nn.Module, cat: torch
 
 
 def programs_table(programs: Sequence[Any], latencies: Sequence[Any]) -> Table:
-    """Return size and latency of both programs and their ratios; the float one may be missing."""
-    sizes = [len(program.buffer) / 1e6 if program else None for program in programs]
-    times = [latency.median_ms if latency else None for latency in latencies]
+    """Return size and latency of both programs and their ratios; the float one may be missing.
+
+    An emulation has no latencies: what it takes says nothing about a device.
+    """
+    rows = [
+        ("size", [len(program.buffer) / 1e6 if program else None for program in programs], "MB")
+    ]
+    if latencies:
+        times = [latency.median_ms if latency else None for latency in latencies]
+        rows.append(("latency, median", times, "ms"))
     table = Table()
     table.add_column("program")
     for title in ("fp32", "int8", "ratio"):
         table.add_column(title, justify="right")
-    for name, (before, after), unit in (("size", sizes, "MB"), ("latency, median", times, "ms")):
+    for name, (before, after), unit in rows:
         if before is None or after is None:
             table.add_row(name, "not on this backend", f"{after:.2f} {unit}", "")
         else:

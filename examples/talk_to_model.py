@@ -42,15 +42,19 @@ def demo(prompt: str, tokens: int, console: Console, progress: Progress) -> None
         model, tokenizer = qcore_llm.load_model(_gguf())
         text = token_numbers(tokenizer, documentation())
     unseen, seen = text[:EVALUATED], text[EVALUATED:]
+    chat = [{"role": "user", "content": prompt}]
+    form = {"tokenize": False, "add_generation_prompt": True}
+    asked = list(tokenizer(tokenizer.apply_chat_template(chat, **form))["input_ids"])
+    # First, while this process holds nothing else: its memory is told.
+    with progress.step("Talking to the float model"):
+        floats = _float_side(model, tokenizer, asked, tokens)
     with progress.step("Quantizing a copy: 8da4w by GPTQ, embedding and head 8 bit"):
         quantized = copy.deepcopy(model)
         qcore_llm.quantize(quantized, tokens=seen)
     with progress.step("Lowering it"):
         program = qcore_llm.lower(quantized, tokenizer=tokenizer, max_context=CONTEXT)
-    with progress.step("Talking"):
-        chat = [{"role": "user", "content": prompt}]
-        asked = program.encode(chat)
-        floats = _float_side(model, tokenizer, asked, tokens)
+    assert program.encode(chat) == asked
+    with progress.step("Talking to the program"):
         ours = _program_side(program, asked, tokens)
     with progress.step("Measuring perplexity"):
         floats["perplexity"] = f"{qcore_llm.perplexity(model, unseen):.2f}"

@@ -155,6 +155,23 @@ def test_a_scaffold_is_named_after_the_backend_everywhere(tmp_path: Path) -> Non
         compile(path.read_text(), str(path), "exec")
 
 
+def test_a_backend_that_cannot_be_written_whole_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write = Path.write_text
+
+    def full(self: Path, data: str, **more: str) -> int:
+        if self.name == "pyproject.toml":
+            raise OSError(28, "No space left on device")
+        return write(self, data, **more)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    done = CliRunner().invoke(app.app, ["new-backend", "x", "--directory", str(tmp_path / "x")])
+    assert done.exit_code == 1
+    assert "No space left on device. Free some space there" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("template", ["torch", "executorch"])
 def test_scaffolded_code_is_clean(template: str, tmp_path: Path) -> None:
     folder = scaffold.write_backend("my-npu", tmp_path / "qcore-my-npu", template)

@@ -19,6 +19,12 @@ COMMANDS: Final = "qcore.commands"
 """Entry-point group: the name is the command's, the value a function as typer takes it, or a
 ``typer.Typer`` with commands of its own."""
 
+#: What mends an error of the system.
+_MEND: Final = {
+    errno.ENOSPC: "Free some space there, or set TMPDIR to a folder that has some.",
+    errno.EACCES: "Name a file or folder that you may read and write.",
+}
+
 # The whole command line of a command that cannot be imported.
 _ANYTHING: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -63,10 +69,10 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
         except QcoreError as error:
             message = str(error)
+        except BrokenPipeError:
+            raise
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            message = f"{error}. Free some space there, or set TMPDIR to a folder that has some."
+            message = f"{error}. {_MEND.get(error.errno or 0, 'Name another file or folder.')}"
         typer.echo(f"qcore: {message}{written_log()}", err=True)
         raise typer.Exit(1)
 

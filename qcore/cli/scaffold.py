@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import re
+import tempfile
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
@@ -128,11 +129,16 @@ def write_backend(
             f"There is no folder {folder.parent} to write {folder.name} in. Make it first "
             f"(mkdir -p {folder.parent}), or pass another --directory."
         )
-    for name, text in chosen.files().items():
-        place = _PLACES.get(name, f"src/{{package}}/{name}")
-        target = folder / place.format(package=names.package)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_rendered(text, names, chosen), encoding="utf-8")
+    beside = folder.absolute().parent
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=beside) as whole:
+        for name, text in chosen.files().items():
+            place = _PLACES.get(name, f"src/{{package}}/{name}")
+            target = Path(whole) / place.format(package=names.package)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(_rendered(text, names, chosen), encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        for made in Path(whole).iterdir():
+            made.rename(folder / made.name)
     return folder
 
 

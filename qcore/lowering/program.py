@@ -81,6 +81,14 @@ class LoweredProgram:
         """Names of the compute nodes that the backend's delegates took."""
         return tuple(node.name for node in self.report.delegated)
 
+    @property
+    def emulation(self) -> str:
+        """What stands for a device where this machine runs the program; empty where nothing does.
+
+        It is the runner's attribute of that name, if it has one.
+        """
+        return str(getattr(self.runner, "emulation", ""))
+
     @classmethod
     def load(
         cls,
@@ -214,7 +222,8 @@ class LoweredProgram:
             raise ValueError(f"runs must be at least 1 and warmup at least 0, got {runs}, {warmup}")
         leaves = self._flatten(inputs, keywords, method)
         with self._session() as session:
-            return session.benchmark(leaves, warmup=warmup, runs=runs, method=method)
+            found = session.benchmark(leaves, warmup=warmup, runs=runs, method=method)
+        return attrs.evolve(found, emulation=self.emulation)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

@@ -23,12 +23,14 @@ class Latency:
         min_ms: The fastest run in milliseconds.
         max_ms: The slowest run in milliseconds.
         runs: How many runs were timed.
+        emulation: What stood for a device, whose times are others; empty where nothing did.
     """
 
     median_ms: float
     min_ms: float
     max_ms: float
     runs: int
+    emulation: str = ""
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
@@ -44,7 +46,10 @@ class Latency:
         return cls(statistics.median(times), min(times), max(times), len(times))
 
     def __str__(self) -> str:
-        return f"{self.median_ms:.3g} ms ({self.min_ms:.3g} to {self.max_ms:.3g}, {self.runs} runs)"
+        text = f"{self.median_ms:.3g} ms ({self.min_ms:.3g} to {self.max_ms:.3g}, {self.runs} runs)"
+        return text + f", and a device's time is another: this was {self.emulation}" * bool(
+            self.emulation
+        )
 
 
 class Session(Protocol):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
 
+import jsonschema
 import pytest
 from typer.testing import Result
 
 from qcore.cli.progress import step
+from qcore.report import schema
 from qcore_analysis import BackendReport, compare_backends
+from qcore_analysis.report_schema import REPORTS
 
 DATA = ("--calibration", "rows.npz", "--data", "shop:samples")
 
@@ -32,6 +37,22 @@ def test_a_backend_that_fails_is_a_row_and_spoils_no_other(in_json: Callable[...
     assert good["loss"].startswith("2: ")
     assert good["executed_by"] == "its runtime, on this machine"
     assert BackendReport.from_dict(found).to_dict() == found
+
+
+def test_what_stands_for_a_device_is_named_and_not_timed() -> None:
+    from qcore_analysis.models import imported
+
+    samples = imported("shop:samples", "data")
+    report = compare_backends(imported("shop:net", "model"), ["tosa"], samples, samples)
+    (row,) = report.rows
+    assert (row.failure, row.latency_ms) == ("", None)
+    assert row.executed_by == "Arm's TOSA reference model"
+    jsonschema.validate(report.to_dict(), schema(*REPORTS))
+
+
+def test_the_published_schema_is_current() -> None:
+    text = (files("qcore_analysis") / "report.schema.json").read_text()
+    assert json.loads(text) == schema(*REPORTS)
 
 
 def test_where_all_fail_the_exit_status_says_so(qcore: Callable[..., Result]) -> None:

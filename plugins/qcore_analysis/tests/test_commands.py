@@ -298,6 +298,34 @@ def test_a_folder_that_may_not_be_read_is_named(monkeypatch: pytest.MonkeyPatch)
         load_data("/")
 
 
+def test_what_may_not_be_read_is_named_and_nothing_is_written(
+    qcore: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exists = Path.exists
+
+    def refuse(self: Path, **more: Any) -> bool:
+        if self.name == "private.npz":
+            raise PermissionError(13, "Permission denied", str(self))
+        return exists(self, **more)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    before = sorted(folder.iterdir())
+    named = ("--backend", "xnnpack", "--calibration", "private.npz", "-o", "private.pte")
+    done = qcore("quantize", "shop:net", *named)
+    assert done.exit_code == 1
+    assert "Permission denied: 'private.npz'. Name a file" in done.stderr
+    assert sorted(folder.iterdir()) == before
+
+
+def test_no_quantized_model_is_written_where_weights_alone_are(
+    qcore: Command, folder: Path
+) -> None:
+    named = ("--backend", "xnnpack", "--scheme", "8da4w", "--calibration", "rows.npz")
+    done = qcore("quantize", "shop:net", *named, "-o", "net.qpt2")
+    assert (done.exit_code, (folder / "net.qpt2").exists()) == (1, False)
+    assert "Name a program, such as net.pte" in done.stderr
+
+
 @pytest.mark.parametrize("full_at", ["full.npz", "program"])
 def test_a_full_disk_leaves_no_file(
     full_at: str, program: Path, qcore: Command, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -32,7 +32,15 @@ def test_what_was_saved_says_every_choice_and_fits_the_published_schema(
     data = tomllib.loads((folder / "net.toml").read_text())
     jsonschema.validate(data, recipe_schema())
     assert (data["backend"], data["model"], data["data"]) == ("xnnpack", "shop:net", "rows.npz")
-    assert set(data["versions"]) >= {"qcore-quant", "torch", "torchao"}
+    assert (data["scheme"], data["calibration"]) == ("8a8w static per-channel", "histogram")
+    assert data["algorithms"] == ["bias_correction"]
+    assert set(data["versions"]) >= {
+        "qcore-quant",
+        "torch",
+        "torchao",
+        "qcore-xnnpack",
+        "executorch",
+    }
     assert data["digests"]["model"].startswith("sha256:")
 
 
@@ -49,6 +57,15 @@ def test_a_recipe_with_other_weights_or_data_is_refused(
     assert (done.exit_code, (folder / "other.pte").exists()) == (1, False)
     assert "The model is not the one" in done.stderr
     assert "Take digests.model out" in done.stderr
+
+
+def test_other_layers_with_the_same_weights_have_another_digest() -> None:
+    import torch
+
+    from qcore_analysis.models import model_digest
+
+    first, second = (torch.nn.Sequential(a) for a in (torch.nn.ReLU(), torch.nn.Sigmoid()))
+    assert model_digest(first) != model_digest(second)
 
 
 def test_a_base_holds_where_a_recipe_has_no_choice(tmp_path: Path) -> None:
@@ -87,6 +104,13 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
         ('backend = "x"\nbatch = "2"', "batch is '2', and one integer is due"),
         ('backend = "x"\nrules = [{select = "layer", scheme = "8a8w"}]', "is no rule. One has"),
         ('base = "wrong.toml"\nbackend = "x"', "is its own base"),
+        ('backend = "x"\nbatch = 0', "batch: 0 is less than the minimum of 1"),
+        ('backend = "x"\nalgorithms = [1]', r"algorithms\.0: 1 is not of type 'string'"),
+        ('backend = "x"\n[versions]\ntorch = 3', r"versions\.torch: 3 is not of type"),
+        (
+            'backend = "x"\nrules = [{select = "module_name", scheme = "8a8w"}]',
+            "'name' is a required",
+        ),
         ('base = "none.toml"', "Cannot read the recipe .*none.toml"),
     ],
 )

@@ -45,6 +45,7 @@ def xnnpack_partitioner():
 def lower(model, example_inputs, **options) -> LoweredProgram:
     options.setdefault("partitioners", [xnnpack_partitioner()])
     options.setdefault("runner", ExecuTorchRunner(backends=("XnnpackBackend",), timeout_s=60))
+    options.setdefault("check", False)
     dynamic_shapes = options.pop("dynamic_shapes", None)
     exported = export_for_lowering(model, example_inputs, dynamic_shapes)
     return ExecuTorchLowering("xnnpack", **options).lower(exported)

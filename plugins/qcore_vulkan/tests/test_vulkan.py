@@ -162,7 +162,7 @@ class TestRun:
             dynamic.run(X)
 
     def test_lower_knows_its_options(self):
-        with pytest.raises(LoweringError, match="Its options: compile_options"):
+        with pytest.raises(LoweringError, match="Its options: check, compile_options"):
             qcore.get_quantizer("vulkan").lower(by_model(), (X,), threads=2)
 
 

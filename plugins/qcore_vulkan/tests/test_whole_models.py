@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -105,10 +106,27 @@ def test_a_value_and_its_copy_leave_a_delegate_as_one():
     assert lowered(Around(two_copies), X).verify(X).ok
 
 
-def test_a_graph_that_returns_too_little_is_an_error(monkeypatch):
+def test_a_graph_that_returns_too_little_is_an_error_or_left_to_portable_kernels(monkeypatch):
     monkeypatch.setattr("qcore_vulkan.lowering.edge_passes", lambda force_fp16: [])
     with pytest.raises(LoweringError, match=r"with 1 outputs, of which the program reads 2"):
-        lowered(Around(two_copies), X)
+        lowered(Around(two_copies), X, check=False)
+    program = lowered(Around(two_copies), X)
+    assert program.report.mended
+    assert program.verify(X).ok
+
+
+def test_the_report_says_that_nothing_here_executes_the_program():
+    checked = lowered(Around(two_copies), X).report.checked
+    assert checked.startswith("not executed: ExecuTorch's Python package has no Vulkan runtime")
+    assert "program.verify(*inputs)" in checked
+
+
+def test_rounded_activations_explain_what_a_program_differs_by_and_nothing_else():
+    model = Around(two_copies).eval()
+    qcore.quantize_(model, "vulkan", "8da4w", group_size=32)
+    found = qcore.get_quantizer("vulkan").lower(model, (X,)).verify(X)
+    assert found.ok
+    assert not attrs.evolve(found, difference="output 0: 3 dB").ok
 
 
 class Logits(nn.Module):

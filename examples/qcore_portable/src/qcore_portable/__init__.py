@@ -118,5 +118,6 @@ class PortableBackend:
     @qcore.hookimpl
     def lower(self, program: ExportedProgram, options: Mapping[str, Any]) -> LoweredProgram:
         """Leave every operator to the portable kernels."""
-        check_options(self.name, options, ())
-        return ExecuTorchLowering(self.name, runner=ExecuTorchRunner()).lower(program)
+        check_options(self.name, options, ("check",))
+        check = options.get("check", True)
+        return ExecuTorchLowering(self.name, runner=ExecuTorchRunner(), check=check).lower(program)

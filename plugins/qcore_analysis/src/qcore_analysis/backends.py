@@ -189,15 +189,14 @@ def _measured(
     )
     if compared.outputs is None:
         return row
-    # A compiler that counts cycles knows the device; what runs here then only models it.
     benchmark = partial(program.benchmark, runs=5)
-    timed = None if cycles is not None else called(benchmark, evaluation[0])
+    timed = None if program.emulation else called(benchmark, evaluation[0])
     return attrs.evolve(
         row,
         executed_db=by_name["executed"].sqnr_db,
         metric=None if metric is None else float(metric(compared.outputs)),
         latency_ms=None if timed is None else timed.median_ms,
-        executed_by=str(getattr(lowered, "execution", "") or "its runtime, on this machine"),
+        executed_by=program.emulation or "its runtime, on this machine",
     )
 
 

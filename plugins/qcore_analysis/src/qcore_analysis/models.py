@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -129,16 +130,19 @@ def example_inputs(model: Any, shapes: tuple[str, ...]) -> tuple[torch.Tensor, .
 
 
 def model_digest(model: Any) -> str:
-    """Return a digest of the weights of a model.
+    """Return a digest of the layers and weights of a model.
 
     Args:
         model: A module or an exported program.
 
     Returns:
-        ``sha256:`` and the digest over names, types, shapes and bytes of its tensors.
+        ``sha256:`` and the digest over its layers as they are printed, or the graph of an exported
+        program, and names, types, shapes and bytes of its tensors.
     """
-    state = model.state_dict() if isinstance(model, torch.nn.Module) else model.state_dict
-    found = hashlib.sha256()
+    is_module = isinstance(model, torch.nn.Module)
+    state = model.state_dict() if is_module else model.state_dict
+    layers = str(model if is_module else model.graph)
+    found = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", layers).encode())
     for name in sorted(state):
         found.update(name.encode())
         found.update(tensor_bytes(state[name]))

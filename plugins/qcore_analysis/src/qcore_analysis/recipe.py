@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -30,6 +32,8 @@ Setting = str | int | float | bool
 
 _KINDS: Final = ("module_name", "module_type", "operator_type", "node_name", "io")
 _PACKAGES: Final = ("qcore-quant", "torch", "torchao")
+# Written down even where they are the defaults of today.
+_ALWAYS: Final = ("backend", "calibration", "algorithms")
 _TYPES: Final = {"string": str, "integer": int, "array": list, "object": dict}
 
 
@@ -112,20 +116,22 @@ class Recipe:
         Raises:
             RecipeError: It says what a recipe does not.
         """
-        _check(data, recipe_schema(), source)
+        whole = recipe_schema()
+        _check(data, whole, source)
         rules = tuple(_rule(rule, source) for rule in data.get("rules", ()))
+        _validate(data, whole, source)
         algorithms = tuple(data.get("algorithms", ("bias_correction",)))
         return cls(**{**data, "rules": rules, "algorithms": algorithms})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the choices that are no defaults as plain data."""
+        """Return the choices as plain data; what is empty is left out."""
         defaults = type(self)(self.backend)
         data = attrs.asdict(self)
         data["rules"] = [{k: v for k, v in rule.items() if v != ""} for rule in data["rules"]]
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in data.items()
-            if key == "backend" or value != _plain(getattr(defaults, key))
+            if key in _ALWAYS or value != _plain(getattr(defaults, key))
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -150,7 +156,7 @@ class Recipe:
         return tomli_w.dumps(self.to_dict())
 
     def made_with(self, model: Any, samples: Iterable[Any]) -> Self:
-        """Return the recipe with the versions and digests of what it is used with.
+        """Return the recipe with its scheme, and the versions and digests of what it is used with.
 
         Args:
             model: The model.
@@ -159,8 +165,14 @@ class Recipe:
         from qcore_analysis.models import model_digest
         from qcore_analysis.samples import data_digest
 
-        digests = {"model": model_digest(model), "data": data_digest(samples)}
-        return attrs.evolve(self, versions=_versions(), digests=digests)
+        quantizer = self.quantizer()
+        first = (*quantizer.supported_schemes, *quantizer.source_schemes)[0]
+        return attrs.evolve(
+            self,
+            scheme=self.scheme or str(first),
+            versions=_versions(self.backend),
+            digests={"model": model_digest(model), "data": data_digest(samples)},
+        )
 
     def check_made_with(self, model: Any, samples: Iterable[Any]) -> None:
         """Raise unless a model and data are those that the recipe was made with.
@@ -266,7 +278,11 @@ def recipe_schema() -> dict[str, Any]:
         fields = attrs.fields(kind)
         definition["required"] = [f.name for f in fields if f.default is attrs.NOTHING]
         definition["additionalProperties"] = False
-    found["$defs"]["RecipeRule"]["properties"]["select"]["enum"] = list(_KINDS)
+    rule = found["$defs"]["RecipeRule"]
+    rule["properties"]["select"]["enum"] = list(_KINDS)
+    rule["if"] = {"properties": {"select": {"not": {"const": "io"}}}}
+    rule["then"] = {"required": ["name"]}
+    found["$defs"]["Recipe"]["properties"]["batch"]["minimum"] = 1
     properties = found["$defs"]["Recipe"]["properties"]
     meaning = "A recipe beside this one, whose choices hold where this one has none."
     properties["base"] = {"description": meaning, "type": "string"}
@@ -319,6 +335,17 @@ def _check(data: Mapping[str, Any], whole: Mapping[str, Any], source: str) -> No
         raise RecipeError(f"{source}: the backend is missing. Add backend = '...', or a base.")
 
 
+def _validate(data: Mapping[str, Any], whole: Mapping[str, Any], source: str) -> None:
+    """Raise the first of what the schema does not allow."""
+    from jsonschema import Draft202012Validator
+
+    recipe = {"$defs": whole["$defs"], "$ref": "#/$defs/Recipe"}
+    plain = json.loads(json.dumps(data, default=str))
+    for error in Draft202012Validator(recipe).iter_errors(plain):
+        where = ".".join(map(str, error.absolute_path))
+        raise RecipeError(f"{source}: {where}: {error.message}. Mend it there.")
+
+
 def _rule(data: Mapping[str, Any], source: str) -> RecipeRule:
     known = {field.name for field in attrs.fields(RecipeRule)}
     fits = isinstance(data, Mapping) and set(data) <= known and {"select", "scheme"} <= set(data)
@@ -339,13 +366,27 @@ def _operator(name: str) -> Any:
         raise RecipeError(f"There is no operator {name!r}. Write aten.linear.default.") from None
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def _versions(backend: str) -> dict[str, str]:
+    """Return the versions of what decides the bytes: the plugin's and all that it is built on."""
+    from qcore.registry import backends
+
+    known = backends().get(backend)
+    waiting = [origin.split()[0] for origin in (known.origins if known else ())]
+    found: dict[str, str] = {}
     for name in _PACKAGES:
+        found[name] = version(name)
+    while waiting:
+        name = waiting.pop(0)
+        if name in found:
+            continue
         try:
             found[name] = version(name)
-        except PackageNotFoundError:
+        except PackageNotFoundError:  # Registered by a script, or not installed on this platform.
             continue
+        # What qcore's own distributions need counts; what that needs in turn, its version says.
+        if name.startswith("qcore-"):
+            own = (need for need in requires(name) or () if "extra ==" not in need)
+            waiting += [re.split(r"[^A-Za-z0-9._-]", need, maxsplit=1)[0] for need in own]
     return found
 
 

@@ -34,6 +34,7 @@ from qcore_executorch.kernels import kernel_modules, missing_kernels
 from qcore_executorch.mending import lower_checked
 from qcore_executorch.pte import PTE
 from qcore_executorch.report import ExecuTorchReport
+from qcore_executorch.rewriting import name_parameters
 from qcore_executorch.runner import ExecuTorchRunner
 from qcore_executorch.veto import Veto, name_origins
 
@@ -62,7 +63,7 @@ class ExecuTorchLowering:
         constant_methods: Values that the program returns from methods of these names, beside
             ``forward``: numbers, tensors and lists of numbers, such as what a text runner reads.
         check: Execute the program once, compare it with the converted model, and leave to portable
-            kernels what a delegate gets wrong.
+            kernels what a delegate gets wrong. Without a runner, what does not lower is found so.
     """
 
     backend: str
@@ -72,7 +73,7 @@ class ExecuTorchLowering:
     compile_config: Any = attrs.field(default=None, kw_only=True)
     executorch_config: Any = attrs.field(default=None, kw_only=True)
     constant_methods: Mapping[str, Any] | None = attrs.field(default=None, kw_only=True)
-    check: bool = attrs.field(default=False, kw_only=True)
+    check: bool = attrs.field(default=True, kw_only=True)
     _veto: Veto | None = attrs.field(factory=Veto, init=False)
 
     def lower(self, program: ExportedProgram) -> LoweredProgram:
@@ -140,6 +141,7 @@ class ExecuTorchLowering:
         ):
             with clock.stage("rewrite"):
                 write_into_copies(program)
+                name_parameters(program)
                 exported = self.rewritten(program)
                 name_origins(exported)
             inputs, outputs = program_specs(exported)

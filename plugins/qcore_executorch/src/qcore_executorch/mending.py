@@ -16,7 +16,7 @@ from qcore.errors import (
     RuntimeExecutionError,
     RuntimeUnavailableError,
 )
-from qcore.lowering import export_for_lowering, private_copy
+from qcore.lowering import NoRunner, export_for_lowering, private_copy
 from qcore.progress import stage
 from qcore.quiet import quiet
 from qcore.report import NodeRecord
@@ -107,6 +107,9 @@ class _Checked:
         """Execute a program once and say what is wrong with it."""
         if program.runner is None:
             self.note = "not executed: no runtime on this machine"
+            return ""
+        if isinstance(program.runner, NoRunner):
+            self.note = f"not executed: {program.runner.reason}"
             return ""
         if self.reference is None and not self.find_reference(program):
             return ""

@@ -20,10 +20,29 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-__all__ = ["Tensors", "drop_unread", "rewritten"]
+__all__ = ["Tensors", "drop_unread", "name_parameters", "rewritten"]
 
 #: What a program holds, by the names of the nodes that stand for it.
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
+
+
+def name_parameters(program: ExportedProgram) -> None:
+    """Rename parameters whose names begin with a digit, as those of a ``torch.nn.Sequential`` do.
+
+    ExecuTorch's passes name what they make of a parameter after it, and do not find it again where
+    the name is no identifier.
+
+    Args:
+        program: The program, a copy of the caller's; changed in place.
+    """
+    for spec in program.graph_signature.input_specs:
+        if spec.target is None or not spec.target[0].isdigit():
+            continue
+        name = f"layer_{spec.target}"
+        for tensors in (program.state_dict, program.constants):
+            if spec.target in tensors:
+                tensors[name] = tensors.pop(spec.target)
+        spec.target = name
 
 
 def rewritten(

@@ -49,6 +49,9 @@ def quantize(
     max_perplexity_ratio: Annotated[
         float | None, typer.Option(help="The most times the float model's perplexity.")
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="A folder that keeps what gptq has done, to go on there.")
+    ] = None,
     round_scales: Annotated[
         bool, typer.Option(help="Take a checkpoint's scales as the backend rounds them.")
     ] = False,
@@ -80,6 +83,7 @@ def quantize(
             scheme,
             algorithm=algorithm,
             tokens=seen if algorithm == "gptq" else None,
+            resume=resume,
             round_scales=round_scales,
             progress=progress,
         )
@@ -120,12 +124,13 @@ def chat(
     from qcore_llm import LanguageProgram
 
     loaded = LanguageProgram.load(program)
+    tokenizer = loaded.require_tokenizer()
     messages: list[dict[str, str]] = []
     read: list[int] = []
     with loaded.reader() as reader:
         while line := prompt if prompt is not None else _line():
             messages.append({"role": "user", "content": line})
-            tokens = loaded.encode(messages if loaded.tokenizer.chat_template else line)
+            tokens = loaded.encode(messages if tokenizer.chat_template else line)
             if tokens[: len(read)] != read:
                 reader.forget()
                 read = []
@@ -141,7 +146,7 @@ def chat(
             seconds = time.perf_counter() - start
             # The last one may not have been read.
             read = [*tokens, *written][: reader.position]
-            reply = loaded.tokenizer.decode(written, skip_special_tokens=True)
+            reply = tokenizer.decode(written, skip_special_tokens=True)
             messages.append({"role": "assistant", "content": reply})
             if sys.stderr.isatty():
                 typer.echo(f"[{len(written)} tokens in {seconds:.1f} s]", err=True)

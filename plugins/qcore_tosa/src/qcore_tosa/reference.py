@@ -202,6 +202,11 @@ class ReferenceRunner:
     def __str__(self) -> str:
         return "Arm's TOSA reference model"
 
+    @property
+    def emulation(self) -> str:
+        """The reference model: what it takes says nothing about a device."""
+        return str(self)
+
     @classmethod
     def of(
         cls, partitioned: ExportedProgram, delegates: Sequence[Delegate], timeout_s: float

@@ -24,6 +24,16 @@ class VgfRunner(ExecuTorchRunner):
     def __str__(self) -> str:
         return str(find_device())
 
+    @property
+    def emulation(self) -> str:
+        """The device and its driver where Arm's layers emulate the operators.
+
+        Raises:
+            RuntimeUnavailableError: Vulkan is missing; the message says what to install.
+        """
+        device = find_device()
+        return str(device) if device.emulated else ""
+
     @contextmanager
     def session(self, buffer: bytes) -> Iterator[Session]:
         """Find a Vulkan device, start a child process and load a program in it.

@@ -78,8 +78,7 @@ class VulkanLowering(ExecuTorchLowering):
     _partitioned: Any = attrs.field(default=None, init=False)
 
     def rewritten(self, program: ExportedProgram) -> ExportedProgram:
-        """Give parameters names that ExecuTorch finds again, and each use of a weight its own."""
-        _name_parameters(program)
+        """Give each use of a weight a weight of its own."""
         _separate_weights(program)
         # Packing the weights of a delegate replaces them in the program that is lowered.
         self._quantized = private_copy(program)
@@ -100,7 +99,8 @@ def lower_to_vulkan(program: ExportedProgram, **options: Any) -> LoweredProgram:
 
     Args:
         program: The quantized model, exported.
-        **options: ``compile_options``, as ExecuTorch's ``VulkanPartitioner`` takes them;
+        **options: ``check=False`` leaves out lowering again without what stops it;
+            ``compile_options``, as ExecuTorch's ``VulkanPartitioner`` takes them;
             ``constant_methods``, values that the program returns from methods of these names.
 
     Returns:
@@ -110,7 +110,7 @@ def lower_to_vulkan(program: ExportedProgram, **options: Any) -> LoweredProgram:
         LoweringError: An option is unknown, or ExecuTorch cannot lower the model.
         RuntimeUnavailableError: ExecuTorch is not installed.
     """
-    check_options("vulkan", options, ("compile_options", "constant_methods"))
+    check_options("vulkan", options, ("check", "compile_options", "constant_methods"))
     compile_options = options.get("compile_options") or {}
     return VulkanLowering(
         "vulkan",
@@ -118,26 +118,8 @@ def lower_to_vulkan(program: ExportedProgram, **options: Any) -> LoweredProgram:
         NO_RUNTIME,
         edge_passes=edge_passes(bool(compile_options.get("force_fp16"))),
         constant_methods=options.get("constant_methods"),
+        check=options.get("check", True),
     ).lower(program)
-
-
-def _name_parameters(program: ExportedProgram) -> None:
-    """Rename parameters whose names begin with a digit, as those of a ``torch.nn.Sequential`` do.
-
-    ExecuTorch names the sums of a weight's groups after the weight, and does not find them again
-    where the name is no identifier.
-
-    Args:
-        program: The program, a copy of the caller's; changed in place.
-    """
-    for spec in program.graph_signature.input_specs:
-        if spec.target is None or not spec.target[0].isdigit():
-            continue
-        name = f"layer_{spec.target}"
-        for tensors in (program.state_dict, program.constants):
-            if spec.target in tensors:
-                tensors[name] = tensors.pop(spec.target)
-        spec.target = name
 
 
 def _separate_weights(program: ExportedProgram) -> None:

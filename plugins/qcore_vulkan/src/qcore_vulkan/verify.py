@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from qcore.lowering import held_tensors
 from qcore.quiet import quiet
+from qcore_executorch.check import Reference
 from qcore_executorch.walk import initial_state, walk
 from qcore_vulkan.graph import DelegateGraph, decode, graph_of
 from qcore_vulkan.reference import unpack_even_high, unpack_even_low
@@ -67,14 +68,26 @@ def verify(program: Verifiable, inputs: tuple[Any, ...]) -> VulkanVerification:
         weights = tuple(check for graph in graphs for check in _checks(graph, stored))
     pairs = zip(expected, actual, strict=True)
     differences = [(_numbers(a), _numbers(b)) for a, b in pairs if a is not None]
+    sqnr_db = min(_sqnr(a, b) for a, b in differences)
     return VulkanVerification(
         backend="vulkan",
-        sqnr_db=min(_sqnr(a, b) for a, b in differences),
+        sqnr_db=sqnr_db,
         max_abs_error=max(float((a - b).abs().max()) for a, b in differences),
         weights=weights,
         expected_weights=len(stored),
         operators=dict(Counter(name for graph in graphs for name in graph.operators)),
+        difference=_difference(program.quantized, tree_leaves(inputs), actual, sqnr_db),
     )
+
+
+def _difference(model: Any, inputs: list[Any], outputs: Any, sqnr_db: float) -> str:
+    """Say how a program's outputs differ beyond rounding; only dynamic activations are rounded."""
+    if sqnr_db >= VulkanVerification.least_sqnr_db:
+        return ""
+    if not any("choose_qparams" in str(node.target) for node in model.graph.nodes):
+        return f"{sqnr_db:.0f} dB, and no activation is rounded"
+    with quiet():
+        return Reference.of(model, inputs).difference(outputs)
 
 
 def _numbers(output: Any) -> torch.Tensor:

@@ -91,11 +91,15 @@ def quantize(
         if path is not None:
             check_writable(path, "the result", example, InputError)
     # What is wrong is known before anything takes long.
-    if chosen.is_source(chosen.quantizer()) and node_data:
-        raise InputError(
-            f"{chosen.scheme or chosen.backend} treats weights before the model is captured: no "
-            "error by node is known. Leave --node-data out."
-        )
+    if chosen.is_source(chosen.quantizer()):
+        treats = f"{chosen.scheme or chosen.backend} treats weights before the model is captured: "
+        if node_data:
+            raise InputError(f"{treats}no error by node is known. Leave --node-data out.")
+        if output.suffix == ".qpt2":
+            raise InputError(
+                f"{treats}there is no captured model for {output}. Name a program, such as "
+                f"{output.with_suffix('.pte')}."
+            )
     with step("reading the model and the data", quiet):
         loaded = load_model(chosen.model)
         samples = load_data(chosen.data, batch=chosen.batch, pictures=chosen.pictures)
