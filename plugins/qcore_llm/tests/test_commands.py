@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+import qcore_llm
 from qcore.cli.app import app
 
 QUANTIZE = ["llm", "quantize"]
@@ -41,6 +42,16 @@ def test_chat_answers_each_line_until_an_empty_one(made: tuple[Path, Any]) -> No
     result = run("llm", "chat", made[0], "--max-new-tokens", 2, given="a\n\n")
     assert result.exit_code == 0, result.output
     assert result.stdout.endswith("\n")
+
+
+def test_a_program_without_a_tokenizer_is_not_talked_to(
+    quantized_llama: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.pte"
+    qcore_llm.lower(quantized_llama, max_context=32, check=False).save(path)
+    result = run("llm", "chat", path, given="a\n\n")
+    assert result.exit_code == 1
+    assert "made without a tokenizer" in result.stderr
 
 
 def test_perplexity_of_a_program_is_measured(made: tuple[Path, Any]) -> None:

@@ -29,7 +29,7 @@ CONTEXT = 48
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -147,3 +147,14 @@ def test_an_embedding_that_scales_its_rows_is_quantized(make: Any) -> None:
 def test_scores_with_a_cap_take_the_plain_form_of_attention() -> None:
     assert Decoder(gemma2(), CONTEXT, form_for("xnnpack")).form is PLAIN
     assert Decoder(gemma3(), CONTEXT, form_for("xnnpack")).form is FORMS["xnnpack"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [qwen3, gemma2, gemma3])
+def test_a_program_reads_as_its_quantized_model_does(make: Any) -> None:
+    model = make()
+    tokens = torch.randint(0, 64, (80,), generator=torch.Generator().manual_seed(1))
+    qcore_llm.quantize(model, algorithm="mse")
+    program = qcore_llm.lower(model, max_context=CONTEXT)
+    wanted = qcore_llm.perplexity(model, tokens, length=40)
+    assert qcore_llm.perplexity(program, tokens, length=40) == pytest.approx(wanted, rel=0.01)

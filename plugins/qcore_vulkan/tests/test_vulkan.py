@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import attrs
@@ -154,6 +155,23 @@ def test_a_sequential_lowers_though_its_layers_have_numbers_for_names():
     program = qcore.get_quantizer("vulkan").lower(model, (X,))
     assert program.verify(X).ok
     assert sorted(model.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+
+
+@pytest.mark.parametrize("scheme", ["4w", "8da4w"])
+@pytest.mark.parametrize("algorithm", ["mse", "gptq", "hqq"])
+def test_weights_that_are_chosen_are_nearer_than_rounded_ones_and_in_the_program(scheme, algorithm):
+    torch.manual_seed(0)
+    mixed = torch.randn(64, 64)
+    samples = [torch.randn(16, 64) @ mixed for _ in range(8)]
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 32)).eval()
+    errors = {}
+    for name in ("round", algorithm):
+        own = copy.deepcopy(model)
+        data = samples[:-1] if name == "gptq" else None
+        qcore.quantize_(own, "vulkan", scheme, group_size=32, algorithm=name, calibration_data=data)
+        errors[name] = (own(samples[-1]) - model(samples[-1])).square().mean().item()
+    assert errors[algorithm] < errors["round"]
+    assert qcore.get_quantizer("vulkan").lower(own, (samples[-1],)).verify(samples[-1]).ok
 
 
 class TestRun:
