@@ -154,8 +154,8 @@ class Decoder(nn.Module):  # type: ignore[misc]
         if not distance <= (_CLOSE if _is_exact(self.model) else _ROUNDED):
             raise LanguageModelError(
                 f"{type(self.model).__name__} computes something else with a cache than without: "
-                f"its logits differ by {distance:.2g} times their size. It keeps state of its own beside keys and "
-                "values, or masks in a way of its own. No program was made."
+                f"its logits differ by {distance:.2g} times their size. It keeps state of its own "
+                "beside keys and values, or masks in a way of its own. No program was made."
             )
 
 
