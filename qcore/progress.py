@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -53,10 +54,20 @@ def showing_stages(
         disable=bar_is_off(progress),
     ) as bar:
         before = _SHOWN.set(_Shown(work, bar, dict(shares)))
+        over = threading.Event()
+        if not bar.disable:
+            threading.Thread(target=_ticking, args=(bar, over), daemon=True).start()
         try:
             yield
         finally:
+            over.set()
             _SHOWN.reset(before)
+
+
+def _ticking(bar: tqdm[None], over: threading.Event) -> None:
+    """Show the time each second: one stage can take most of it."""
+    while not over.wait(1):
+        bar.refresh()
 
 
 @contextmanager

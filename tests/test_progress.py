@@ -1,5 +1,7 @@
 """What long work shows on a terminal."""
 
+import time
+
 import pytest
 
 from qcore.progress import showing_stages, stage
@@ -43,3 +45,9 @@ def test_work_inside_of_work_is_shown_as_its_own(capsys: pytest.CaptureFixture[s
         shown(True, capsys)
         with stage("run", {}):
             assert "matrix: run" in capsys.readouterr().err
+
+
+def test_the_time_goes_on_while_a_stage_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+    with showing_stages("lower", SHARES, True):
+        time.sleep(1.2)
+    assert "00:01 so far" in capsys.readouterr().err
