@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import imagenet
 
 README: Final = Path(__file__).parents[1] / "README.md"
-BACKENDS: Final = ("xnnpack", "vgf", "ethosu", "vulkan")
+BACKENDS: Final = ("xnnpack", "vgf", "ethosu", "tosa", "vulkan")
 OPTIONS: Final = {"ethosu": {"target": "ethos-u85-256"}}
 CALIBRATION_CROPS: Final = 32
 #: scikit-learn's wheel has two photographs beside those of scikit-image's.

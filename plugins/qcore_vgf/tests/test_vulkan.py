@@ -9,6 +9,7 @@ import pytest
 
 from qcore.errors import RuntimeUnavailableError
 from qcore_vgf import vulkan
+from qcore_vgf.runner import VgfRunner
 from qcore_vgf.vulkan import Emulation, find_device, vulkan_environment
 
 NATIVE = ["VK_ARM_data_graph", "VK_ARM_tensors"]
@@ -62,6 +63,7 @@ def test_a_device_with_arms_extensions_is_used_without_layers(monkeypatch):
     answer_probe(monkeypatch, machine(device(*NATIVE)))
     assert not find_device().emulated
     assert vulkan_environment() == {}
+    assert VgfRunner().emulation == ""
 
 
 def test_sessions_share_an_environment_and_so_the_process_that_they_are_forked_from():
