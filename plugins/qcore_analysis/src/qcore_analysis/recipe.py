@@ -368,9 +368,9 @@ def _operator(name: str) -> Any:
 
 def _versions(backend: str) -> dict[str, str]:
     """Return the versions of what decides the bytes: the plugin's and all that it is built on."""
-    from qcore.registry import backends
+    import qcore
 
-    known = backends().get(backend)
+    known = qcore.backends().get(backend)
     waiting = [origin.split()[0] for origin in (known.origins if known else ())]
     found: dict[str, str] = {}
     for name in _PACKAGES:
