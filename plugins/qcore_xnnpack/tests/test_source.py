@@ -206,6 +206,15 @@ def test_a_float_module_is_no_quantized_model():
         qcore.get_quantizer("xnnpack").lower(nn.Linear(4, 4), (torch.randn(1, 4),))
 
 
+def test_a_batch_norm_of_a_sequential_is_lowered_at_once():
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.BatchNorm1d(32)).eval()
+    qcore.quantize_(model, "xnnpack", "8da4w", group_size=32)
+    program = qcore.get_quantizer("xnnpack").lower(model, (x,))
+    assert program.report.mended == ()
+    assert sqnr(model(x), program.run(x)) >= 40
+
+
 class Logits(nn.Module):
     """A two-layer Llama with random weights; the one with tied weights is on the docs' page."""
 
