@@ -43,8 +43,8 @@ def demo(prompt: str, tokens: int, console: Console, progress: Progress) -> None
         text = token_numbers(tokenizer, documentation())
     unseen, seen = text[:EVALUATED], text[EVALUATED:]
     chat = [{"role": "user", "content": prompt}]
-    form = {"tokenize": False, "add_generation_prompt": True}
-    asked = list(tokenizer(tokenizer.apply_chat_template(chat, **form))["input_ids"])
+    question = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    asked = list(tokenizer(question, add_special_tokens=False)["input_ids"])
     # First, while this process holds nothing else: its memory is told.
     with progress.step("Talking to the float model"):
         floats = _float_side(model, tokenizer, asked, tokens)

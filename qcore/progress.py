@@ -55,12 +55,16 @@ def showing_stages(
     ) as bar:
         before = _SHOWN.set(_Shown(work, bar, dict(shares)))
         over = threading.Event()
+        ticking = threading.Thread(target=_ticking, args=(bar, over), daemon=True)
         if not bar.disable:
-            threading.Thread(target=_ticking, args=(bar, over), daemon=True).start()
+            ticking.start()
         try:
             yield
         finally:
             over.set()
+            # Otherwise it may draw the bar again once that is closed.
+            if ticking.is_alive():
+                ticking.join()
             _SHOWN.reset(before)
 
 

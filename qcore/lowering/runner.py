@@ -47,9 +47,9 @@ class Latency:
 
     def __str__(self) -> str:
         text = f"{self.median_ms:.3g} ms ({self.min_ms:.3g} to {self.max_ms:.3g}, {self.runs} runs)"
-        return text + f", and a device's time is another: this was {self.emulation}" * bool(
-            self.emulation
-        )
+        if not self.emulation:
+            return text
+        return f"{text}, and a device's time is another: this was {self.emulation}"
 
 
 class Session(Protocol):

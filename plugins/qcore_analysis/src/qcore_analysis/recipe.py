@@ -372,9 +372,7 @@ def _versions(backend: str) -> dict[str, str]:
 
     known = qcore.backends().get(backend)
     waiting = [origin.split()[0] for origin in (known.origins if known else ())]
-    found: dict[str, str] = {}
-    for name in _PACKAGES:
-        found[name] = version(name)
+    found = {name: version(name) for name in _PACKAGES}
     while waiting:
         name = waiting.pop(0)
         if name in found:
