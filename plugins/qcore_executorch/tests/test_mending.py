@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import torch
 
-from qcore.errors import LoweringError, RuntimeCrashError
+from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, Session, TensorSpec, export_for_lowering
 from qcore.report import schema
 from qcore.testing import Rounding
@@ -27,7 +27,7 @@ from qcore_executorch.check import Reference, example_inputs
 from qcore_executorch.inspection import computes, inspect_lowered
 from qcore_executorch.mending import Attempt, search
 
-from .conftest import xnnpack_partitioner
+from .conftest import runner_with, xnnpack_partitioner
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 OPERATORS = ("abs", "mul", "sigmoid", "add", "tanh", "sub", "neg", "maximum")
@@ -81,10 +81,9 @@ class DyingRunner(ExecuTorchRunner):
 
     @contextmanager
     def session(self, buffer: bytes) -> Iterator[Session]:
-        deadly, DyingRunner.deadly = DyingRunner.deadly, False
-        with super().session(buffer) as session:
-            if deadly:
-                raise RuntimeCrashError("The runtime's process died of SIGSEGV while it ran.")
+        runner = runner_with("child_dies") if DyingRunner.deadly else self
+        DyingRunner.deadly = False
+        with ExecuTorchRunner.session(runner, buffer) as session:
             yield session
 
 
@@ -129,6 +128,7 @@ def test_a_planted_fault_is_found_and_mended(monkeypatch, fault, symptom):
     assert (mended.name, mended.operator) == ("sub", "aten.sub.Tensor")
     assert symptom in mended.symptom
     assert lowering.lowerings <= BUDGET
+    assert program.report.checked.endswith(f"found by {lowering.lowerings} lowerings")
     torch.testing.assert_close(program.run(X), Chain()(X))
 
 

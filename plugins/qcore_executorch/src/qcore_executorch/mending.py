@@ -89,9 +89,11 @@ class _Checked:
     #: Why a program was not compared, and what was said of the inputs.
     note: str = ""
     seconds: dict[str, float] = attrs.field(factory=dict)
+    lowerings: int = 0
 
     def attempt(self, refused: Mapping[str, str] | None) -> Attempt:
         """Lower and execute without the delegates' share of some nodes; None: of all nodes."""
+        self.lowerings += 1
         veto = None if refused is None else Veto(refused)
         taken = {} if veto is None else veto.taken
         try:
@@ -169,6 +171,9 @@ def lower_checked(
                 best, refused = search(first, checked.attempt, lambda: time.monotonic() > ends)
             if best.program is None or best.symptom:
                 raise _undelegated(checked, first, best, backend) from best.error or first.error
+            checked.note += (
+                f"; what is wrong in a delegate was found by {checked.lowerings} lowerings"
+            )
             if len(refused) > _CULPRITS and time.monotonic() > ends:
                 checked.note += (
                     f"; the search for what is wrong ended after {_LONGEST_S:.0f} s, and all that "
