@@ -135,6 +135,21 @@ def test_integers_need_no_quantization() -> None:
     assert result.report["add"].scheme is None
 
 
+@pytest.mark.parametrize("offset", [None, 1])
+def test_positions_are_given_as_int32_by_the_npu_alone(offset: int | None) -> None:
+    class Position(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = (x * 2).argmax(-1)
+            return found if offset is None else found + offset
+
+    quantizer = get().set_global("8a8w")
+    program = quantizer.lower(qcore.quantize(Position(), quantizer, [X]).model, (X,))
+    assert program.report.cpu_operators == 0
+    found = program.run(X)
+    assert found.dtype is torch.int32
+    assert torch.equal(found, Position()(X).int())
+
+
 @pytest.mark.slow
 def test_the_smallest_target_executes_16_bit_activations(
     cnn: nn.Module, picture: torch.Tensor

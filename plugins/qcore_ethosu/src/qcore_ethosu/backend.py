@@ -10,6 +10,7 @@ from attrs import define, field
 import qcore
 from qcore.errors import QcoreError
 from qcore.report import Diagnostic
+from qcore_ethosu.positions import return_int32
 from qcore_ethosu.support import unsupported_nodes
 from qcore_executorch import import_executorch
 from qcore_tosa import TosaBackend, check_compile_spec
@@ -92,6 +93,14 @@ class EthosUBackend(TosaBackend):
     def partial_quantization(self) -> bool:
         """Whether rules may leave parts in float."""
         return self.allow_cpu
+
+    @qcore.hookimpl
+    def transform_for_annotation(self, model: GraphModule, plan: QuantizationPlan) -> GraphModule:
+        """Decompose as for TOSA; return in 32 bits what the NPU would have to give in 64."""
+        model = super().transform_for_annotation(model, plan)
+        if not self.allow_cpu:
+            return_int32(model)
+        return model
 
     @qcore.hookimpl
     def validate_partial(
