@@ -12,6 +12,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qcore.compat.torchao import (
+    AVERAGES,
+    EXTREMES,
+    FAKES,
     HISTOGRAM,
     FakeQuantize,
     FakeQuantizeBase,
@@ -25,9 +28,10 @@ from qcore.compat.torchao import (
     QuantizationSpec,
     disable_fake_quant,
     enable_fake_quant,
+    made_by,
 )
 from qcore.formats import FormatObserver
-from qcore.graph import module_path
+from qcore.graph import arguments, module_path
 
 __all__ = [
     "TRAINING",
@@ -48,29 +52,35 @@ _RUNNING: Final[tuple[tuple[type, type], ...]] = (
     (HISTOGRAM.target(), MovingAverageMinMaxObserver),
 )
 
+#: What this module made with running ranges -> what it was made of.
+_BEFORE: Final[dict[QuantizationConfig, QuantizationConfig]] = {}
+
 
 @functools.lru_cache
 def with_fake_quantization(config: QuantizationConfig, running: bool) -> QuantizationConfig:
     """Return a configuration whose observers are fake quantization; one that has it stays as it is.
 
     ``running`` ones follow values that change in training by moving averages; otherwise the
-    observers that the configuration has choose the ranges. The same arguments give the same
-    (cached) object, since patterns compare configurations.
+    observers that the configuration has choose the ranges, and those it had before this function
+    replaced them. The same arguments give the same (cached) object, since patterns compare
+    configurations.
     """
     if config.is_qat:
-        return config
+        before = _BEFORE.get(config)
+        return config if running or before is None else with_fake_quantization(before, False)
     one = functools.cache(lambda spec: spec and _fake(spec, running))
     parts = (config.input_activation, config.output_activation, config.weight, config.bias)
-    return QuantizationConfig(*map(one, parts), True)
+    made = QuantizationConfig(*map(one, parts), True)
+    if running:
+        _BEFORE[made] = config
+    return made
 
 
 def _fake(spec: QuantizationSpec, running: bool) -> QuantizationSpec:
     made = spec.observer_or_fake_quant_ctr
-    partial = getattr(made, "p", None)
-    cls: Any = getattr(partial, "func", made)
+    cls, options = made_by(made)
     if inspect.isclass(cls) and issubclass(cls, FakeQuantizeBase):
         return spec
-    options: dict[str, Any] = dict(getattr(partial, "keywords", {}))
     if inspect.isclass(cls) and issubclass(cls, PlaceholderObserver):
         observer: Any = MovingAverageMinMaxObserver.with_args(averaging_constant=1)
         fake: Any = FakeQuantize.with_args(observer=observer, **options)
@@ -95,8 +105,7 @@ def _running(cls: Any) -> type | None:
 
 def _training_arguments(node: Node) -> Iterator[int]:
     """Yield the positions of the arguments that say that a node trains."""
-    schema = getattr(node.target, "_schema", None)
-    for position, argument in enumerate(schema.arguments if schema is not None else ()):
+    for position, argument in enumerate(arguments(node)):
         is_mode = argument.name in ("train", "training")
         if is_mode and len(node.args) > position and node.args[position]:
             yield position
@@ -125,6 +134,8 @@ def observe_alone(model: GraphModule) -> Callable[[], None]:
     Moving averages, which are mostly of the first sample where values do not change, become the
     extremes of all samples. What is returned ends it, after the samples.
     """
+    for requirement in (FAKES, *AVERAGES, *EXTREMES):
+        requirement.checked()
     model.apply(disable_fake_quant)
     running = []
     for module in model.modules():

@@ -115,6 +115,17 @@ def test_only_the_outermost_unreached_branch_is_named(toy: Build) -> None:
     assert [str(w.message).split("'")[1] for w in seen] == ["true_graph_0"]
 
 
+def test_fake_quantization_of_branches_where_nobody_trains_costs_no_accuracy(toy: Build) -> None:
+    model, samples = Cond().eval(), POSITIVE + NEGATIVE
+
+    def noise(is_qat: bool) -> float:
+        quantizer = toy().set_global("8a8w")
+        converted = quantizer.quantize_with_submodules(model, samples, is_qat=is_qat)
+        return sum(float((model(x) - converted(x)).detach().pow(2).sum()) for x in samples)
+
+    assert 0 < noise(is_qat=True) <= noise(is_qat=False)
+
+
 def test_the_body_of_a_loop_is_quantized(toy: Build) -> None:
     model = Loop().eval()
     samples = [(x, torch.tensor(3)) for x in POSITIVE]
