@@ -150,7 +150,7 @@ class LoweredProgram:
             RuntimeExecutionError: The inputs do not fit, or the runtime refuses or takes too long.
             RuntimeCrashError: The runtime's process died.
         """
-        leaves = self._flatten(inputs, keywords, method)
+        leaves = self.flatten(inputs, keywords, method)
         with self._session() as session:
             return self._restore(session.run(leaves, method=method), method)
 
@@ -168,7 +168,7 @@ class LoweredProgram:
         Raises:
             QcoreError: As :meth:`run`.
         """
-        flat = [self._flatten(*self._arguments(sample), method) for sample in samples]
+        flat = [self.flatten(*self._arguments(sample), method) for sample in samples]
         if not flat:
             return []
         with self._session() as session:
@@ -189,7 +189,7 @@ class LoweredProgram:
         with self._session() as session:
 
             def run(*inputs: Any, method: str = "forward", **keywords: Any) -> Any:
-                leaves = self._flatten(inputs, keywords, method)
+                leaves = self.flatten(inputs, keywords, method)
                 return self._restore(session.run(leaves, method=method), method)
 
             yield run
@@ -220,7 +220,7 @@ class LoweredProgram:
         """
         if runs < 1 or warmup < 0:
             raise ValueError(f"runs must be at least 1 and warmup at least 0, got {runs}, {warmup}")
-        leaves = self._flatten(inputs, keywords, method)
+        leaves = self.flatten(inputs, keywords, method)
         with self._session() as session:
             found = session.benchmark(leaves, warmup=warmup, runs=runs, method=method)
         return attrs.evolve(found, emulation=self.emulation)
@@ -245,9 +245,22 @@ class LoweredProgram:
             return (), sample
         return (sample if isinstance(sample, (tuple, list)) else (sample,)), {}
 
-    def _flatten(
-        self, inputs: Sequence[Any], keywords: Mapping[str, Any], method: str
+    def flatten(
+        self, inputs: Sequence[Any], keywords: Mapping[str, Any], method: str = "forward"
     ) -> list[Any]:
+        """Check arguments and return them as the program takes them.
+
+        Args:
+            inputs: The model's positional arguments.
+            keywords: Its keyword arguments, where it was captured with some.
+            method: Name of the program's method.
+
+        Returns:
+            The flat arguments, in the order of the capture.
+
+        Raises:
+            RuntimeExecutionError: The inputs do not fit.
+        """
         import torch
         from torch.utils._pytree import tree_leaves
 

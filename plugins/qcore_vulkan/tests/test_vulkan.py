@@ -16,6 +16,7 @@ import qcore_vulkan
 from qcore.errors import (
     GroupSizeError,
     LoweringError,
+    RuntimeExecutionError,
     RuntimeUnavailableError,
     UnsupportedSchemeError,
 )
@@ -134,19 +135,39 @@ class Twice(nn.Module):
         return y, None, self.layer(torch.relu(y))
 
 
+class PartInDouble(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 32), nn.Linear(32, 8).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).double()).float()
+
+
 @pytest.mark.parametrize(
     ("model", "x"),
     [
         (Twice(), X),
+        (PartInDouble(), X),
         (nn.Sequential(nn.Linear(64, 32)), X[0, 0]),
         (nn.Sequential(nn.Linear(64, 32), nn.ReLU()).half(), X.half()),
         (nn.Sequential(nn.Linear(64, 32), nn.ReLU()).bfloat16(), X.bfloat16()),
     ],
-    ids=["a layer called twice", "one dimension", "float16", "bfloat16"],
+    ids=["a layer called twice", "a part in double", "one dimension", "float16", "bfloat16"],
 )
 def test_ordinary_models_lower_and_are_verified(model, x):
     found, _ = verified(model, x)
     assert found.ok, found
+
+
+def test_a_model_captured_with_keywords_is_verified_with_them_or_by_position():
+    model = Twice().eval()
+    qcore.quantize_(model, "vulkan", "4w", group_size=32)
+    program = qcore.get_quantizer("vulkan").lower(model, {"x": X})
+    assert program.verify(x=X).ok
+    assert program.verify(X).ok
+    with pytest.raises(RuntimeExecutionError, match="captured with x"):
+        program.verify(y=X)
 
 
 def test_a_sequential_lowers_though_its_layers_have_numbers_for_names():

@@ -45,7 +45,7 @@ class VulkanProgram(LoweredProgram):
     quantized: Any = attrs.field(default=None, repr=False)
     partitioned: Any = attrs.field(default=None, repr=False)
 
-    def verify(self, *inputs: Any) -> VulkanVerification:
+    def verify(self, *inputs: Any, **keywords: Any) -> VulkanVerification:
         """Check what was delegated against the quantized model.
 
         The Vulkan graphs inside the ``.pte`` are decoded, their weights are unpacked and compared,
@@ -53,11 +53,13 @@ class VulkanProgram(LoweredProgram):
 
         Args:
             *inputs: The model's positional arguments.
+            **keywords: Its keyword arguments, where it was captured with some.
 
         Returns:
             What was compared, and how far the outputs differ.
 
         Raises:
+            RuntimeExecutionError: The inputs do not fit.
             LoweringError: The program was read from a file, or holds what cannot be decoded.
         """
         from qcore_vulkan.verify import verify
@@ -67,7 +69,7 @@ class VulkanProgram(LoweredProgram):
                 "A program read from a file does not hold the quantized model to compare with. "
                 "Verify the program that lower() returned."
             )
-        return verify(self, inputs)
+        return verify(self, self.flatten(inputs, keywords))
 
 
 @attrs.define

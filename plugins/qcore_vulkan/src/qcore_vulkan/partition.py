@@ -16,7 +16,7 @@ __all__ = ["edge_passes", "vulkan_partitioner"]
 
 
 def vulkan_partitioner(compile_options: dict[str, Any] | None) -> Any:
-    """Return ExecuTorch's partitioner for Vulkan with two more reasons to leave a node.
+    """Return ExecuTorch's partitioner for Vulkan with more reasons to leave a node.
 
     Args:
         compile_options: As ExecuTorch's ``VulkanPartitioner`` takes them.
@@ -70,6 +70,8 @@ def _operators() -> Any:
             # What becomes one operator with what reads a number from it gives no tensor, either.
             if not _is_tensor(node) or (fusable and not all(map(_is_tensor, node.users))):
                 return "it computes a size, and a Vulkan graph needs a tensor as output"
+            if any(map(_is_double, (node, *node.all_input_nodes))):
+                return "a Vulkan graph holds float64 as float32"
             if fusable:
                 return ""
             if self._reading is None:
@@ -99,6 +101,10 @@ def _nodes_that_read_tensors(node: Node) -> set[Node]:
 def _is_tensor(node: Node) -> bool:
     value = node.meta.get("val")
     return isinstance(value, (torch.Tensor, tuple, list))
+
+
+def _is_double(node: Node) -> bool:
+    return getattr(node.meta.get("val"), "dtype", None) is torch.float64
 
 
 def _is_infinite(value: Any) -> bool:

@@ -7,7 +7,6 @@ from typing import Any, Final, Protocol
 
 import torch
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves
 
 from qcore.lowering import held_tensors
 from qcore.quiet import quiet
@@ -44,29 +43,29 @@ class Verifiable(Protocol):
         """The same after partitioning."""
 
 
-def verify(program: Verifiable, inputs: tuple[Any, ...]) -> VulkanVerification:
+def verify(program: Verifiable, inputs: list[Any]) -> VulkanVerification:
     """Compare a program with the quantized model that it was lowered from.
 
     Args:
         program: What ``lower`` returned.
-        inputs: The model's positional arguments.
+        inputs: The model's arguments, flat.
 
     Returns:
         The comparison.
     """
     with quiet(), torch.no_grad():
         graphs = decode(program.buffer)
-        expected = tree_leaves(program.quantized.module(check_guards=False)(*inputs))
+        reference = Reference.of(program.quantized, inputs)
         partitioned = program.partitioned
         actual = walk(
             partitioned,
             initial_state(partitioned),
-            tree_leaves(inputs),
+            inputs,
             lambda lowered, operands: graph_of(lowered, graphs).run(operands),
         )
         stored = _model_weights(program.quantized)
         weights = tuple(check for graph in graphs for check in _checks(graph, stored))
-    pairs = zip(expected, actual, strict=True)
+    pairs = zip(reference.expected, actual, strict=True)
     differences = [(_numbers(a), _numbers(b)) for a, b in pairs if a is not None]
     sqnr_db = min(_sqnr(a, b) for a, b in differences)
     return VulkanVerification(
@@ -76,18 +75,18 @@ def verify(program: Verifiable, inputs: tuple[Any, ...]) -> VulkanVerification:
         weights=weights,
         expected_weights=len(stored),
         operators=dict(Counter(name for graph in graphs for name in graph.operators)),
-        difference=_difference(program.quantized, tree_leaves(inputs), actual, sqnr_db),
+        difference=_difference(program.quantized, reference, actual, sqnr_db),
     )
 
 
-def _difference(model: Any, inputs: list[Any], outputs: Any, sqnr_db: float) -> str:
+def _difference(model: Any, reference: Reference, outputs: Any, sqnr_db: float) -> str:
     """Say how a program's outputs differ beyond rounding; only dynamic activations are rounded."""
     if sqnr_db >= VulkanVerification.least_sqnr_db:
         return ""
     if not any("choose_qparams" in str(node.target) for node in model.graph.nodes):
         return f"{sqnr_db:.0f} dB, and no activation is rounded"
     with quiet():
-        return Reference.of(model, inputs).difference(outputs)
+        return reference.difference(outputs)
 
 
 def _numbers(output: Any) -> torch.Tensor:
