@@ -1,13 +1,14 @@
 """Take random models all the way on a backend, and put what became of them into a page.
 
 What became of each seed is kept in ``build/fuzz``, so that a run which was cut off goes on, and
-more seeds add to those of before. ``--flow executorch`` takes ExecuTorch's XNNPACK quantizer and
+more seeds add to those of before; a seed that now draws another model is taken anew. ``--flow executorch`` takes ExecuTorch's XNNPACK quantizer and
 its plain lowering instead, and runs the program in the process that asked.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import warnings
 from collections import Counter
@@ -98,12 +99,16 @@ def main() -> int:
     file = FOUND / f"{given.backend}-{given.flow}.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     first, _, end = given.seeds.partition(":")
-    wanted = {str(seed) for seed in range(int(first), int(end))} - set(found)
+    wanted = sorted({*range(int(first), int(end)), *given.again})
     FOUND.mkdir(parents=True, exist_ok=True)
     with Worker(given.backend, given.flow, given.timeout) as worker:
-        for seed in tqdm(sorted({*map(int, wanted), *given.again}), disable=None, leave=False):
-            outcome = worker.outcome(recipe_of(given.flow, seed))
-            found[str(seed)] = asdict(outcome)
+        for seed in tqdm(wanted, disable=None, leave=False):
+            recipe = recipe_of(given.flow, seed)
+            model = hashlib.sha256(recipe.code.encode()).hexdigest()[:16]
+            if seed not in given.again and found.get(str(seed), {}).get("model") == model:
+                continue
+            outcome = worker.outcome(recipe)
+            found[str(seed)] = {"model": model, **asdict(outcome)}
             file.write_text(json.dumps(found, indent=0), encoding="utf-8")
             tqdm.write(f"{seed}: {outcome.kind}: {outcome.detail} {outcome.mended or ''}")
     rows = [_row(file.stem, json.loads(file.read_text())) for file in sorted(FOUND.glob("*.json"))]

@@ -24,14 +24,26 @@ def test_a_seed_always_gives_the_same_model(draw):
     assert draw(0).code != draw(1).code
 
 
-def test_models_run_and_vary_in_their_inputs_outputs_and_operators():
-    recipes = [random_recipe(seed) for seed in range(40)]
-    code = "\n".join(recipe.code for recipe in recipes)
-    for part in ("nn.Conv2d", "nn.Linear", "None", "torch.export.Dim", "channels_last", "F."):
-        assert part in code
-    plain = next(recipe for recipe in recipes if not recipe.by_keyword)
-    scope = plain.build()
-    scope["model"](*scope["samples"][0])
+# What each kind of model has in some of the seeds.
+_EVERYWHERE = ("Dim(", "None", "'a': ", "samples = [{", ".half()", ".double()", ".weight = self.")
+_VARIED = {
+    random_recipe: ("nn.Conv2d", "nn.Linear", "channels_last", "F.", "randint", "(8)", "x > 3"),
+    linear_recipe: ("nn.Embedding", "self.shared(", "nn.LayerNorm", "Linear(1, ", "randn(33)"),
+}
+
+
+@pytest.mark.parametrize("draw", _VARIED)
+def test_models_vary_in_their_inputs_outputs_types_and_operators(draw):
+    code = "\n".join(draw(seed).code for seed in range(150))
+    assert [part for part in (*_EVERYWHERE, *_VARIED[draw]) if part not in code] == []
+
+
+@pytest.mark.parametrize("draw", _VARIED)
+def test_models_run(draw):
+    for seed in range(12):
+        scope = draw(seed).build()
+        sample = scope["samples"][0]
+        scope["model"](**sample) if isinstance(sample, dict) else scope["model"](*sample)
 
 
 ABS = Step("v0", "{0}.abs()", ("x",))

@@ -114,6 +114,27 @@ F.pixel_unshuffle({0}, 2)
 """,
 }
 
+# What one model in five has besides, in the middle: {k} is a second layer of the constructor,
+# whose weight is that of {m}.
+_PARTS: Final = {
+    1: """
+{m}({0}.half()).float()|nn.Linear(l, n).half()
+{m}({0}.double()).float()|nn.Linear(l, n).double()
+({0}.half() * 0.5).float()
+torch.tanh({0}.double()).float()
+{k}(torch.relu({m}({0})))|nn.Linear(l, l)
+{m}({0}) + {k}({0})|nn.Linear(l, n)
+{m}({0}) + {k}({0})|nn.Linear(l, n, bias=False)
+""",
+    4: """
+{m}({0}.half()).float()|nn.Conv2d(c, n, 3, padding=1).half()
+{m}({0}.double()).float()|nn.Conv2d(c, n, 1).double()
+{k}(torch.relu({m}({0})))|nn.Conv2d(c, c, 3, padding=1)
+{m}({0}) + {k}({0})|nn.Conv2d(c, n, 1)
+""",
+}
+_INTEGERS: Final = ("({0}, x + 1)", "({0}, x > 3)", "(x * 2, {0})")
+
 _INPUTS: Final = (
     ("torch.randn(2, 4, 8, 8)",) * 4
     + ("torch.randn(1, 3, 16, 16)", "torch.randn(2, 6, 8)", "torch.randn(1, 5, 12)")
@@ -152,7 +173,9 @@ class _Builder:
         if layer:
             name = f"layer{len(self.steps)}"
             layers[name] = _with_sizes(layer, sizes)
-            code = code.replace("{m}", f"self.{name}")
+            if "{k}" in code:
+                layers |= _tied(name, layers[name])
+            code = code.replace("{m}", f"self.{name}").replace("{k}", f"self.{name}b")
         step = Step(f"v{len(self.steps)}", _with_sizes(code, sizes), operands, layers)
         if "{1}" not in code:
             step = Step(step.name, step.code, operands[:1], layers)
@@ -168,8 +191,10 @@ class _Builder:
 
     def _run(self, step: Step) -> torch.Tensor:
         values = {name: self.values[name].clone() for name in step.operands}
-        layers = {n: _evaluated(code, {}).eval() for n, code in step.layers.items()}
-        scope = {**values, "self": type("Layers", (), {n: _Kept(v) for n, v in layers.items()})}
+        layers = torch.nn.Module()
+        for name, code in step.layers.items():
+            exec(f"self.{name} = {code}", {**_NAMES, "self": layers})
+        scope = {**values, "self": layers.eval()}
         result = _evaluated(step.code.format(*step.operands), scope)
         if not isinstance(result, torch.Tensor) or result.dtype is not torch.float32:
             raise TypeError(step.code)
@@ -177,13 +202,23 @@ class _Builder:
 
     def grow(self) -> None:
         """Add one statement to a value that was made lately."""
-        names = [n for n, value in self.values.items() if value.is_floating_point()]
-        operand = names[max(0, len(names) - 1 - int(self.random.expovariate(1.2)))]
+        operand = self._recent()
         rank = self.values[operand].dim()
         chosen = _BY_RANK.get(rank, "").strip().splitlines()
         general = _ANY.replace("\n", "|").strip("|").split("|")
         is_special = chosen and self.random.random() < 0.6
         self.add(self.random.choice(chosen if is_special else general), operand)
+
+    def grow_part(self) -> None:
+        """Add a statement in another type, or with two layers of one weight."""
+        operand = self._recent()
+        rank = self.values[operand].dim()
+        chosen = (_PARTS[1] + _PARTS.get(rank, "") * 2).split("\n")
+        self.add(self.random.choice([entry for entry in chosen if entry]), operand)
+
+    def _recent(self) -> str:
+        names = [n for n, value in self.values.items() if value.is_floating_point()]
+        return names[max(0, len(names) - 1 - int(self.random.expovariate(1.2)))]
 
     def recipe(self) -> Recipe:
         """Return the model with everything that nothing else reads as an output."""
@@ -193,23 +228,17 @@ class _Builder:
         return Recipe(self.seed, self.inputs, tuple(self.steps), tuple(free), output)
 
 
-class _Kept:
-    """A layer as a class attribute, which does not become a method."""
+_NAMES: Final = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional}
 
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.layer(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.layer, name)
+def _tied(name: str, layer: str) -> dict[str, str]:
+    """Return a second layer that has the weight of the first."""
+    return {f"{name}b": layer, f"{name}b.weight": f"self.{name}.weight"}
 
 
 def _evaluated(code: str, scope: dict[str, Any]) -> Any:
-    names = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional}
     with torch.no_grad():
-        return eval(code, {**names, **scope})
+        return eval(code, {**_NAMES, **scope})
 
 
 def _with_sizes(code: str, sizes: dict[str, int]) -> str:
@@ -234,11 +263,18 @@ def random_recipe(seed: int) -> Recipe:
             builder.add_input(draw.choice(_INPUTS))
         ranks = [value.dim() for value in builder.values.values()]
         builder.add(draw.choice(_BY_RANK[ranks[0]].strip().splitlines()), "x")
-        wanted = len(builder.steps) + draw.randint(2, 11)
+        first = len(builder.steps)
+        wanted = first + draw.randint(2, 11)
+        parts = _has_parts(seed)
         for _ in range(10 * wanted):
-            if len(builder.steps) < wanted:
+            if parts and len(builder.steps) >= (first + wanted) // 2:
+                builder.grow_part()
+                parts = False
+            elif len(builder.steps) < wanted:
                 builder.grow()
         recipe = builder.recipe()
+    if _has_parts(seed) and len(recipe.inputs) == 1 and "randint" in recipe.inputs["x"]:
+        recipe = evolve(recipe, outputs=recipe.outputs[:1], output=draw.choice(_INTEGERS))
     image = any(map(is_image, recipe.inputs.values()))
     return evolve(
         recipe,
@@ -246,6 +282,11 @@ def random_recipe(seed: int) -> Recipe:
         channels_last=image and draw.random() < 0.1,
         dynamic=len(recipe.inputs) == 1 and "(2, " in recipe.code and draw.random() < 0.15,
     ).trimmed()
+
+
+def _has_parts(seed: int) -> bool:
+    """Say whether a model has parts of other types, tied weights or outputs of integers."""
+    return random.Random(f"parts {seed}").random() < 0.2
 
 
 def linear_recipe(seed: int) -> Recipe:
@@ -272,6 +313,7 @@ def linear_recipe(seed: int) -> Recipe:
 
     if tokens:
         add("self.embedding({0})", embedding=f"nn.Embedding(20, {width})")
+    table = width
     tied = ""
     for index in range(draw.randint(1, 5)):
         wider = draw.choice((1, 2, 7, 16, 32, 64, 100))
@@ -287,4 +329,25 @@ def linear_recipe(seed: int) -> Recipe:
         add(function)
         if draw.random() < 0.3:
             add(f"self.norm{index}({{0}})", **{f"norm{index}": f"nn.LayerNorm({width})"})
-    return Recipe(seed, inputs, tuple(steps), (last,))
+    if not _has_parts(seed):
+        return Recipe(seed, inputs, tuple(steps), (last,))
+    middle = last
+    part = draw.choice(("tied", "half", "double"))
+    if part != "tied":
+        layer = f"nn.Linear({width}, 16).{part}()"
+        add(f"self.other({{0}}.{part}()).float()", other=layer)
+    elif tokens:
+        head = {"head": f"nn.Linear({table}, 20)", "head.weight": "self.embedding.weight"}
+        add(f"self.head({{0}}[..., :1].expand(-1, -1, {table}))", **head)
+    else:
+        pair = {"pair": f"nn.Linear({width}, {width})"}
+        add("self.pairb(torch.relu(self.pair({0})))", **pair, **_tied("pair", pair["pair"]))
+    return Recipe(
+        seed,
+        inputs,
+        tuple(steps),
+        (last, middle),
+        draw.choice(("{0}", *_OUTPUTS)),
+        by_keyword=draw.random() < 0.3,
+        dynamic=(tokens or shape == "3, ") and draw.random() < 0.5,
+    ).trimmed()
