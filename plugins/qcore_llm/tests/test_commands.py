@@ -44,6 +44,17 @@ def test_chat_answers_each_line_until_an_empty_one(made: tuple[Path, Any]) -> No
     assert result.stdout.endswith("\n")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"), [("", "The prompt is empty"), ("word " * 99, "cache holds 32")]
+)
+def test_a_prompt_that_does_not_fit_is_an_error(
+    made: tuple[Path, Any], prompt: str, message: str
+) -> None:
+    result = run("llm", "chat", made[0], "--prompt", prompt)
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
 def test_a_program_without_a_tokenizer_is_not_talked_to(
     quantized_llama: Any, tmp_path: Path
 ) -> None:

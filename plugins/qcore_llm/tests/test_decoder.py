@@ -8,14 +8,19 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AfmoeConfig,
     AutoModelForCausalLM,
+    BloomConfig,
     Gemma2Config,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GptOssConfig,
     LlamaConfig,
     MambaConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3NextConfig,
+    RecurrentGemmaConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -77,8 +82,21 @@ def gemma3() -> Any:
     return Gemma3ForCausalLM(config).eval()
 
 
+def afmoe() -> Any:
+    """Attention with a gate behind it, in layers that slide and layers that do not."""
+    torch.manual_seed(0)
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32}
+    layers = ["sliding_attention", "full_attention"]
+    config = AfmoeConfig(**SIZES, **experts, sliding_window=6, layer_types=layers)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for name, weight in model.named_parameters():
+        if name.endswith("gate_proj.weight"):
+            nn.init.normal_(weight)
+    return model
+
+
 @pytest.mark.parametrize("form", ["plain", *FORMS])
-@pytest.mark.parametrize("make", [llama, qwen2, qwen3, gemma2, gemma3])
+@pytest.mark.parametrize("make", [llama, qwen2, qwen3, gemma2, gemma3, afmoe])
 def test_reading_token_by_token_gives_the_models_own_logits(make: Any, form: str) -> None:
     model = make()
     decoder = Decoder(model, CONTEXT, form_for(form))
@@ -97,15 +115,49 @@ def test_the_model_attends_as_before_outside_of_the_decoder() -> None:
     assert model.config._attn_implementation == before
 
 
-def test_a_state_space_model_is_refused_with_its_module() -> None:
-    config = MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=32, state_size=4)
-    with pytest.raises(LanguageModelError, match="MambaForCausalLM"):
-        Decoder(AutoModelForCausalLM.from_config(config).eval(), CONTEXT)
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            GptOssConfig(**SIZES, num_local_experts=2, num_experts_per_tok=1),
+            r"model\.layers\.0\.self_attn \(GptOssAttention\) .* attention with sinks",
+        ),
+        (
+            Qwen3NextConfig(
+                **SIZES,
+                num_experts=2,
+                num_experts_per_tok=1,
+                layer_types=["full_attention", "linear_attention"],
+            ),
+            r"model\.layers\.1\.linear_attn \(Qwen3NextGatedDeltaNet\) .* state other than keys",
+        ),
+        (
+            MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=32, state_size=4),
+            r"backbone\.layers\.0\.mixer \(MambaMixer\) keeps no keys and values, one of 2",
+        ),
+        (
+            RecurrentGemmaConfig(**SIZES, lru_width=32, block_types=["attention", "recurrent"]),
+            r"model\.layers\.1 \(RecurrentGemmaDecoderLayer\) keeps no keys and values",
+        ),
+        (
+            BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=64),
+            r"something else with a cache .* transformer\.h\.0\.self_attention \(BloomAttention\)",
+        ),
+    ],
+    ids=["sinks", "gated delta rule", "state space", "recurrent", "position bias"],
+)
+def test_attention_that_has_no_form_with_a_cache_is_refused_with_its_module(
+    config: Any, message: str
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(LanguageModelError, match=message):
+        Decoder(model, CONTEXT)
 
 
 def test_an_encoder_with_a_decoder_is_refused() -> None:
     config = T5Config(d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8, vocab_size=32)
-    with pytest.raises(LanguageModelError, match="an encoder with a decoder"):
+    with pytest.raises(LanguageModelError, match=r"an encoder with a decoder: encoder \(T5Stack\)"):
         Decoder(T5ForConditionalGeneration(config).eval(), CONTEXT)
 
 
@@ -123,7 +175,8 @@ def test_attention_that_looks_elsewhere_is_refused() -> None:
 
     for layer in model.model.layers:
         layer.self_attn = Remembers(layer.self_attn)
-    with pytest.raises(LanguageModelError, match="something else with a cache"):
+    place = r"model\.layers\.0\.self_attn \(Remembers\)"
+    with pytest.raises(LanguageModelError, match=f"something else with a cache .* by {place}"):
         Decoder(model, CONTEXT)
 
 
@@ -142,6 +195,15 @@ def test_an_embedding_that_scales_its_rows_is_quantized(make: Any) -> None:
     torch.testing.assert_close(embedding(tokens), expected, atol=0.02, rtol=0.0)
     assert report["model.model.embed_tokens"].scheme == "8w per-axis"
     assert report["model.lm_head"].tied_with == "model.model.embed_tokens"
+
+
+def test_an_embedding_of_fewer_bits_than_the_head_is_a_weight_of_its_own() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, tie_word_embeddings=True)).eval()
+    report = qcore_llm.quantize(model, embedding="4w per-group 32")
+    assert report["model.model.embed_tokens"].scheme == "4w per-group 32"
+    assert report["model.lm_head"].scheme == "8da8w per-axis"
+    assert report["model.lm_head"].tied_with == ""
 
 
 def test_scores_with_a_cap_take_the_plain_form_of_attention() -> None:

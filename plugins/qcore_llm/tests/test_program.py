@@ -15,7 +15,6 @@ import qcore_llm
 from qcore.errors import RuntimeExecutionError, RuntimeUnavailableError
 from qcore_llm import GenerationError, LanguageProgram, PerplexityError
 from qcore_llm.decoder import Scorer
-from qcore_llm.lowering import require_ratio
 
 CONTEXT = 48
 
@@ -130,10 +129,32 @@ def test_a_ratio_without_a_reference_is_refused(quantized_llama: Any) -> None:
         qcore_llm.lower(quantized_llama, max_context=CONTEXT, max_perplexity_ratio=1.1)
 
 
-def test_a_program_that_reads_badly_is_refused(program: LanguageProgram) -> None:
-    tokens = torch.randint(0, 320, (24,))
-    with pytest.raises(PerplexityError, match=r"times the float model's 2\.00"):
-        require_ratio(program, 2.0, tokens.repeat(2), 1.1)
+@pytest.fixture(scope="module")
+def seen(float_llama: Any) -> torch.Tensor:
+    """Two windows of what the float model itself writes: it is sure of that."""
+    rows = [greedy(float_llama, [token], CONTEXT) for token in (5, 17)]
+    return torch.tensor(rows).flatten()
+
+
+def test_lower_returns_a_program_that_reads_well_enough(
+    float_llama: Any, quantized_llama: Any, seen: torch.Tensor
+) -> None:
+    how: dict[str, Any] = {"max_context": CONTEXT, "check": False, "max_perplexity_ratio": 1.1}
+    program = qcore_llm.lower(quantized_llama, reference=float_llama, text=seen, **how)
+    found = qcore_llm.perplexity(program, seen)
+    assert found <= 1.1 * qcore_llm.perplexity(float_llama, seen, length=CONTEXT)
+
+
+def test_lower_refuses_a_program_that_reads_badly(
+    float_llama: Any, small_llama: Any, seen: torch.Tensor
+) -> None:
+    damaged = small_llama()
+    with torch.no_grad():
+        damaged.model.layers[1].mlp.down_proj.weight.mul_(30)
+    qcore_llm.quantize(damaged, algorithm="mse")
+    how: dict[str, Any] = {"max_context": CONTEXT, "check": False, "max_perplexity_ratio": 1.1}
+    with pytest.raises(PerplexityError, match=r"times the float model's .*; 1\.1 was asked for"):
+        qcore_llm.lower(damaged, reference=float_llama, text=seen, **how)
 
 
 THEIRS = """

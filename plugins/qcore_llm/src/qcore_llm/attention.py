@@ -40,6 +40,13 @@ class AttentionForm:
     module: str = ""
 
 
+class _NoLayers(tuple[()]):
+    """Of transformers' own kinds of state there are none."""
+
+    def __getitem__(self, layer: Any) -> Any:
+        raise NotImplementedError(f"layer {layer} keeps state other than keys and values")
+
+
 @attrs.define
 class CachedAttention(Cache):  # type: ignore[misc]
     """One pass through a model: where it starts, and the caches of its layers.
@@ -52,7 +59,7 @@ class CachedAttention(Cache):  # type: ignore[misc]
         is_capped: Whether a layer has capped its scores, as Gemma 2's do.
     """
 
-    layers: ClassVar[tuple[()]] = ()  # Of transformers' own kinds there are none.
+    layers: ClassVar[_NoLayers] = _NoLayers()
     form: AttentionForm
     start: Any
     positions: torch.Tensor
@@ -171,7 +178,8 @@ def _attention(
         scores = softcap * torch.tanh(scores / softcap)
     # Vulkan's softmax takes no more than four dimensions.
     shares = torch.softmax((scores + mask).flatten(1, 2), -1).view_as(scores)
-    return (shares @ values.transpose(1, 2).unsqueeze(2)).flatten(1, 2).transpose(1, 2)
+    attended = (shares @ values.transpose(1, 2).unsqueeze(2)).flatten(1, 2).transpose(1, 2)
+    return attended.contiguous()  # Some models take a view of it.
 
 
 def _plain(

@@ -41,6 +41,9 @@ def quantize(
     output: Annotated[Path, typer.Option("--output", "-o", help="The program's file.")],
     backend: Annotated[str, typer.Option(help="The backend's name.")] = "xnnpack",
     scheme: Annotated[str, typer.Option(help="For the linear layers.")] = "8da4w",
+    embedding: Annotated[
+        str | None, typer.Option(help="For the embedding, as '4w per-group 32'.")
+    ] = None,
     algorithm: Annotated[str, typer.Option(help="round, mse, gptq or hqq.")] = "gptq",
     text: Text = None,
     max_context: Annotated[
@@ -64,7 +67,7 @@ def quantize(
 
     check_writable(output, "the program", "model.pte")
     import qcore_llm
-    from qcore_llm.text import read_text, token_numbers
+    from qcore_llm.text import WINDOW, read_text, token_numbers
 
     written = read_text(text)
     progress = bars(quiet)
@@ -75,13 +78,15 @@ def quantize(
     reference = None
     if max_perplexity_ratio is not None:
         with step("measuring the float model", quiet):
-            reference = qcore_llm.perplexity(loaded, unseen, quiet=quiet)
+            length = min(WINDOW, max_context or WINDOW)
+            reference = qcore_llm.perplexity(loaded, unseen, length=length, quiet=quiet)
     with step("quantizing", quiet):
         report = qcore_llm.quantize(
             loaded,
             backend,
             scheme,
             algorithm=algorithm,
+            embedding=embedding,
             tokens=seen if algorithm == "gptq" else None,
             resume=resume,
             round_scales=round_scales,
@@ -125,6 +130,8 @@ def chat(
 
     loaded = LanguageProgram.load(program)
     tokenizer = loaded.require_tokenizer()
+    if prompt is not None:
+        loaded.encode(prompt)  # An empty one is an error here, and the end of a talk below.
     messages: list[dict[str, str]] = []
     read: list[int] = []
     with loaded.reader() as reader:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from qcore.quiet import quiet
 from qcore_llm.attention import PLAIN, AttentionForm, CachedAttention, attending
+from qcore_llm.causes import differing_module, keeper_of, naming_errors, place_of
 from qcore_llm.errors import LanguageModelError
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ class Decoder(nn.Module):  # type: ignore[misc]
         config = model.config.get_text_config()
         if model.config.is_encoder_decoder:
             raise LanguageModelError(
-                f"{type(model).__name__} is an encoder with a decoder; only models that are a "
-                "decoder alone, such as Llama, have a form with a cache."
+                f"{type(model).__name__} is an encoder with a decoder: "
+                f"{place_of(model, model.get_encoder())} reads a text of its own. Only models that "
+                "are a decoder alone, such as Llama, have a form with a cache."
             )
         limit = getattr(config, "max_position_embeddings", None)
         if not 2 <= max_context <= (limit or max_context):
@@ -144,18 +145,31 @@ class Decoder(nn.Module):  # type: ignore[misc]
         read = max(length - _STEPS, 1)
         random = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, self.vocabulary, (1, length), generator=random)
-        with quiet(), _named(self.model):
-            expected = Scorer(self.model)(tokens)[0, read - 1 :]
-            found = [self(tokens[:, :read], torch.tensor([0]))]
-            for index in range(read, length):
-                found.append(self(tokens[:, index : index + 1], torch.tensor([index])))
-        self.clear()
-        distance = float((torch.cat(found) - expected).norm() / expected.norm())
-        if not distance <= (_CLOSE if _is_exact(self.model) else _ROUNDED):
+
+        def whole() -> torch.Tensor:
+            logits: torch.Tensor = Scorer(self.model)(tokens)
+            return logits
+
+        def parts() -> list[torch.Tensor]:
+            ends = [0, read, *range(read + 1, length + 1)]
+            found = [
+                self(tokens[:, start:end], torch.tensor([start])) for start, end in pairwise(ends)
+            ]
+            self.clear()
+            return found
+
+        with quiet(), naming_errors(self.model):
+            expected, found = whole()[0, read - 1 :], torch.cat(parts())
+        distance = float((found - expected).norm() / expected.norm())
+        limit = _CLOSE if _is_exact(self.model) else _ROUNDED
+        if not distance <= limit:
+            with quiet():
+                place = differing_module(self.model, whole, parts, limit / 10)
             raise LanguageModelError(
                 f"{type(self.model).__name__} computes something else with a cache than without: "
-                f"its logits differ by {distance:.2g} times their size. It keeps state of its own "
-                "beside keys and values, or masks in a way of its own. No program was made."
+                f"its logits differ by {distance:.2g} times their size, by {place}. That keeps "
+                "state of its own beside keys and values, or masks in a way of its own. No program "
+                "was made."
             )
 
 
@@ -192,39 +206,13 @@ def _noted(model: PreTrainedModel) -> _Recorder:
     """Return what one token shows of the model's attention, all layers of it."""
     recorder = _Recorder()
     one = torch.zeros(1, 1, dtype=torch.int64)
-    with quiet(), _named(model), attending(model, recorder):
+    with quiet(), naming_errors(model), attending(model, recorder):
         model(input_ids=one, position_ids=one, past_key_values=recorder, use_cache=True)
     layers = model.config.get_text_config().num_hidden_layers
     if missing := sorted(set(range(layers)) - set(recorder.shapes)):
         raise LanguageModelError(
-            f"{type(model).__name__}: layers {', '.join(map(str, missing))} keep no keys and "
-            "values. Only attention has a form with a cache, no state space or linear attention."
+            f"{type(model).__name__}: {keeper_of(model, missing[0])} keeps no keys and values, one "
+            f"of {len(missing)} such layers. Only attention has a form with a cache, no state "
+            "space or linear attention."
         )
     return recorder
-
-
-@contextmanager
-def _named(model: nn.Module) -> Iterator[None]:
-    """Give an error inside the model the name of the module that raised it."""
-    inside: list[str] = []
-    handles = []
-
-    def left(*_: Any) -> None:
-        inside.pop()
-
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
-        handles.append(module.register_forward_hook(left))
-    try:
-        yield
-    except Exception as error:
-        where = inside[-1] if inside else ""
-        kind = type(model.get_submodule(where)).__name__
-        raise LanguageModelError(
-            f"{type(model).__name__} cannot be decoded with a cache: {where or 'the model'} "
-            f"({kind}) raised {type(error).__name__}: {error}. Its attention is of a kind that "
-            "this release does not know."
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()

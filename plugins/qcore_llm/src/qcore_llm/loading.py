@@ -60,7 +60,11 @@ def load_model(path: str | os.PathLike[str]) -> tuple[PreTrainedModel, Any]:
         except LanguageModelError:
             raise
         except Exception as error:
-            first = (str(error).strip().splitlines() or ["no message"])[0]
+            if more and (problem := _problem_of(source)):
+                raise LanguageModelError(
+                    f"{source} is cut short or damaged: {problem}. Get the file again."
+                ) from error
+            first = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
             raise LanguageModelError(
                 f"transformers reads no language model from {source}: {type(error).__name__}: "
                 f"{first}. Where it is complete, "
@@ -128,6 +132,17 @@ def _gguf(source: Path) -> dict[str, Any]:
                 f"{source} is no GGUF file. Pass one, or the folder of a language model."
             )
     return {"gguf_file": source.name}
+
+
+def _problem_of(source: Path) -> str:
+    """Return why a GGUF file's header and tensors cannot be read; empty where they can."""
+    from gguf import GGUFReader
+
+    try:
+        GGUFReader(source)
+    except Exception as error:
+        return str(error).rstrip(".") or type(error).__name__
+    return ""
 
 
 def _no_bars_in_logs() -> AbstractContextManager[Any]:

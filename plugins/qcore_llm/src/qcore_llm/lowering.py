@@ -13,11 +13,12 @@ from qcore_llm.decoder import Decoder
 from qcore_llm.errors import PerplexityError
 from qcore_llm.evaluation import perplexity
 from qcore_llm.program import LanguageProgram
+from qcore_llm.text import WINDOW
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["lower", "require_ratio"]
+__all__ = ["lower"]
 
 #: Length of the cache where nobody says, in tokens.
 _CONTEXT: Final = 2048
@@ -47,7 +48,8 @@ def lower(
             or what the model reads where that is less.
         max_perplexity_ratio: The largest perplexity of the executed program on ``text``, as a
             multiple of that of ``reference``; None measures nothing.
-        reference: The float model, or its perplexity on ``text``.
+        reference: The float model, or its perplexity on ``text`` in windows of 256 tokens, or of
+            ``max_context`` where that is less.
         text: Token numbers [any] that calibration has not seen, int64.
         **options: Options of the backend's ``lower``.
 
@@ -86,7 +88,7 @@ def lower(
         lowered=program,
     )
     if max_perplexity_ratio is not None and reference is not None and text is not None:
-        require_ratio(made, reference, text, max_perplexity_ratio)
+        _require_ratio(made, reference, text, max_perplexity_ratio)
     return made
 
 
@@ -120,19 +122,15 @@ def _ends(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(ends) if isinstance(ends, (list, tuple)) else (int(ends),)
 
 
-def require_ratio(
+def _require_ratio(
     program: LanguageProgram, reference: PreTrainedModel | float, text: torch.Tensor, limit: float
 ) -> None:
-    """Raise PerplexityError where a program reads a text worse than so many times the float model.
-
-    Args:
-        program: The program.
-        reference: The float model, or its perplexity on the text.
-        text: Token numbers [any], int64.
-        limit: The largest ratio.
-    """
-    exact = reference if isinstance(reference, (int, float)) else perplexity(reference, text)
-    found = perplexity(program, text)
+    """Raise where a program reads a text worse than so many times the float model."""
+    # Shorter windows are harder to read: both get the same.
+    length = min(WINDOW, program.max_context)
+    is_known = isinstance(reference, (int, float))
+    exact = reference if is_known else perplexity(reference, text, length=length)
+    found = perplexity(program, text, length=length)
     if not found <= limit * exact:
         raise PerplexityError(
             f"The program's perplexity is {found:.2f}, {found / exact:.2f} times the float model's "

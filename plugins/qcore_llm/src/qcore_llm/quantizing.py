@@ -34,6 +34,7 @@ def quantize(
     *,
     algorithm: Any = None,
     tokens: torch.Tensor | None = None,
+    embedding: str | None = None,
     **more: Any,
 ) -> SourceReport:
     """Quantize a language model in place, its embedding and head as fits the backend.
@@ -47,6 +48,8 @@ def quantize(
             ``"mse"`` without.
         tokens: Token numbers [any] of text to calibrate on, int64; best of the kind that the model
             is to read.
+        embedding: Scheme of the embedding; None takes what fits the backend. Another than the
+            head's makes two weights of one that they share.
         **more: As ``qcore.quantize_`` takes it; ``rules`` replace those for embedding and head.
 
     Returns:
@@ -62,7 +65,7 @@ def quantize(
         data = [window[None] for window in calibration_windows(tokens, _WINDOWS)]
     _scale_behind(model.get_input_embeddings())
     scorer = Scorer(model)
-    more.setdefault("rules", _rules(model, scorer, backend))
+    more.setdefault("rules", _rules(model, scorer, backend, embedding))
     return qcore.quantize_(
         scorer, backend, scheme, algorithm=algorithm, calibration_data=data, **more
     )
@@ -87,8 +90,11 @@ def _scaled(embedding: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
     return output * embedding.embed_scale
 
 
-def _rules(model: PreTrainedModel, scorer: nn.Module, backend: str) -> dict[Any, str | None]:
+def _rules(
+    model: PreTrainedModel, scorer: nn.Module, backend: str, wanted: str | None
+) -> dict[Any, str | None]:
     embedding, head = _ENDS.get(backend, (None, None))
+    embedding = wanted or embedding
     rules: dict[Any, str | None] = {}
     if embedding is not None:
         rules[nn.Embedding] = embedding
