@@ -1,12 +1,19 @@
 """How the weights of ``quantize_`` are chosen: by rounding, squared error, or the inputs."""
 
+import json
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from torch import nn
 
 import qcore
+from qcore import QuantizationScheme, registry
 from qcore.algorithms import Gptq, SquaredError, WeightAlgorithm, WeightGrid
 from qcore.algorithms.mse import best_scales
+from qcore.schemes import LayerScheme
 
 GRID = WeightGrid(-8, 7, 32)
 
@@ -126,16 +133,14 @@ class Chain(nn.Module):
         return self.head(x)
 
 
-def quantized(algorithm, skips=False, **options):
+def quantized(algorithm, skips=False, backend="xnnpack", scheme="8da4w per-group 32"):
     torch.manual_seed(0)
     model = Chain(skips).eval()
     samples = torch.randint(0, 50, (8, 1, 24))
     data = list(samples[:6]) if algorithm == "gptq" else None
     with torch.no_grad():
         exact = [model(sample) for sample in samples]
-        report = qcore.quantize_(
-            model, "xnnpack", "8da4w", group_size=32, algorithm=algorithm, calibration_data=data
-        )
+        report = qcore.quantize_(model, backend, scheme, algorithm=algorithm, calibration_data=data)
         errors = [(model(s) - e).square().mean() for s, e in zip(samples, exact, strict=True)]
     return float(sum(errors[6:])), report, model
 
@@ -157,6 +162,48 @@ def test_every_algorithm_keeps_the_format_that_rounding_has(algorithm):
     assert weight.scale.shape == same.scale.shape
     assert weight.block_size == same.block_size
     assert not torch.equal(weight.qdata, same.qdata)
+
+
+THIRD_PARTY = (
+    LayerScheme(4, None, "per_group", layer="linear", scale_dtype=torch.float16),
+    LayerScheme(4, 8, "per_group", is_dynamic=True, layer="linear", group_multiple=16),
+    LayerScheme(8, None, "per_channel", layer="linear", scale_dtype=torch.bfloat16),
+    LayerScheme(8, 8, "per_channel", is_dynamic=True, layer="linear"),
+)
+
+
+@pytest.fixture
+def third_party(toy_backend):
+    class Sourced(toy_backend):
+        @qcore.hookimpl
+        def supported_schemes(self):
+            return (QuantizationScheme(), *THIRD_PARTY)
+
+    qcore.register_backend("third-party", Sourced)
+    yield "third-party"
+    registry.unregister_backend("third-party")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "scale_dtype"),
+    [
+        ("4w per-group 16", torch.float16),
+        ("8da4w per-group 16", torch.float32),
+        ("8w", torch.bfloat16),
+        ("8da8w", torch.float32),
+    ],
+)
+def test_every_algorithm_fits_the_schemes_of_a_third_party(third_party, scheme, scale_dtype):
+    _, plain, rounded_model = quantized("round", backend=third_party, scheme=scheme)
+    errors = {}
+    for algorithm in ("mse", "gptq", "hqq"):
+        errors[algorithm], report, model = quantized(algorithm, backend=third_party, scheme=scheme)
+        assert report.by_scheme == plain.by_scheme
+        weight, other = model.blocks[1].a.weight, rounded_model.blocks[1].a.weight
+        assert torch.equal(weight.scale, weight.scale.to(scale_dtype).float())
+        assert weight.activation_quantization == other.activation_quantization
+        assert not torch.equal(weight.qdata, other.qdata)
+    assert errors["gptq"] < errors["mse"]
 
 
 def test_an_embedding_and_a_tied_head_share_what_squared_error_chose():
@@ -222,3 +269,45 @@ def test_an_algorithm_without_what_it_needs_is_refused_before_a_weight_changes(
     with pytest.raises(qcore.QcoreError, match=words):
         qcore.quantize_(model, "xnnpack", "8da4w", algorithm=algorithm, calibration_data=data)
     assert type(model[0].weight) is nn.Parameter
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is Linux's to tell")
+def test_gptq_holds_the_statistics_of_one_block_beside_the_float_model():
+    script = """
+        import json, torch, qcore
+        from pathlib import Path
+        from torch import nn
+
+        SIZE, BLOCKS = 1024, 12
+
+        def memory(key):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return 1024 * int(next(x for x in lines if x.startswith(key)).split()[1])
+
+        def network(size, blocks):
+            chain = [
+                nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, size))
+                for _ in range(blocks)
+            ]
+            return nn.Sequential(*chain)
+
+        def by_gptq(model, size):
+            samples = [torch.randn(32, size) for _ in range(4)]
+            qcore.quantize_(model, "xnnpack", "8da4w", algorithm="gptq", calibration_data=samples)
+
+        torch.set_num_threads(1)
+        by_gptq(network(64, 2), 64)
+        model = network(SIZE, BLOCKS)
+        Path("/proc/self/clear_refs").write_text("5")  # Forget the peak before.
+        before = memory("VmRSS")
+        by_gptq(model, SIZE)
+        print(json.dumps([memory("VmHWM") - before, 4 * SIZE * SIZE]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    )
+    grown, square = json.loads(done.stdout)
+    # A block is two layers and two sums; choosing one weight takes five squares more. All 24 sums
+    # of the model together made it 32.
+    assert grown <= 14 * square
