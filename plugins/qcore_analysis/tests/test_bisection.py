@@ -17,7 +17,7 @@ import torch
 import qcore
 from qcore import registry
 from qcore_analysis import StageReport, compare_stages
-from qcore_analysis.bisection import ending_at, ends_of, first_wrong
+from qcore_analysis.bisection import ends_of, first_wrong, returning
 from qcore_analysis.tracing import Anchor, anchors_of
 from qcore_integer import interpreter
 from qcore_integer.backend import IntegerBackend
@@ -78,9 +78,15 @@ def network() -> torch.nn.Module:
 SAMPLES = list(torch.rand(8, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1)))
 
 
-def compared() -> StageReport:
+def compared(**options: Any) -> StageReport:
     quantizer = qcore.get_quantizer("counting").set_global("8a8w")
-    return compare_stages(network(), quantizer, SAMPLES[:4], SAMPLES[4:], least_db=10)
+    return compare_stages(network(), quantizer, SAMPLES[:4], SAMPLES[4:], least_db=10, **options)
+
+
+def rolled(operator: str) -> Any:
+    """A wrong kernel: channels are in the wrong places."""
+    right = interpreter.KERNELS[operator]
+    return lambda *args: numpy.roll(right(*args), 1, axis=1)
 
 
 def quantized(model: torch.nn.Module) -> Any:
@@ -95,16 +101,61 @@ def quantized(model: torch.nn.Module) -> Any:
 def test_a_wrong_kernel_inside_a_delegate_is_named_within_the_logarithm_of_lowerings(
     operator: str, module: str, counting: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = interpreter.KERNELS[f"aten.{operator}.default"]
-
-    def rolled(*args: Any) -> Any:
-        return numpy.roll(right(*args), 1, axis=1)
-
-    monkeypatch.setitem(interpreter.KERNELS, f"aten.{operator}.default", rolled)
+    name = f"aten.{operator}.default"
+    monkeypatch.setitem(interpreter.KERNELS, name, rolled(name))
     report = compared()
     assert (report.first_stage, report.first_module) == ("executed", module)
     assert counting[0] == 13, "all is delegated"
     assert len(counting) <= math.ceil(math.log2(8)) + 1
+
+
+def test_a_wrong_module_has_figures_of_its_own_and_those_behind_it_inherit_its_error(
+    counting: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "aten.adaptive_avg_pool2d.default"
+    monkeypatch.setitem(interpreter.KERNELS, name, rolled(name))
+    executed = compared().stages[-1]
+    modules = {record.module: record for record in executed.modules}
+    assert list(modules) == ["0", "2", "4", "6", "8", "10", "11", "12"]
+    assert modules["8"].before_db > 30, "all before it is right"
+    assert modules["8"].sqnr_db < modules["8"].before_db, "float is further than the stage before"
+    wrong, behind = modules["10"], modules["11"]
+    assert wrong.diverges
+    assert wrong.before_db == pytest.approx(wrong.made_here_db)
+    assert wrong.before_db != pytest.approx(executed.before_db)
+    assert (wrong.before_cosine < 0.99, wrong.before_max_abs_error > 0) == (True, True)
+    assert behind.before_db == pytest.approx(wrong.before_db)
+    assert behind.made_here_db > 30
+
+
+def test_where_a_program_with_more_outputs_is_right_the_module_is_found_by_bisection(
+    counting: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute, name = interpreter.execute, "aten.conv2d.default"
+
+    def wrong_alone(program: Any, *data: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            if len(program["outputs"]) == 1:
+                patch.setitem(interpreter.KERNELS, name, rolled(name))
+            return execute(program, *data)
+
+    monkeypatch.setattr(interpreter, "execute", wrong_alone)
+    report = compared()
+    assert (report.first_stage, report.first_module) == ("executed", "0")
+    assert len(counting) <= math.ceil(math.log2(8)) + 2
+    probed = report.stages[-1].modules
+    assert [record.module for record in probed] == ["0", "2", "6", "12"]
+    assert probed[0].made_here_db == probed[0].before_db < 10
+    assert all(math.isnan(record.made_here_db) for record in probed[1:])
+    assert StageReport.from_dict(report.to_dict()).to_dict() == report.to_dict()
+    assert "not known" in str(report)
+
+
+def test_all_modules_of_a_right_program_are_measured_on_request(counting: list[int]) -> None:
+    modules = compared(executed_modules=True).stages[-1].modules
+    assert len(counting) == 2
+    assert len(modules) == 8
+    assert min(record.made_here_db for record in modules) > 30
 
 
 def test_no_module_is_named_where_the_program_is_right(counting: list[int]) -> None:
@@ -141,7 +192,7 @@ def test_the_first_wrong_module_is_found_within_the_logarithm(wrong: int | None)
 
 def test_a_model_that_ends_at_a_module_gives_its_quantized_value(counting: list[int]) -> None:
     model = network()
-    cut = ending_at(quantized(model), Anchor("1", "relu", "relu"))
+    cut = returning(quantized(model), [Anchor("1", "relu", "relu")])
     near = model[:2](SAMPLES[0])
     assert cut(SAMPLES[0]).shape == near.shape
     assert (cut(SAMPLES[0]) - near).abs().max() < 0.05

@@ -1,24 +1,40 @@
-"""Finding the module that a runtime computes wrongly, with programs that end in the middle."""
+"""Finding the module that a runtime computes wrongly, with programs that give values out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from torch.fx import GraphModule
+import torch
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_structure
 
 from qcore.cli.progress import Over
 from qcore.graph import clone
 from qcore_analysis.measures import distance_of
-from qcore_analysis.samples import as_example, called
-from qcore_analysis.tracing import Anchor, quantized_value
+from qcore_analysis.samples import called
+from qcore_analysis.tracing import Anchor, is_dequantize, quantized_value
 
 if TYPE_CHECKING:
-    from qcore import Quantizer
+    from qcore import LoweredProgram
 
-__all__ = ["ending_at", "ends_of", "first_wrong", "wrong_module"]
+__all__ = ["Probe", "ends_of", "first_wrong", "returning", "wrong_module"]
+
+
+@attrs.frozen(eq=False)
+class Probe:
+    """The value of a module, as a program gives it for each sample.
+
+    Attributes:
+        anchor: The module.
+        expected: The converted model's value for each sample.
+        actual: The program's.
+    """
+
+    anchor: Anchor
+    expected: list[torch.Tensor]
+    actual: list[torch.Tensor]
 
 
 def first_wrong(anchors: Sequence[Anchor], is_wrong: Callable[[Anchor], bool]) -> Anchor | None:
@@ -44,43 +60,47 @@ def first_wrong(anchors: Sequence[Anchor], is_wrong: Callable[[Anchor], bool]) -
 
 def wrong_module(
     model: GraphModule,
-    quantizer: Quantizer,
-    anchors: Sequence[Anchor],
+    lower: Callable[[GraphModule], LoweredProgram],
+    ends: Sequence[Anchor],
     samples: Sequence[Any],
+    outputs: Sequence[Any],
     least_db: float,
-    lowering: Mapping[str, Any],
     over: Over,
-) -> Anchor | None:
+) -> tuple[Anchor | None, list[Probe]]:
     """Find the first module that a program gets wrong whose output is wrong.
 
     Args:
         model: The converted model that the program was made of.
-        quantizer: Lowers it, at most ``ceil(log2(len(anchors)))`` times, and once more where the
-            model does not return what its last module gives.
-        anchors: Its modules, in the order of the graph.
+        lower: Makes a program of it, at most ``ceil(log2(len(ends)))`` times, and once more where
+            the model does not return what its last module gives.
+        ends: Where a program can end, as :func:`ends_of` finds them.
         samples: Inputs to compare with.
+        outputs: What the program gave for them.
         least_db: The SQNR below which a program that ends at a module is wrong.
-        lowering: Options for ``quantizer.lower``.
         over: Shows how many of the programs there were.
 
     Returns:
-        The module; None where programs that end at single modules are right.
+        The module, None where programs that end at single modules are right; and the values that
+        programs gave, in the order of the graph.
     """
-    ends = ends_of(model, anchors)
     programs = over(range((len(ends) - 1).bit_length()))
+    probes: dict[str, Probe] = {}
 
-    def is_wrong(anchor: Anchor) -> bool:
-        next(programs, None)
-        cut = ending_at(model, anchor)
-        program = quantizer.lower(cut, as_example(samples[0]), progress=False, **lowering)
-        expected = [tree_leaves(called(cut, sample)) for sample in samples]
-        actual = [tree_leaves(output) for output in program.run_many(samples)]
-        return distance_of(expected, actual).sqnr_db < least_db
+    def is_wrong(end: Anchor) -> bool:
+        cut = returning(model, [end])
+        returned = outputs  # The whole program may be the one that ends there.
+        if not _returns(model, end):
+            next(programs, None)
+            returned = lower(cut).run_many(samples)
+        expected = [called(cut, sample) for sample in samples]
+        pairs = [[tree_leaves(one)[0] for one in values] for values in (expected, returned)]
+        probes[end.node] = Probe(end, *pairs)
+        return distance_of(*pairs).sqnr_db < least_db
 
-    if not ends:
-        return None
     found = first_wrong(ends[:-1], is_wrong)
-    return found or (ends[-1] if _returns(model, ends[-1]) or is_wrong(ends[-1]) else None)
+    if ends and (found is None or _returns(model, ends[-1])) and is_wrong(ends[-1]):
+        found = found or ends[-1]
+    return found, [probes[end.node] for end in ends if end.node in probes]
 
 
 def ends_of(model: GraphModule, anchors: Sequence[Anchor]) -> list[Anchor]:
@@ -112,26 +132,47 @@ def ends_of(model: GraphModule, anchors: Sequence[Anchor]) -> list[Anchor]:
 
 def _returns(model: GraphModule, anchor: Anchor) -> bool:
     """Say whether a module's value is all that a model returns."""
+    return _returned(model) == [_value_of(model, anchor)]
+
+
+def _value_of(model: GraphModule, anchor: Anchor) -> Node:
     (node,) = (node for node in model.graph.nodes if node.name == anchor.node)
-    returned: list[Any] = tree_leaves(model.graph.output_node().args)
-    return returned == [quantized_value(node) or node]
+    return quantized_value(node) or node
 
 
-def ending_at(model: GraphModule, anchor: Anchor) -> GraphModule:
-    """Cut a converted model off behind a module.
+def _returned(model: GraphModule) -> list[Any]:
+    return list(tree_leaves(model.graph.output_node().args))
+
+
+def returning(
+    model: GraphModule, anchors: Sequence[Anchor], *, outputs: bool = False
+) -> GraphModule:
+    """Make a model return what its modules give; it is cut off behind the last.
 
     Args:
         model: The converted model; not changed.
-        anchor: Where it is to end.
+        anchors: The modules.
+        outputs: Whether to return what the model does behind that, too.
 
     Returns:
-        A model with the module's value, quantized and dequantized, as its only output.
+        A model that returns the modules' values, quantized and dequantized: one, or a tuple.
     """
     cut = clone(model)
-    node = next(node for node in cut.graph.nodes if node.name == anchor.node)
-    cut.graph.output_node().args = ((quantized_value(node) or node,),)
+    values = [_own(_value_of(cut, anchor)) for anchor in anchors]
+    values += _returned(cut) if outputs else []
+    alone = len(values) == 1
+    cut.graph.output_node().args = (tuple(values),)
+    spec = tree_structure(0 if alone else tuple(values))
     info = cut.graph._codegen.pytree_info
-    cut.graph._codegen.pytree_info = info._replace(out_spec=tree_structure(0))
+    cut.graph._codegen.pytree_info = info._replace(out_spec=spec)
     cut.graph.eliminate_dead_code()
     cut.recompile()
     return cut
+
+
+def _own(value: Node) -> Node:
+    """Return a dequantize node that nothing else reads: a shared one keeps backends from fusing."""
+    if not is_dequantize(value):
+        return value
+    with value.graph.inserting_after(value):
+        return value.graph.node_copy(value)

@@ -15,10 +15,16 @@ from qcore.cli.progress import Over, bars, step
 from qcore.errors import RuntimeUnavailableError
 from qcore.graph import clone
 from qcore.quiet import quiet as quiet_libraries
-from qcore_analysis.bisection import wrong_module
-from qcore_analysis.measures import Distance, distance_of
+from qcore_analysis.executed_stage import Execution
+from qcore_analysis.measures import distance_of
 from qcore_analysis.samples import as_example, executed, taken_by_the_model
-from qcore_analysis.stage_report import ModuleRecord, StageRecord, StageReport
+from qcore_analysis.stage_report import (
+    EXECUTED,
+    ModuleDistances,
+    ModuleRecord,
+    StageRecord,
+    StageReport,
+)
 from qcore_analysis.tracing import Anchor, Trace, anchors_of, flat_inputs, float_counterparts
 
 if TYPE_CHECKING:
@@ -55,6 +61,7 @@ def compare_stages(
     *,
     algorithms: Sequence[str | Algorithm] = ("bias_correction",),
     execute: bool = True,
+    executed_modules: bool = False,
     least_db: float = 20.0,
     lowering: Mapping[str, Any] | None = None,
     quiet: bool = True,
@@ -62,8 +69,9 @@ def compare_stages(
     """Say where accuracy goes: quantize a model, and compare each stage of its way with float.
 
     The stages are the model as the backend rewrites it, with fake quantization where values were
-    observed, converted, and executed. Where the program differs from the converted model, the first
-    module that does is found by bisection, with programs that end there.
+    observed, converted, and executed. Where the program differs from the converted model, another
+    one that returns the values of all modules, too, says which makes them differ. Where that one's
+    outputs are others, the first wrong module is found by bisection, with programs that end there.
 
     Args:
         model: A ``torch.nn.Module`` in evaluation mode or an ``ExportedProgram``; never changed.
@@ -72,6 +80,8 @@ def compare_stages(
         evaluation_data: Samples to compare on; others than the first, or the figures flatter.
         algorithms: As for ``qcore.quantize``.
         execute: Whether to lower and run it, too.
+        executed_modules: Whether to measure all modules as executed where the program does not
+            differ, too, which takes another lowering.
         least_db: The SQNR below which the error of a module, or of a program against its converted
             model, counts as too large.
         lowering: Options for ``quantizer.lower``.
@@ -90,6 +100,7 @@ def compare_stages(
         list(evaluation_data),
         algorithms=algorithms,
         execute=execute,
+        executed_modules=executed_modules,
         least_db=least_db,
         lowering=lowering or {},
         quiet=quiet,
@@ -104,6 +115,7 @@ def compare(
     *,
     algorithms: Sequence[str | Algorithm],
     execute: bool,
+    executed_modules: bool = False,
     least_db: float,
     lowering: Mapping[str, Any],
     quiet: bool,
@@ -130,16 +142,20 @@ def compare(
             with step(f"{quantizer.name}: executing", quiet) as over:
                 outputs = executed(program, samples, over)
         except RuntimeUnavailableError as error:
-            records.append(StageRecord("executed", note=f"not executed: {error}"))
+            records.append(StageRecord(EXECUTED, note=f"not executed: {error}"))
         else:
-
-            def find() -> Anchor | None:
-                with step(f"{quantizer.name}: finding the module that differs", quiet) as over:
-                    return wrong_module(
-                        converted, quantizer, way.anchors, samples[:2], least_db, lowering, over
-                    )
-
-            records.append(way.executed_record(outputs, least_db, find))
+            execution = Execution(
+                converted,
+                quantizer,
+                lowering,
+                way.anchors,
+                samples,
+                outputs,
+                way.float_values,
+                least_db,
+                quiet,
+            )
+            records.append(way.executed_record(execution, executed_modules))
     report = StageReport(quantizer.name, len(samples), least_db, tuple(records))
     return Compared(report, result, program, outputs)
 
@@ -173,14 +189,15 @@ class _Way:
 
     Attributes:
         anchors: The modules.
+        transformed: The float model as the backend rewrites it.
         references: The float model's output for each sample.
-        outputs: The last stage's.
-        found: Name, outputs, distances by anchor (with inherited errors, made here) of each stage.
+        found: Name, outputs, and distances by anchor of each stage.
     """
 
     anchors: tuple[Anchor, ...]
+    transformed: GraphModule
     references: list[list[Any]]
-    found: list[tuple[str, list[list[Any]], dict[str, tuple[Distance, Distance]]]]
+    found: list[tuple[str, list[list[Any]], dict[str, ModuleDistances]]]
 
     @classmethod
     def of(
@@ -200,30 +217,38 @@ class _Way:
             captured = _captured(model, samples[0])
         counterparts = float_counterparts(captured, anchors)
         graphs = {"transformed": transformed, "fake-quantized": prepared, "converted": converted}
-        distances: dict[str, dict[str, tuple[Distance, Distance]]] = {
-            name: {anchor.node: (Distance(), Distance()) for anchor in anchors} for name in graphs
-        }
+        distances = {name: {a.node: ModuleDistances() for a in anchors} for name in graphs}
         outputs: dict[str, list[list[Any]]] = {name: [] for name in ("float", *graphs)}
+        way = cls(anchors, transformed, outputs["float"], [])
         for index, sample in enumerate(over(samples)):
             source = Trace(captured, frozenset(counterparts.values()))
             with taken_by_the_model(index):
                 outputs["float"].append(source.of(flat_inputs(captured, sample)))
             originals = {node: source.values[name] for node, name in counterparts.items()}
-            reference = Trace(transformed, names)
-            reference.of(flat_inputs(transformed, sample))
+            before, references = originals, way.float_values(sample)
             for name, graph in graphs.items():
-                own = originals if graph is transformed else reference.values
+                own = originals if graph is transformed else references
                 inputs, rounds = flat_inputs(graph, sample), graph is prepared
                 with_inherited = Trace(graph, names, rounds=rounds)
                 outputs[name].append(with_inherited.of(inputs))
                 alone = Trace(graph, names, rounds=rounds, references=own)
                 alone.of(inputs)
-                for node, (inherited, made_here) in distances[name].items():
-                    if node in own and _fits(own[node], with_inherited.values.get(node)):
-                        inherited.add(own[node], with_inherited.values[node])
-                        made_here.add(own[node], alone.values[node])
-        references = outputs.pop("float")
-        return cls(anchors, references, [(n, outputs[n], distances[n]) for n in graphs])
+                values = with_inherited.values
+                for node, found in distances[name].items():
+                    if node in own and _fits(own[node], values.get(node)):
+                        found.to_float.add(own[node], values[node])
+                        found.made_here.add(own[node], alone.values[node])
+                        if _fits(before.get(node), values[node]):
+                            found.to_before.add(before[node], values[node])
+                before = values
+        way.found = [(name, outputs[name], distances[name]) for name in graphs]
+        return way
+
+    def float_values(self, sample: Any) -> dict[str, torch.Tensor]:
+        """Return what the modules have in float, by their nodes."""
+        reference = Trace(self.transformed, frozenset(anchor.node for anchor in self.anchors))
+        reference.of(flat_inputs(self.transformed, sample))
+        return reference.values
 
     def eager_records(self, least_db: float) -> list[StageRecord]:
         """Return the stages that run in PyTorch."""
@@ -231,46 +256,26 @@ class _Way:
         for name, outputs, distances in self.found:
             least = SAME_NUMERICS_DB if name == "transformed" else least_db
             modules = tuple(
-                ModuleRecord(
-                    anchor.module,
-                    anchor.node,
-                    inherited.sqnr_db,
-                    made_here.sqnr_db,
-                    inherited.cosine,
-                    inherited.largest,
-                    made_here.sqnr_db < least and made_here.signal > 0,
-                )
+                ModuleRecord.of(anchor, found, least)
                 for anchor in self.anchors
-                for inherited, made_here in (distances[anchor.node],)
-                if inherited.signal or inherited.noise
+                for found in (distances[anchor.node],)
+                if found.to_float.signal or found.to_float.noise
             )
             records.append(_record(name, self.references, before, outputs, modules=modules))
             before = outputs
         return records
 
-    def executed_record(
-        self,
-        returned: Sequence[Any],
-        least_db: float,
-        find: Callable[[], Anchor | None],
-    ) -> StageRecord:
-        """Return the stage that a runtime executes, with the first module that it gets wrong."""
+    def executed_record(self, execution: Execution, every_module: bool) -> StageRecord:
+        """Return the stage that a runtime executes, with its modules where they are wanted."""
         converted = self.found[-1][1]
-        outputs = [tree_leaves(output) for output in returned]
-        to_converted = distance_of(converted, outputs)
-        if to_converted.sqnr_db >= least_db:
-            return _record("executed", self.references, converted, outputs)
-        wrong = find()
-        note = f"the program differs from the converted model ({to_converted.sqnr_db:.1f} dB)"
-        if wrong is None:
-            note += "; programs that end at single modules do not"
-            return _record("executed", self.references, converted, outputs, note)
-        sqnr = to_converted.sqnr_db
-        module = ModuleRecord(
-            wrong.module, wrong.node, sqnr, sqnr, to_converted.cosine, to_converted.largest, True
-        )
-        note += f"; programs that end before {wrong.module} do not"
-        return _record("executed", self.references, converted, outputs, note, (module,))
+        outputs = [tree_leaves(output) for output in execution.outputs]
+        to_converted = distance_of(converted, outputs).sqnr_db
+        differs = to_converted < execution.least_db
+        note, modules = execution.modules(differs) if differs or every_module else ("", ())
+        if differs:
+            said = f"the program differs from the converted model ({to_converted:.1f} dB)"
+            note = "; ".join(filter(None, (said, note)))
+        return _record(EXECUTED, self.references, converted, outputs, note, modules)
 
 
 def _captured(model: Any, sample: Any) -> GraphModule:
@@ -282,8 +287,9 @@ def _captured(model: Any, sample: Any) -> GraphModule:
     return cast(GraphModule, exported.module(check_guards=False))
 
 
-def _fits(reference: torch.Tensor, value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.shape == reference.shape
+def _fits(reference: Any, value: Any) -> bool:
+    tensors = isinstance(reference, torch.Tensor) and isinstance(value, torch.Tensor)
+    return tensors and reference.shape == value.shape
 
 
 def _record(

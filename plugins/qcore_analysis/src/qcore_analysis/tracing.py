@@ -19,7 +19,15 @@ from qcore.graph import (
     module_path,
 )
 
-__all__ = ["Anchor", "Trace", "anchors_of", "flat_inputs", "float_counterparts", "quantized_value"]
+__all__ = [
+    "Anchor",
+    "Trace",
+    "anchors_of",
+    "flat_inputs",
+    "float_counterparts",
+    "is_dequantize",
+    "quantized_value",
+]
 
 
 @frozen
@@ -100,6 +108,11 @@ def quantized_value(node: Node) -> Node | None:
                 if _is("dequantize", reader):
                     return reader
     return None
+
+
+def is_dequantize(node: Node) -> bool:
+    """Say whether a node gives the float values of quantized ones."""
+    return _is("dequantize", node)
 
 
 def _is(kind: str, node: Node) -> bool:
