@@ -1,6 +1,7 @@
 """Quantize PyTorch models for edge backends, each of them a plugin.
 
-The names below load on first use: importing qcore, or listing backends, imports no torch.
+The names below load on first use: importing qcore, or listing backends, imports no torch. Other
+distributions give more of them, by entry points of the group ``qcore.names``.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qcore.errors import QcoreError, QcoreWarning
-from qcore.registry import BackendInfo, backends, register_backend
+from qcore.registry import BackendInfo, backends, entry_points, register_backend
 
 if TYPE_CHECKING:
     from qcore.configs import get_symmetric_quantization_config
@@ -65,11 +66,17 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'qcore' has no attribute {name!r}")
-    import importlib
+    if name in _HOMES:
+        import importlib
 
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        # Interpreters and tools ask for many names that begin so, which nobody gives.
+        given = () if name.startswith("_") else entry_points("qcore.names")
+        point = next((point for point in given if point.name == name), None)
+        if point is None:
+            raise AttributeError(f"module 'qcore' has no attribute {name!r}")
+        value = point.load()
     globals()[name] = value
     return value
 

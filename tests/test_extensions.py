@@ -78,3 +78,10 @@ def test_without_the_variable_nothing_is_vetoed(
     install("qcore-example-extensions", "unused", "", group="qcore.extensions", **VETO)
     monkeypatch.delenv("QCORE_VETO", raising=False)
     assert toy().supported_schemes == declared
+
+
+def test_a_distribution_gives_a_name_of_qcore(install: Install) -> None:
+    home = "qcore_example_extensions.timing:HookTimes"
+    install("qcore-example-extensions", "unused", "", group="qcore.names", HookTimes=home)
+    assert qcore.HookTimes is timing.HookTimes
+    vars(qcore).pop("HookTimes")
