@@ -13,7 +13,7 @@ import torch
 import qcore
 import qcore_llm
 from qcore.errors import RuntimeExecutionError, RuntimeUnavailableError
-from qcore_llm import GenerationError, LanguageProgram, PerplexityError
+from qcore_llm import GenerationError, LanguageModelError, LanguageProgram, PerplexityError
 from qcore_llm.decoder import Scorer
 
 CONTEXT = 48
@@ -122,6 +122,18 @@ def test_perplexity_of_a_program_is_that_of_the_quantized_model(
 def test_a_text_shorter_than_a_window_is_refused(quantized_llama: Any) -> None:
     with pytest.raises(PerplexityError, match="has 3 tokens"):
         qcore_llm.perplexity(quantized_llama, torch.tensor([1, 2, 3]))
+
+
+@pytest.mark.parametrize("wrong", [320, -1])
+def test_a_text_of_tokens_that_the_model_has_not_is_refused(
+    small_llama: Any, program: LanguageProgram, wrong: int
+) -> None:
+    model, tokens = small_llama(), torch.tensor([3] * 255 + [wrong])
+    for reads in (model, program):
+        with pytest.raises(GenerationError, match=f"there is {wrong}"):
+            qcore_llm.perplexity(reads, tokens)
+    with pytest.raises(LanguageModelError, match=f"there is {wrong}"):
+        qcore_llm.quantize(model, tokens=tokens)
 
 
 def test_a_ratio_without_a_reference_is_refused(quantized_llama: Any) -> None:

@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from qcore_llm.decoder import Scorer
+from qcore_llm.errors import GenerationError
 from qcore_llm.program import LanguageProgram
-from qcore_llm.text import WINDOW, windows
+from qcore_llm.text import WINDOW, check_tokens, windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,11 +44,16 @@ def perplexity(
 
     Raises:
         PerplexityError: The text is shorter than one window.
-        GenerationError: Tokens do not fit the program, or a window does not fit its cache.
+        GenerationError: The model does not have some tokens, or a window does not fit the
+            program's cache.
     """
     length = length or min(WINDOW, getattr(model, "max_context", WINDOW))
     cut = windows(tokens, length)
-    found = _executed(model, cut) if isinstance(model, LanguageProgram) else _eager(model, cut)
+    if isinstance(model, LanguageProgram):
+        vocabulary, found = model.vocabulary, _executed(model, cut)
+    else:
+        vocabulary, found = model.config.get_text_config().vocab_size, _eager(model, cut)
+    check_tokens(tokens, vocabulary, GenerationError)
     total = 0.0
     shown = tqdm(found, "perplexity", len(cut), unit="window", disable=quiet or None)
     for window, logits in zip(cut, shown, strict=True):

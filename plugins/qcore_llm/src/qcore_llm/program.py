@@ -14,6 +14,7 @@ import torch
 from qcore.errors import RuntimeExecutionError
 from qcore.lowering import LoweredProgram, Runner
 from qcore_llm.errors import GenerationError
+from qcore_llm.text import check_tokens
 from qcore_llm.tokenizer import tokenizer_data, tokenizer_from
 
 __all__ = ["LanguageProgram", "Prompt", "Reader"]
@@ -57,12 +58,7 @@ class Reader:
                 f"holds {program.max_context}. Shorten it, or lower the model with a larger "
                 "max_context."
             )
-        if int(new.min()) < 0 or int(new.max()) >= program.vocabulary:
-            raise GenerationError(
-                f"Token numbers are 0 to {program.vocabulary - 1}; there is "
-                f"{int(new.max()) if int(new.min()) >= 0 else int(new.min())}. Use the tokenizer "
-                "of this model."
-            )
+        check_tokens(new, program.vocabulary, GenerationError)
         logits: torch.Tensor = self._run(new, torch.tensor([self.position]))[0]
         self.position += new.shape[1]
         return logits

@@ -10,7 +10,8 @@ from torch import nn
 import qcore
 from qcore.source import is_quantized
 from qcore_llm.decoder import Scorer
-from qcore_llm.text import calibration_windows
+from qcore_llm.errors import LanguageModelError
+from qcore_llm.text import calibration_windows, check_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,12 +57,14 @@ def quantize(
         What became of every layer.
 
     Raises:
+        LanguageModelError: The model does not have some of the tokens.
         QcoreError: As ``qcore.quantize_``.
     """
     if algorithm is None:
         algorithm = "mse" if tokens is None else "gptq"
     data = None
     if tokens is not None:
+        check_tokens(tokens, model.config.get_text_config().vocab_size, LanguageModelError)
         data = [window[None] for window in calibration_windows(tokens, _WINDOWS)]
     _scale_behind(model.get_input_embeddings())
     scorer = Scorer(model)

@@ -7,11 +7,13 @@ from typing import Any, Final
 
 import torch
 
+from qcore.errors import QcoreError
 from qcore_llm.errors import LanguageModelError, PerplexityError
 
 __all__ = [
     "WINDOW",
     "calibration_windows",
+    "check_tokens",
     "documentation",
     "read_text",
     "token_numbers",
@@ -45,6 +47,22 @@ def token_numbers(tokenizer: Any, text: str) -> torch.Tensor:
     """Return a text's token numbers [length], int64, without special ones around it."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
+
+
+def check_tokens(tokens: torch.Tensor, vocabulary: int, kind: type[QcoreError]) -> None:
+    """Raise an error of a kind where a model does not have some tokens.
+
+    Args:
+        tokens: Token numbers [any], at least one.
+        vocabulary: How many the model has.
+        kind: The error.
+    """
+    wrong = tokens[(tokens < 0) | (tokens >= vocabulary)]
+    if len(wrong):
+        raise kind(
+            f"Token numbers are 0 to {vocabulary - 1}; there is {int(wrong[0])}. Use the tokenizer "
+            "of this model."
+        )
 
 
 def windows(tokens: torch.Tensor, length: int = WINDOW) -> torch.Tensor:
