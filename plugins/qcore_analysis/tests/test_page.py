@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
-import select
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import Result
 
 from qcore.lowering import LoweredProgram, LoweringReport
 from qcore.report import AnnotationReport
@@ -24,8 +20,7 @@ from qcore_analysis.histograms import histograms_of
 from qcore_analysis.making import Made
 from qcore_analysis.page import write_html
 
-#: Set where a test that finds no Chromium has to fail, as in CI.
-REQUIRED = "QCORE_REQUIRE_CHROMIUM"
+from .browser import LEAST_CONTRAST, LOOKS, Tab
 
 
 @pytest.fixture(scope="module")
@@ -82,115 +77,31 @@ def test_a_histogram_spans_the_grid_and_counts_what_is_beyond() -> None:
     assert found.clipped == 0.25
 
 
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    """The path of Chromium."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None and REQUIRED in os.environ:
-        pytest.fail("no Chromium is installed")
-    return found or pytest.skip(f"no Chromium is installed ({REQUIRED}=1 makes this a failure)")
-
-
-class Tab:
-    """A page in a headless Chromium that is driven as by a user with a keyboard."""
-
-    def __init__(self, chromium: str, file: Path, width: int, colours: str) -> None:
-        profile = f"--user-data-dir={file.with_name('profile')}"
-        options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
-        theirs, self._requests = os.pipe()
-        self._answers, answers = os.pipe()
-        # The protocol is spoken on the descriptors 3 and 4.
-        start = f'exec "$@" 3<&{theirs} 4>&{answers} {theirs}<&- {answers}>&-'
-        command = [
-            "bash",
-            "-c",
-            start,
-            "bash",
-            chromium,
-            *options,
-            profile,
-        ]
-        self._process = subprocess.Popen(
-            command, pass_fds=(theirs, answers), stderr=subprocess.DEVNULL
-        )
-        os.close(theirs)
-        os.close(answers)
-        self._count, self._session, self._pending = 0, {}, b""
-        target = self.ask("Target.createTarget", url=file.as_uri())["targetId"]
-        attached = self.ask("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = {"sessionId": attached["sessionId"]}
-        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        self.ask("Emulation.setDeviceMetricsOverride", **screen)
-        scheme = {"name": "prefers-color-scheme", "value": colours}
-        self.ask("Emulation.setEmulatedMedia", features=[scheme])
-        while self.value("location.protocol + document.readyState") != "file:complete":
-            time.sleep(0.05)
-
-    def close(self) -> None:
-        os.close(self._requests)
-        self._process.wait(timeout=30)
-        os.close(self._answers)
-
-    def ask(self, method: str, **parameters: Any) -> Any:
-        self._count += 1
-        request = {"id": self._count, "method": method, "params": parameters, **self._session}
-        os.write(self._requests, json.dumps(request).encode() + b"\0")
-        while True:
-            while b"\0" not in self._pending:
-                assert select.select([self._answers], [], [], 60)[0], f"no answer to {method}"
-                self._pending += os.read(self._answers, 65536)
-            message, _, self._pending = self._pending.partition(b"\0")
-            answer = json.loads(message)
-            if answer.get("id") == self._count:
-                return answer["result"]
-
-    def value(self, expression: str) -> Any:
-        answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
-        return answer["result"].get("value")
-
-    def press(self, key: str, code: int, text: str = "") -> None:
-        known = {"key": key, "code": key, "windowsVirtualKeyCode": code}
-        self.ask("Input.dispatchKeyEvent", type="keyDown", text=text, **known)
-        self.ask("Input.dispatchKeyEvent", type="keyUp", **known)
-
-    def tab_to(self, what: str) -> None:
-        """Press Tab until an expression of the focused element holds."""
-        for _ in range(40):
-            self.press("Tab", 9)
-            if self.value(f"(element => {what})(document.activeElement)"):
-                return
-        pytest.fail(f"Tab does not reach {what}")
-
-
-#: The least ratio of the luminances of text and page that any element has (WCAG 2.2, 1.4.3).
-LEAST_CONTRAST = """
-(() => {
-  const luminance = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
-    .map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, index) => sum + c * [0.2126, 0.7152, 0.0722][index], 0);
-  const page = luminance(getComputedStyle(document.body).backgroundColor);
-  const texts = [...document.body.querySelectorAll("*")].filter(e => e.textContent.trim());
-  return Math.min(...texts.map(e => luminance(getComputedStyle(e).color))
-    .map(text => (Math.max(text, page) + 0.05) / (Math.min(text, page) + 0.05)));
-})()
-"""
-
-
-@pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["desktop, light", "phone, dark"])
-def tab(request: pytest.FixtureRequest, chromium: str, page: str, tmp_path: Path) -> Iterator[Tab]:
-    (tmp_path / "page.html").write_text(page)
-    opened = Tab(chromium, tmp_path / "page.html", *request.param)
+@pytest.fixture(scope="module", params=LOOKS.values(), ids=LOOKS)
+def tab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    opened = Tab(tmp_path_factory.mktemp("browser"), *request.param)
     yield opened
     opened.close()
 
 
-def test_the_page_filters_and_sorts_by_keyboard_alone_and_is_no_wider_than_its_window(
-    tab: Tab,
-) -> None:
+def test_the_page_is_read_in_any_window_and_colours(tab: Tab, program: Path) -> None:
+    tab.open(program.with_suffix(".html").as_uri())
+    assert tab.fits()
+    least, where = tab.value(LEAST_CONTRAST)
+    assert least >= 4.5, where
+    said = "document.querySelector('#program details').innerText"
+    assert "xnnpack: 1 delegate" not in tab.value(said)
+    tab.tab_to("element.textContent === 'The report as text'")
+    tab.press("Enter", 13, "\r")
+    tab.wait_for(f"{said}.includes('xnnpack: 1 delegate')")
+    assert tab.fits()
+    assert tab.complaints == []
+
+
+def test_the_page_filters_and_sorts_by_keyboard_alone(tab: Tab, program: Path) -> None:
+    tab.open(program.with_suffix(".html").as_uri())
     shown = "document.getElementById('shown').value"
     first = "[...body.rows].find(row => !row.hidden).cells[0].textContent"
-    assert tab.value("document.documentElement.scrollWidth <= innerWidth")
-    assert tab.value(LEAST_CONTRAST) >= 4.5
 
     tab.tab_to("element.id === 'find'")
     tab.ask("Input.insertText", text="conv2d")
@@ -212,6 +123,30 @@ def test_the_page_filters_and_sorts_by_keyboard_alone_and_is_no_wider_than_its_w
     tab.press("Enter", 13, "\r")
     assert tab.value(first) == "relu_1"
     assert tab.value("document.activeElement.parentElement.ariaSort") == "descending"
+
+
+@pytest.fixture(scope="module")
+def efficientnet(qcore: Callable[..., Result], folder: Path) -> Path:
+    """The page about EfficientNet-Lite0."""
+    chosen = ("--backend", "xnnpack", "--calibration", "imagenet:calibration_crops")
+    written = ("-o", "efficientnet.pte", "--report", "efficientnet.html", "--quiet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[3] / "examples"))
+        done = qcore("quantize", "imagenet:float_model", *chosen, *written)
+    assert done.exit_code == 0, done.output
+    return folder / "efficientnet.html"
+
+
+@pytest.mark.slow
+def test_the_page_of_efficientnet_has_less_than_2_mb_and_opens_offline(
+    tab: Tab, efficientnet: Path
+) -> None:
+    assert efficientnet.stat().st_size < 2e6
+    tab.open(efficientnet.as_uri())
+    assert tab.requested == [efficientnet.as_uri()]
+    assert tab.complaints == []
+    assert tab.fits()
+    assert tab.value("document.getElementById('shown').value") == "160 of 160"
 
 
 def test_a_warning_stands_above_all_else(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def _figures(data: Mapping[str, Any]) -> dict[str, str]:
                 for name, number in value.items()
             )
         if isinstance(value, float):
-            value = f"{value:.4g}"
+            value = f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
         if isinstance(value, (str, int)) and value != "" and key not in ("kind", "backend"):
             found[key.replace("_", " ")] = f"{value:,}" if type(value) is int else str(value)
     return found
