@@ -14,7 +14,8 @@ from typer.testing import Result
 
 from qcore.cli.progress import step
 from qcore.report import schema
-from qcore_analysis import BackendReport, compare_backends
+from qcore_analysis import BackendReport, Recipe, compare_backends
+from qcore_analysis.models import imported
 from qcore_analysis.report_schema import REPORTS
 
 DATA = ("--calibration", "rows.npz", "--data", "shop:samples")
@@ -40,8 +41,6 @@ def test_a_backend_that_fails_is_a_row_and_spoils_no_other(in_json: Callable[...
 
 
 def test_what_stands_for_a_device_is_named_and_not_timed() -> None:
-    from qcore_analysis.models import imported
-
     samples = imported("shop:samples", "data")
     report = compare_backends(imported("shop:net", "model"), ["tosa"], samples, samples)
     (row,) = report.rows
@@ -65,8 +64,6 @@ def test_where_all_fail_the_exit_status_says_so(qcore: Callable[..., Result]) ->
 def test_a_backend_for_weights_alone_is_a_row_that_says_what_to_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from qcore_analysis.models import imported
-
     monkeypatch.setattr("qcore.quantizer.Quantizer.supported_schemes", ())
     samples = imported("shop:samples", "data")
     report = compare_backends(imported("shop:net", "model"), ["xnnpack"], samples, samples)
@@ -76,8 +73,6 @@ def test_a_backend_for_weights_alone_is_a_row_that_says_what_to_use(
 def test_a_row_that_takes_too_long_says_so_and_the_next_has_its_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from qcore_analysis.models import imported
-
     def never(*_: Any, **__: Any) -> None:
         with step("waiting"):
             try:
@@ -100,6 +95,38 @@ def test_a_row_that_takes_too_long_says_so_and_the_next_has_its_turn(
     assert told == ["xnnpack", "nowhere"]
 
 
+def test_a_recipe_a_layer_in_float_and_a_metric_hold_for_each_backend(
+    in_json: Callable[..., Any],
+) -> None:
+    Recipe("xnnpack", "8a8w per-tensor", options={}, algorithms=()).save("each.toml")
+    backends = ("--backends", "ethosu,xnnpack", "--option", "ethosu.target=ethos-u85-256")
+    chosen = ("--recipe", "each.toml", "--keep-float", "2", "--metric", "builtins:len")
+    refused, row = in_json("matrix", "shop:planted", *backends, *chosen, *DATA)["rows"]
+    assert "no part of one stays in float" in refused["failure"]
+    assert (row["failure"], row["scheme"], row["metric"]) == ("", "8a8w per-tensor", 8)
+    assert row["quantized"] == 5, "the layer and the clamp behind it are in float"
+
+
+def test_a_metric_that_fails_says_what_it_gets() -> None:
+    samples = imported("shop:samples", "data")
+    net, metric = imported("shop:net", "model"), imported("math:sqrt", "metric", call=False)
+    report = compare_backends(net, ["xnnpack"], samples, samples, metric=metric)
+    assert "the metric failed: TypeError" in report.rows[0].failure
+    assert "a list of what the program returns" in report.rows[0].failure
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [("math:sqr", "has no 'sqr'. Did you mean sqrt"), ("math", "names no metric")],
+)
+def test_a_metric_that_there_is_not_is_named(
+    metric: str, says: str, qcore: Callable[..., Result]
+) -> None:
+    done = qcore("matrix", "shop:net", "--backends", "xnnpack", *DATA, "--metric", metric)
+    assert done.exit_code == 1
+    assert says in done.stderr
+
+
 def test_an_option_without_its_backend_is_refused(qcore: Callable[..., Result]) -> None:
     done = qcore("matrix", "shop:net", "--backends", "ethosu", "--option", "target=x", *DATA)
     assert done.exit_code == 1
@@ -108,8 +135,6 @@ def test_an_option_without_its_backend_is_refused(qcore: Callable[..., Result]) 
 
 @pytest.mark.slow
 def test_on_an_npu_the_compiler_says_cycles_and_the_reference_model_executes() -> None:
-    from qcore_analysis.models import imported
-
     model, samples = imported("shop:net", "model").eval(), imported("shop:samples", "data")
     report = compare_backends(
         model,

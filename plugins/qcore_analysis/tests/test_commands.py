@@ -326,6 +326,53 @@ def test_no_quantized_model_is_written_where_weights_alone_are(
     assert "Name a program, such as net.pte" in done.stderr
 
 
+def test_a_quantized_model_is_written_without_lowering_it_and_lowered_later(
+    program: Path,
+    in_json: Callable[..., Any],
+    qcore: Command,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.delattr("qcore.Quantizer.lower")
+        done = qcore(*QUANTIZE, "-o", "net.qpt2")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.endswith("qcore quantize net.qpt2 -o net.pte lowers it.\n")
+    found = in_json("quantize", "net.qpt2", "-o", "later.pte")
+    assert (found["report"]["quantized"], found["lowering"]["delegates"]) == (7, 1)
+    assert (folder / "later.pte").read_bytes() == program.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            "quantize some.qpt2 -o x.pte --keep-float 2 --scheme 8a8w",
+            "so --scheme, --keep-float wo",
+        ),
+        ("quantize some.qpt2 -o x.qpt2", "Name a program to make of it, such as x.pte"),
+        ("quantize some.qpt2 -o x.pte", "some.qpt2 is no whole quantized model"),
+        ("quantize none.qpt2 -o x.pte", "none.qpt2"),
+        ("run some.qpt2 --input rows.npz", "qcore quantize some.qpt2 -o some.pte makes one"),
+        ("verify some.qpt2 --data x.npz --against shop:net --min-sqnr 9", "no program yet"),
+        (
+            "verify net.pte --data rows.npz --against some.qpt2 --min-sqnr 9",
+            "the float model is due",
+        ),
+        ("compare some.qpt2 -b xnnpack " + SETS, "the float model is due here"),
+        ("matrix some.qpt2 --backends xnnpack " + SETS, "the float model is due here"),
+    ],
+)
+def test_a_quantized_model_in_the_wrong_place_is_answered_with_the_next_step(
+    arguments: str, says: str, qcore: Command, folder: Path, program: Path
+) -> None:
+    (folder / "some.qpt2").write_text("no model")
+    done = qcore(*arguments.split())
+    assert done.exit_code == 1
+    assert says in done.stderr
+    assert not (folder / "x.pte").exists()
+
+
 @pytest.mark.parametrize("full_at", ["full.npz", "program"])
 def test_a_full_disk_leaves_no_file(
     full_at: str, program: Path, qcore: Command, folder: Path, monkeypatch: pytest.MonkeyPatch

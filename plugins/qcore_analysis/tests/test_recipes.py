@@ -101,8 +101,11 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("backend = ", "is no TOML"),
         ('scheme = "8a8w"', "the backend is missing"),
         ('bakend = "x"', "has no 'bakend'. Did you mean 'backend'?"),
-        ('backend = "x"\nbatch = "2"', "batch is '2', and one integer is due"),
-        ('backend = "x"\nrules = [{select = "layer", scheme = "8a8w"}]', "is no rule. One has"),
+        ('backend = "x"\nbatch = "2"', "batch: '2' is not of type 'integer'"),
+        (
+            'backend = "x"\nrules = [{select = "layer", scheme = "8a8w"}]',
+            r"rules\.0\.select: 'layer' is not one of \['module_name'",
+        ),
         ('base = "wrong.toml"\nbackend = "x"', "is its own base"),
         ('backend = "x"\nbatch = 0', "batch: 0 is less than the minimum of 1"),
         ('backend = "x"\nalgorithms = [1]', r"algorithms\.0: 1 is not of type 'string'"),
@@ -110,6 +113,10 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
         (
             'backend = "x"\nrules = [{select = "module_name", scheme = "8a8w"}]',
             "'name' is a required",
+        ),
+        (
+            'backend = "x"\nrules = [{select = "io", scheme = "8a8w", nmae = "2"}]',
+            r"rules\.0: Additional properties .*'nmae' was unexpected",
         ),
         ('base = "none.toml"', "Cannot read the recipe .*none.toml"),
     ],

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import attrs
 
-import qcore
 from qcore.errors import QcoreError
 from qcore.report import LoweringReport, Report, as_text
 from qcore_analysis.errors import TimeLimitError
+from qcore_analysis.recipe import Recipe
 from qcore_analysis.samples import called
 from qcore_analysis.stages import Compared, compare
 from qcore_analysis.time_limit import time_limit as limited_to
@@ -90,6 +90,7 @@ def compare_backends(
     *,
     schemes: Sequence[str] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    recipe: Recipe | None = None,
     metric: Metric | None = None,
     time_limit: float | None = None,
     on_row: Callable[[BackendRow], object] = lambda row: None,
@@ -104,6 +105,8 @@ def compare_backends(
         evaluation_data: Samples to compare on.
         schemes: Schemes to try on each; none takes the first of each backend.
         options: Options of the backends' classes, by backend.
+        recipe: What holds for each backend: scheme, rules, how ranges are chosen, algorithms. Its
+            options are those of its own backend.
         metric: From the outputs of all samples, as the program returns them, to a figure.
         time_limit: Seconds that each row may take; None for any. Needs the main thread.
         on_row: Called with each row when it is ready.
@@ -116,10 +119,11 @@ def compare_backends(
     rows = []
     for name in backends:
         for scheme in schemes or ("",):
-            own, start = (options or {}).get(name, {}), time.perf_counter()
+            chosen = _chosen(recipe, name, scheme, (options or {}).get(name, {}))
+            start = time.perf_counter()
             try:
                 with limited_to(time_limit):
-                    row = _row(model, name, scheme, calibration, evaluation, own, metric, quiet)
+                    row = _row(model, chosen, calibration, evaluation, metric, quiet)
             except TimeLimitError as error:
                 row = BackendRow(name, scheme, failure=str(error))
             rows.append(attrs.evolve(row, seconds=time.perf_counter() - start))
@@ -127,41 +131,49 @@ def compare_backends(
     return BackendReport("all", len(evaluation), tuple(rows))
 
 
+def _chosen(recipe: Recipe | None, name: str, scheme: str, options: Mapping[str, Any]) -> Recipe:
+    """Return the choices for one backend."""
+    chosen = recipe or Recipe(name)
+    if chosen.backend != name:
+        chosen = attrs.evolve(chosen, backend=name, options={}, lowering={})
+    return attrs.evolve(
+        chosen, scheme=scheme or chosen.scheme, options={**chosen.options, **options}
+    )
+
+
 def _row(
     model: Any,
-    name: str,
-    scheme: str,
+    chosen: Recipe,
     calibration: list[Any],
     evaluation: list[Any],
-    options: Mapping[str, Any],
     metric: Metric | None,
     quiet: bool,
 ) -> BackendRow:
+    name = chosen.backend
     try:
-        quantizer = qcore.get_quantizer(name, **options)
-        if not scheme and not quantizer.supported_schemes:
+        quantizer = chosen.quantizer()
+        if chosen.is_source(quantizer):
             offered = ", ".join(dict.fromkeys(s.name for s in quantizer.source_schemes))
             raise QcoreError(
                 f"{name} has schemes of qcore.quantize_ alone ({offered}), which treats weights "
                 "before the model is captured. Use that for it."
             )
-        chosen = scheme or str(quantizer.supported_schemes[0])
-        quantizer.set_global(scheme or quantizer.supported_schemes[0])
+        scheme = chosen.scheme or str(quantizer.supported_schemes[0])
         compared = compare(
             model,
             quantizer,
             calibration,
             evaluation,
-            algorithms=("bias_correction",),
+            algorithms=chosen.algorithms,
             execute=True,
             least_db=20.0,
-            lowering={},
+            lowering=chosen.lowering,
             quiet=quiet,
         )
-        return _measured(name, chosen, compared, evaluation, metric)
+        return _measured(name, scheme, compared, evaluation, metric)
     except Exception as error:  # Whatever stops one backend, the others have their rows.
         reason = str(error) if isinstance(error, QcoreError) else f"{type(error).__name__}: {error}"
-        return BackendRow(name, scheme, failure=reason)
+        return BackendRow(name, chosen.scheme, failure=reason)
 
 
 def _measured(
@@ -194,10 +206,20 @@ def _measured(
     return attrs.evolve(
         row,
         executed_db=by_name["executed"].sqnr_db,
-        metric=None if metric is None else float(metric(compared.outputs)),
+        metric=metric and _asked(metric, compared.outputs),
         latency_ms=None if timed is None else timed.median_ms,
         executed_by=program.emulation or "its runtime, on this machine",
     )
+
+
+def _asked(metric: Metric, outputs: list[Any]) -> float:
+    try:
+        return float(metric(outputs))
+    except Exception as error:
+        raise QcoreError(
+            f"the metric failed: {type(error).__name__}: {error}. It gets a list of what the "
+            "program returns for each sample, and returns a number."
+        ) from error
 
 
 @as_text.register

@@ -17,7 +17,7 @@ from qcore_analysis.samples import as_example
 from qcore_analysis.stage_report import StageReport
 from qcore_analysis.stages import compare
 
-__all__ = ["Made", "make", "make_by_source"]
+__all__ = ["Made", "lowered", "make", "make_by_source", "quantized"]
 
 
 @attrs.frozen
@@ -62,11 +62,18 @@ def make(
         )
         assert found.program is not None
         return Made(found.program, found.result.report, found.result, found.report)
+    result = quantized(model, quantizer, samples, algorithms, quiet)
+    program = lowered(quantizer, result.model, samples[0], lowering, quiet)
+    return Made(program, result.report, result)
+
+
+def quantized(
+    model: Any, quantizer: Quantizer, samples: list[Any], algorithms: Sequence[str], quiet: bool
+) -> QuantizedModel:
+    """Quantize a model, with its stages on a terminal."""
     with step(f"{quantizer.name}: quantizing", quiet):
         progress = bars(quiet)
-        result = qcore.quantize(model, quantizer, samples, algorithms=algorithms, progress=progress)
-    program = _lowered(quantizer, result.model, samples, lowering, quiet)
-    return Made(program, result.report, result)
+        return qcore.quantize(model, quantizer, samples, algorithms=algorithms, progress=progress)
 
 
 def make_by_source(
@@ -90,12 +97,12 @@ def make_by_source(
         report = qcore.quantize_(
             treated, quantizer, scheme, rules=dict(rules) or None, progress=progress
         )
-    return Made(_lowered(quantizer, treated, samples, lowering, quiet), report, None)
+    return Made(lowered(quantizer, treated, samples[0], lowering, quiet), report, None)
 
 
-def _lowered(
-    quantizer: Quantizer, model: Any, samples: list[Any], lowering: Mapping[str, Any], quiet: bool
+def lowered(
+    quantizer: Quantizer, model: Any, sample: Any, lowering: Mapping[str, Any], quiet: bool
 ) -> LoweredProgram:
+    """Make a program of a quantized model, with its stages on a terminal."""
     with step(f"{quantizer.name}: lowering", quiet):
-        progress = bars(quiet)
-        return quantizer.lower(model, as_example(samples[0]), progress=progress, **lowering)
+        return quantizer.lower(model, as_example(sample), progress=bars(quiet), **lowering)

@@ -7,18 +7,28 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from torch.fx import Graph, GraphModule
+from torch.utils._pytree import tree_unflatten
 
 from qcore.errors import near_misses
 from qcore.model_file import read_exported
 from qcore_analysis.errors import InputError
 
-__all__ = ["example_inputs", "imported", "load_model", "model_digest", "tensor_bytes"]
+__all__ = [
+    "example_inputs",
+    "imported",
+    "load_model",
+    "model_digest",
+    "quantized_example",
+    "tensor_bytes",
+]
 
-_FORMS = "Pass a .pt2 file, as torch.export.save writes it, or package.module:factory."
+_FORMS: Final = "Pass a .pt2 file, as torch.export.save writes it, or package.module:factory."
 
 
 def load_model(text: str) -> Any:
@@ -45,17 +55,23 @@ def load_model(text: str) -> Any:
         return model.eval() if isinstance(model, torch.nn.Module) else model
     if not os.path.exists(text):
         raise InputError(f"There is no model {text}. {_FORMS}")
+    if text.endswith(".qpt2"):
+        raise InputError(
+            f"{text} is quantized already, and the float model is due here. {_FORMS} "
+            f"qcore quantize {text} -o {Path(text).with_suffix('.pte')} makes a program of it."
+        )
     if not text.endswith(".pt2"):
         raise InputError(f"{text} is no file with an exported model. {_FORMS}")
     return read_exported(text)
 
 
-def imported(text: str, what: str) -> Any:
+def imported(text: str, what: str, *, call: bool = True) -> Any:
     """Import what ``package.module:name`` names; a function or class is called.
 
     Args:
         text: The name.
         what: What it is to be, for messages.
+        call: False leaves a function as it is.
 
     Returns:
         The object.
@@ -86,7 +102,7 @@ def imported(text: str, what: str) -> Any:
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"The module {module_name} has no {name!r}.{hint}")
     found = getattr(module, name)
-    if isinstance(found, torch.nn.Module) or not callable(found):
+    if isinstance(found, torch.nn.Module) or not callable(found) or not call:
         return found
     try:
         return found()
@@ -112,12 +128,7 @@ def example_inputs(model: Any, shapes: tuple[str, ...]) -> tuple[torch.Tensor, .
     """
     if isinstance(model, torch.export.ExportedProgram) and not shapes:
         names = set(model.graph_signature.user_inputs)
-        nodes = [n for n in model.graph.nodes if n.op == "placeholder" and n.name in names]
-        values = [node.meta["val"] for node in nodes]
-        sizes = [[s if isinstance(s, int) else s.node.hint for s in v.shape] for v in values]
-        return tuple(
-            torch.rand(size).to(value.dtype) for size, value in zip(sizes, values, strict=True)
-        )
+        return tuple(value for name, value in _random_inputs(model.graph) if name in names)
     if not shapes:
         raise InputError(
             "A model from a function needs an example to be captured: pass --data DATA, or "
@@ -127,6 +138,23 @@ def example_inputs(model: Any, shapes: tuple[str, ...]) -> tuple[torch.Tensor, .
         return tuple(torch.rand([int(size) for size in text.split("x")]) for text in shapes)
     except (ValueError, RuntimeError):
         raise InputError(f"{shapes} are no shapes. Write them as 1x3x224x224.") from None
+
+
+def quantized_example(model: GraphModule) -> Any:
+    """Make random inputs of the sizes and structure that a quantized model was captured with."""
+    leaves = [value for _, value in _random_inputs(model.graph)]
+    args, keywords = tree_unflatten(leaves, model.graph._codegen.pytree_info.in_spec)
+    return keywords or args
+
+
+def _random_inputs(graph: Graph) -> Iterator[tuple[str, Any]]:
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            value = node.meta["val"]
+            if isinstance(value, torch.Tensor):
+                sizes = [s if isinstance(s, int) else s.node.hint for s in value.shape]
+                value = torch.rand(sizes).to(value.dtype)
+            yield node.name, value
 
 
 def model_digest(model: Any) -> str:

@@ -34,7 +34,6 @@ _KINDS: Final = ("module_name", "module_type", "operator_type", "node_name", "io
 _PACKAGES: Final = ("qcore-quant", "torch", "torchao")
 # Written down even where they are the defaults of today.
 _ALWAYS: Final = ("backend", "calibration", "algorithms")
-_TYPES: Final = {"string": str, "integer": int, "array": list, "object": dict}
 
 
 @attrs.frozen
@@ -116,10 +115,8 @@ class Recipe:
         Raises:
             RecipeError: It says what a recipe does not.
         """
-        whole = recipe_schema()
-        _check(data, whole, source)
-        rules = tuple(_rule(rule, source) for rule in data.get("rules", ()))
-        _validate(data, whole, source)
+        _check(data, source)
+        rules = tuple(RecipeRule(**rule) for rule in data.get("rules", ()))
         algorithms = tuple(data.get("algorithms", ("bias_correction",)))
         return cls(**{**data, "rules": rules, "algorithms": algorithms})
 
@@ -174,12 +171,15 @@ class Recipe:
             digests={"model": model_digest(model), "data": data_digest(samples)},
         )
 
-    def check_made_with(self, model: Any, samples: Iterable[Any]) -> None:
+    def check_made_with(self, model: Any, samples: Iterable[Any]) -> Self:
         """Raise unless a model and data are those that the recipe was made with.
 
         Args:
             model: The model.
             samples: The calibration samples.
+
+        Returns:
+            What :meth:`made_with` returns for them.
 
         Raises:
             RecipeError: The weights or the data are others.
@@ -199,6 +199,7 @@ class Recipe:
                     f"The recipe was made with {name} {wanted}, here is {here}: the program may "
                     f"have other bytes. pip install {name}=={wanted} brings the same."
                 )
+        return now
 
     def quantizer(self) -> qcore.Quantizer:
         """Build the quantizer that the recipe describes.
@@ -230,6 +231,33 @@ class Recipe:
         names = {scheme.name for scheme in quantizer.supported_schemes}
         return short not in names and short in {s.name for s in quantizer.source_schemes}
 
+    def quantize(
+        self, model: Any, samples: list[Any], *, progress: bool | None = None
+    ) -> qcore.QuantizedModel:
+        """Quantize a model, without lowering it.
+
+        Args:
+            model: A module or an exported program; never changed.
+            samples: The calibration samples.
+            progress: Show a progress bar on stderr; ``None`` means: on a terminal.
+
+        Returns:
+            The quantized model.
+
+        Raises:
+            RecipeError: The scheme treats weights before the model is captured.
+            QcoreError: As ``qcore.quantize``.
+        """
+        from qcore_analysis.making import quantized
+
+        quantizer = self.quantizer()
+        if self.is_source(quantizer):
+            raise RecipeError(
+                f"{self.scheme or self.backend} treats weights before the model is captured: there "
+                "is no captured model. Make a program."
+            )
+        return quantized(model, quantizer, samples, self.algorithms, progress is False)
+
     def make(
         self,
         model: Any,
@@ -247,7 +275,7 @@ class Recipe:
             compare_on: Samples to compare the stages on; none compares nothing.
 
         Returns:
-            The quantized model and the program.
+            The quantized model, and the program.
 
         Raises:
             QcoreError: As ``qcore.quantize`` and ``quantizer.lower``.
@@ -318,43 +346,26 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return below
 
 
-def _check(data: Mapping[str, Any], whole: Mapping[str, Any], source: str) -> None:
-    """Raise unless data is what the schema of recipes allows."""
+def _check(data: Mapping[str, Any], source: str) -> None:
+    """Raise the first of what the schema of recipes does not allow."""
+    from jsonschema import Draft202012Validator
+
+    whole = recipe_schema()
     known = whole["$defs"]["Recipe"]["properties"]
-    for key, value in data.items():
+    for key in data:
         if key not in known:
             close = near_misses(key, known)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise RecipeError(
                 f"{source}: a recipe has no {key!r}.{hint} It has: {', '.join(known)}."
             )
-        kind = known[key]["type"]
-        if not isinstance(value, (_TYPES[kind], tuple)) or isinstance(value, bool):
-            raise RecipeError(f"{source}: {key} is {value!r}, and one {kind} is due.")
     if "backend" not in data:
         raise RecipeError(f"{source}: the backend is missing. Add backend = '...', or a base.")
-
-
-def _validate(data: Mapping[str, Any], whole: Mapping[str, Any], source: str) -> None:
-    """Raise the first of what the schema does not allow."""
-    from jsonschema import Draft202012Validator
-
     recipe = {"$defs": whole["$defs"], "$ref": "#/$defs/Recipe"}
     plain = json.loads(json.dumps(data, default=str))
     for error in Draft202012Validator(recipe).iter_errors(plain):
         where = ".".join(map(str, error.absolute_path))
         raise RecipeError(f"{source}: {where}: {error.message}. Mend it there.")
-
-
-def _rule(data: Mapping[str, Any], source: str) -> RecipeRule:
-    known = {field.name for field in attrs.fields(RecipeRule)}
-    fits = isinstance(data, Mapping) and set(data) <= known and {"select", "scheme"} <= set(data)
-    if not fits or data["select"] not in _KINDS:
-        raise RecipeError(
-            f"{source}: {data!r} is no rule. One has select (one of {', '.join(_KINDS)}), scheme "
-            f"(a scheme's name, or {IN_FLOAT!r}) and name."
-        )
-    return RecipeRule(**data)
 
 
 def _operator(name: str) -> Any:

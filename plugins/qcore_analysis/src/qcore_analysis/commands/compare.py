@@ -11,6 +11,7 @@ from qcore_analysis.commands.options import (
     Batch,
     Calibration,
     Data,
+    Everything,
     FromRecipe,
     KeepFloat,
     Method,
@@ -41,6 +42,13 @@ def compare(
     recipe: FromRecipe = None,
     least: Annotated[float, typer.Option(help="Errors below this SQNR in dB are too large.")] = 20,
     execute: Annotated[bool, typer.Option(help="Lower and run the program, too.")] = True,
+    executed_modules: Annotated[
+        bool,
+        typer.Option(
+            "--executed-modules", help="Measure each module as executed, too: lowers once more."
+        ),
+    ] = False,
+    everything: Everything = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -69,8 +77,9 @@ def compare(
         others,
         algorithms=chosen.algorithms,
         execute=execute,
+        executed_modules=executed_modules,
         least_db=least,
         lowering=chosen.lowering,
         quiet=quiet,
     )
-    answer(report, report.to_dict(), as_json, quiet)
+    answer(report.to_text(all_modules=everything), report.to_dict(), as_json, quiet)

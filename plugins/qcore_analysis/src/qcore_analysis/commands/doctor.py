@@ -33,6 +33,7 @@ def doctor(
         ok += f"; loaded on their own: {', '.join(found.checked)}"
     names = ("torch", "torchao", "executorch", "ethos-u-vela", "tosa-tools")
     versions = [f"{name} {found.versions[name]}" for name in names if name in found.versions]
-    lines = [ok, *([", ".join(versions)] if versions else []), *map(str, found.findings)]
+    told = map(str, (*found.backends, *found.findings))
+    lines = [ok, *([", ".join(versions)] if versions else []), *told]
     answer("\n".join(lines), {"ok": found.ok, **attrs.asdict(found)}, as_json, quiet)
     raise typer.Exit(0 if found.ok else 1)

@@ -11,9 +11,12 @@ from qcore_analysis.commands.options import (
     Batch,
     Calibration,
     Data,
+    FromRecipe,
+    KeepFloat,
     Model,
     Pictures,
     both_sets,
+    chosen_recipe,
     load_torch,
     settings,
 )
@@ -30,6 +33,11 @@ def matrix(
     scheme: Annotated[list[str] | None, typer.Option(help="A scheme to try on each.")] = None,
     batch: Batch = 1,
     pictures: Pictures = "",
+    keep_float: KeepFloat = None,
+    recipe: FromRecipe = None,
+    metric: Annotated[
+        str, typer.Option(help="package.module:function, from all outputs to a number.")
+    ] = "",
     option: Annotated[
         list[str] | None, typer.Option(help="As ethosu.target=ethos-u85-256, for one backend.")
     ] = None,
@@ -42,7 +50,7 @@ def matrix(
     """Compare backends: a row for each, a failure is a row with its reason."""
     load_torch(quiet)
     from qcore_analysis.backends import BackendRow, compare_backends
-    from qcore_analysis.models import load_model
+    from qcore_analysis.models import imported, load_model
 
     names = [name.strip() for name in backends.split(",") if name.strip()]
     if not names:
@@ -55,7 +63,17 @@ def matrix(
         if backend not in names:
             raise InputError(f"{name} is of no backend in --backends {backends}. Add {backend}.")
         options.setdefault(backend, {})[key] = value
-    samples, others = both_sets(calibration, data, batch=batch, pictures=pictures)
+    chosen = chosen_recipe(
+        recipe,
+        backend="" if recipe else names[0],
+        data=calibration,
+        pictures=pictures,
+        batch=batch,
+        option=None,
+        keep_float=keep_float,
+    )
+    samples, others = both_sets(chosen.data, data, batch=chosen.batch, pictures=chosen.pictures)
+    measure = imported(metric, "metric", call=False) if metric else None
 
     taken: list[float] = []
     rows = len(names) * max(len(scheme or ()), 1)
@@ -75,6 +93,8 @@ def matrix(
         others,
         schemes=tuple(scheme or ()),
         options=options,
+        recipe=chosen,
+        metric=measure,
         time_limit=time_limit,
         on_row=tell,
         quiet=quiet,

@@ -20,6 +20,7 @@ __all__ = [
     "Batch",
     "Calibration",
     "Data",
+    "Everything",
     "FromRecipe",
     "KeepFloat",
     "Method",
@@ -63,6 +64,7 @@ KeepFloat = Annotated[
 ]
 Method = Annotated[str, typer.Option(help="How ranges are chosen.")]
 FromRecipe = Annotated[Path | None, typer.Option(help="Take what is not said here from it.")]
+Everything = Annotated[bool, typer.Option("--all", help="List all, and not the first of many.")]
 SomeBackend = Annotated[str, typer.Option("--backend", "-b", help="An installed backend.")]
 Calibration = Annotated[
     str, typer.Option("--calibration", help="Samples to choose ranges with: DATA, as --data.")

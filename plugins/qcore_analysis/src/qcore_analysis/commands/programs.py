@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
 import typer
@@ -12,6 +12,9 @@ import typer
 from qcore.cli.options import AsJson, Quiet, answer
 from qcore_analysis.commands.options import Batch, Data, Pictures, load_torch
 from qcore_analysis.errors import InputError
+
+if TYPE_CHECKING:
+    from qcore import LoweredProgram
 
 __all__ = ["bench", "run", "verify"]
 
@@ -34,11 +37,10 @@ def run(
     load_torch(quiet)
     from torch.utils._pytree import tree_leaves
 
-    from qcore import LoweredProgram
     from qcore.cli.progress import step
     from qcore_analysis.samples import executed, load_data
 
-    loaded = LoweredProgram.load(program)
+    loaded = _loaded(program)
     samples = load_data(inputs, batch=batch, pictures=pictures)
     with step("executing", quiet) as over:
         outputs = executed(loaded, samples, over)
@@ -67,13 +69,12 @@ def verify(
     load_torch(quiet)
     import torch
 
-    from qcore import LoweredProgram
     from qcore.cli.progress import step
     from qcore_analysis.measures import distance_of
     from qcore_analysis.models import load_model
     from qcore_analysis.samples import called, executed, load_data, taken_by_the_model
 
-    loaded, model = LoweredProgram.load(program), load_model(against)
+    loaded, model = _loaded(program), load_model(against)
     samples = load_data(data, batch=batch, pictures=pictures)
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     expected = []
@@ -113,15 +114,25 @@ def bench(
 ) -> None:
     """Time a program inside the process that runs it."""
     load_torch(quiet)
-    from qcore import LoweredProgram
     from qcore.cli.progress import step
     from qcore_analysis.samples import called, load_data
 
-    loaded = LoweredProgram.load(program)
+    loaded = _loaded(program)
     sample = load_data(inputs, batch=batch, pictures=pictures)[0] if inputs else _random(loaded)
     with step(f"{warmup + runs} runs", quiet):
         latency = called(partial(loaded.benchmark, runs=runs, warmup=warmup), sample)
     answer(f"{loaded.backend}: {latency}", attrs.asdict(latency), as_json, quiet)
+
+
+def _loaded(path: Path) -> LoweredProgram:
+    from qcore import LoweredProgram
+
+    if path.suffix == ".qpt2" and path.exists():
+        raise InputError(
+            f"{path} is a quantized model and no program yet: qcore quantize {path} "
+            f"-o {path.with_suffix('.pte')} makes one of it."
+        )
+    return LoweredProgram.load(path)
 
 
 def _ends(tensor: Any) -> str:

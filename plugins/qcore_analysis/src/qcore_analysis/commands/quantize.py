@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -23,8 +23,12 @@ from qcore_analysis.commands.options import (
     SomeBackend,
     chosen_recipe,
     load_torch,
+    settings,
 )
 from qcore_analysis.errors import InputError
+
+if TYPE_CHECKING:
+    from qcore.report import Report
 
 __all__ = ["explain", "quantize"]
 
@@ -37,7 +41,11 @@ def quantize(
         Path, typer.Option("--output", "-o", help="The program's file, or a .qpt2 file.")
     ],
     model: Annotated[
-        str, typer.Argument(help="A .pt2 file, or package.module:factory; or the recipe's.")
+        str,
+        typer.Argument(
+            help="A .pt2 file, or package.module:factory; or the recipe's; or a .qpt2 file, "
+            "which is lowered."
+        ),
     ] = "",
     backend: SomeBackend = "",
     calibration: Calibration = "",
@@ -61,6 +69,20 @@ def quantize(
 ) -> None:
     """Quantize a model and write a program for a backend."""
     load_torch(quiet)
+    if model.endswith(".qpt2"):
+        late = {
+            "--scheme": scheme,
+            "--keep-float": keep_float,
+            "--method": method,
+            "--calibration": calibration,
+            "--recipe": recipe,
+            "--save-recipe": save_recipe,
+            "--report": report,
+            "--node-data": node_data,
+        }
+        _refuse_late(model, output, [name for name, value in late.items() if value])
+        _lower(Path(model), output, backend, settings(option), as_json, quiet)
+        return
     from qcore.cli.progress import bars, step
     from qcore.files import check_writable
     from qcore_analysis.models import load_model
@@ -105,27 +127,71 @@ def quantize(
         samples = load_data(chosen.data, batch=chosen.batch, pictures=chosen.pictures)
         others = load_data(data, batch=chosen.batch, pictures=chosen.pictures) if data else samples
     compare_on = others[:_COMPARED] if report or node_data else ()
-    chosen.check_made_with(loaded, samples)
-    made = chosen.make(loaded, samples, progress=bars(quiet), compare_on=compare_on)
-    if output.suffix == ".qpt2" and made.result is not None:
-        made.result.save(output)
+    used = chosen.check_made_with(loaded, samples)
+    reports: list[Report]
+    if output.suffix == ".qpt2" and not compare_on:
+        result = chosen.quantize(loaded, samples, progress=bars(quiet))
+        result.save(output)
+        reports = [result.report]
     else:
-        made.program.save(output)
-    used = chosen.made_with(loaded, samples)
+        made = chosen.make(loaded, samples, progress=bars(quiet), compare_on=compare_on)
+        (made.result if made.result and output.suffix == ".qpt2" else made.program).save(output)
+        reports = [made.report, made.program.report]
+        if report is not None:
+            with step("writing the page", quiet) as over:
+                write_html(report, chosen.model, made, used, over(compare_on), unseen=bool(data))
+        if node_data is not None:
+            write_node_data(node_data, made)
     if save_recipe is not None:
         used.save(save_recipe)
-    if report is not None:
-        with step("writing the page", quiet) as over:
-            write_html(report, chosen.model, made, used, over(compare_on), unseen=bool(data))
-    if node_data is not None:
-        write_node_data(node_data, made)
-    answered = {
+    hint = ""
+    if output.suffix == ".qpt2":
+        given = "".join(f" --option {name}={value}" for name, value in chosen.options.items())
+        hint = f" qcore quantize {output} -o {output.with_suffix('.pte')}{given} lowers it."
+    _tell(output, reports, hint, as_json, quiet)
+
+
+def _refuse_late(model: str, output: Path, named: list[str]) -> None:
+    """Raise where a quantized model is to be quantized otherwise, or to become one again."""
+    if named:
+        raise InputError(
+            f"{model} is quantized already, so {', '.join(named)} would change nothing. Leave it "
+            "out, or name the float model."
+        )
+    if output.suffix == ".qpt2":
+        raise InputError(
+            f"{model} is quantized already. Name a program to make of it, such as "
+            f"{output.with_suffix('.pte')}."
+        )
+
+
+def _lower(
+    path: Path, output: Path, backend: str, options: dict[str, Any], as_json: bool, quiet: bool
+) -> None:
+    """Make a program of what was quantized before."""
+    import qcore
+    from qcore.files import check_writable
+    from qcore_analysis.making import lowered
+    from qcore_analysis.models import quantized_example
+
+    check_writable(output, "the program", "program.pte", InputError)
+    result = qcore.load_quantized(path)
+    quantizer = qcore.get_quantizer(backend or result.report.backend, **options)
+    program = lowered(quantizer, result.model, quantized_example(result.model), {}, quiet)
+    program.save(output)
+    _tell(output, [result.report, program.report], "", as_json, quiet)
+
+
+def _tell(output: Path, reports: list[Report], hint: str, as_json: bool, quiet: bool) -> None:
+    """Answer with what was written: the report of what was quantized, and that of a program."""
+    data = {
         "program": str(output),
         "bytes": output.stat().st_size,
-        "report": made.report.to_dict(),
-        "lowering": made.program.report.to_dict(),
+        "report": reports[0].to_dict(),
+        "lowering": reports[1].to_dict() if reports[1:] else None,
     }
-    answer(f"{made.report}\n{made.program.report}\nWrote {output}.", answered, as_json, quiet)
+    text = "\n".join([*map(str, reports), f"Wrote {output}.{hint}"])
+    answer(text, data, as_json, quiet)
 
 
 def explain(
