@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from qcore.compat.torch import TRACING
+from qcore.compat.torch import GRAD_MODE, GUARDS, TRACING
 from qcore.errors import CaptureError
 from qcore.graph import clone, is_observer
 from qcore.quiet import quiet
@@ -21,7 +21,6 @@ from qcore.quiet import quiet
 __all__ = ["Sample", "capture", "exported_program", "in_mode", "inline_grad_modes", "remove_guards"]
 
 _QUANTIZED: Final = ("quantized_decomposed.", "torchao.quantize", "torchao.dequantize")
-_GRAD_MODE: Final = "wrap_with_set_grad_enabled"
 
 
 @frozen
@@ -142,6 +141,7 @@ def exported_program(
 
 def remove_guards(model: GraphModule) -> None:
     """Remove the input guards that ``ExportedProgram.module()`` adds."""
+    GUARDS.checked()
     guards = [n for n in model.graph.nodes if n.op == "call_module" and n.name == "_guards_fn"]
     for node in guards:
         model.graph.erase_node(node)
@@ -152,7 +152,8 @@ def remove_guards(model: GraphModule) -> None:
 
 def inline_grad_modes(model: GraphModule) -> None:
     """Inline the bodies of ``torch.no_grad()`` blocks, which PT2E would skip without a word."""
-    blocks = [n for n in model.graph.nodes if getattr(n.target, "__name__", "") == _GRAD_MODE]
+    inlined = GRAD_MODE.checked().wrap_with_set_grad_enabled
+    blocks = [n for n in model.graph.nodes if n.target is inlined]
     for block in blocks:
         _inline(model, block)
     if blocks:

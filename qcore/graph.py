@@ -14,6 +14,8 @@ from attrs import frozen
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
+from qcore.compat.torch import MODULES, NO_MODULE, OVERLOADS, PACKETS
+
 __all__ = [
     "BODY",
     "ORIGINAL_NAME",
@@ -21,6 +23,7 @@ __all__ = [
     "PARAMETER_NAME",
     "ModuleFrame",
     "argument_of",
+    "arguments",
     "clone",
     "computes_floats",
     "control_flow_bodies",
@@ -58,7 +61,7 @@ _STRICT_PREFIX: Final = re.compile(r"^L\[(['\"])self\1\]\.?")
 _INDEX: Final = re.compile(r"\[(['\"]?)(\w+)\1\]")
 _MODULES: Final = "._modules"
 # What torch.export records for nodes that it adds itself, such as the size of an input.
-_NO_MODULE: Final = "_empty_nn_module_stack_from_metadata_hook"
+_NO_MODULE: Final = NO_MODULE.checked()._EMPTY_NN_MODULE_STACK_KEY
 
 #: Key in ``GraphModule.meta`` of the bodies of conditionals and loops of an annotated model.
 BODY: Final = "qcore_body"
@@ -92,6 +95,7 @@ def module_frames(node: Node) -> tuple[ModuleFrame, ...]:
     A node of a conditional body, for which it records none, is placed by the parameter that it
     reads.
     """
+    MODULES.checked()
     stack = node.meta.get("nn_module_stack") or {}
     frames = tuple(
         ModuleFrame(
@@ -134,7 +138,15 @@ def operator_name(node: Node) -> str:
 
 def overload_packet(node: Node) -> Any:
     """Return the operator of a node without its overload, such as ``aten.conv2d``; else None."""
+    PACKETS.checked()
     return getattr(node.target, "overloadpacket", None)
+
+
+def arguments(node: Node) -> Sequence[Any]:
+    """Return what the schema of an operator says of its arguments; nothing for what has none."""
+    OVERLOADS.checked()
+    schema = getattr(node.target, "_schema", None)
+    return () if schema is None else schema.arguments
 
 
 def _is_overload(target: object) -> bool:

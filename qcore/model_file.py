@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from qcore.compat.torch import CODE_GENERATORS
 from qcore.errors import ModelFileError
 from qcore.files import write_whole
 from qcore.lowering.saved import names_modules
@@ -209,6 +210,7 @@ def _example(model: GraphModule) -> Any:
         torch.zeros([size(s) for s in v.shape], dtype=v.dtype) if isinstance(v, torch.Tensor) else v
         for v in values
     ]
+    CODE_GENERATORS.checked()
     info: Any = getattr(model.graph._codegen, "pytree_info", None)
     if info is None:
         return tuple(leaves)

@@ -221,7 +221,7 @@ def _converted(model: GraphModule, fold_quantize: bool) -> GraphModule:
     for name, call, body in direct_bodies(model):
         body._forward_pre_hooks.clear()
         observed = _has_observers(body)
-        is_loop = getattr(call.target, "__name__", "") == "while_loop"
+        is_loop = call.target is torch.ops.higher_order.while_loop
         if observed and is_loop and call.args[1].target == name:
             continue  # convert_pt2e does the bodies of while_loop itself.
         bodies[name] = _converted(body, fold_quantize) if observed else body

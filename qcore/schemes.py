@@ -14,7 +14,7 @@ from typing import Final, Literal, Self, TypeAlias
 import torch
 from attrs import evolve, field, frozen
 
-from qcore.compat.torchao import QuantizationConfig, QuantizationSpec
+from qcore.compat.torchao import QuantizationConfig, QuantizationSpec, maker_of
 from qcore.configs import build_config, get_symmetric_quantization_config
 from qcore.errors import UnsupportedSchemeError, near_misses
 from qcore.formats import (
@@ -148,8 +148,7 @@ class QuantizationScheme:
         weight, activation = config.weight, config.input_activation
         granularity: Granularity = "per_tensor"
         if weight is not None and weight.qscheme in PER_CHANNEL:
-            maker = getattr(weight, "observer_or_fake_quant_ctr", None)
-            is_open = getattr(maker, "is_per_operator", False)
+            is_open = getattr(maker_of(weight), "is_per_operator", False)
             granularity = "per_operator" if is_open else "per_channel"
         return cls(
             NumberFormat.of(weight),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qcore.compat import Change, patching
+from qcore.compat import Change, Wording, patching
 from qcore.errors import LibraryChangedError
 
 
@@ -127,3 +127,31 @@ def test_a_name_that_the_library_no_longer_has_is_refused(change: Change, said: 
     )
     assert "written for pytest>=1" in str(refusal.value)
     assert dict(vars(Library)) == before
+
+
+def spelled(value: float) -> float:
+    spelling = value
+    return spelling
+
+
+class Spelled:
+    def __init__(self) -> None:
+        self.field = {"key": 1}
+
+
+@pytest.mark.parametrize(
+    ("owner", "known"),
+    [("spelled", "spelling"), ("Spelled", "field"), ("Spelled", "key"), ("Library.own", "own")],
+)
+def test_a_word_that_code_no_longer_uses_is_refused(owner: str, known: str) -> None:
+    def requirement(name: str) -> Wording:
+        return Wording("here", "pytest", ">=1", f"changed_library:{owner}", [name], why="Read.")
+
+    requirement(known).checked()
+    with pytest.raises(LibraryChangedError, match=f"uses no 'gone' in changed_library:{owner}"):
+        requirement("gone").checked()
+
+
+def test_what_a_version_does_not_need_may_be_missing() -> None:
+    unneeded = Change("here", "pytest", ">=1", "no_such_library", ["gone"], why="", only="<1")
+    assert unneeded.originals() == (None,)

@@ -14,14 +14,68 @@ import torch
 from torchao.quantization.pt2e import HistogramObserver as TorchaoHistogramObserver
 from torchao.quantization.pt2e import qat_utils, utils
 
+import qcore
 from qcore.calibration import HistogramObserver
-from qcore.compat.torch import _COUNTED_NAMES, counted_names
-from qcore.compat.torchao import exact_folds, fusions_of_present_convolutions
+from qcore.compat import Requirement
+from qcore.compat.torch import (
+    _COUNTED_NAMES,
+    GRAD_MODE,
+    GUARDS,
+    MODULES,
+    OVERLOADS,
+    PACKETS,
+    counted_names,
+)
+from qcore.compat.torchao import (
+    _PARTIALS,
+    _PREPARATION,
+    _SPECS,
+    AVERAGES,
+    EXTREMES,
+    FAKES,
+    exact_folds,
+    fusions_of_present_convolutions,
+)
+from qcore.errors import LibraryChangedError
 from qcore.testing.compat import LibraryChanges
 
 
 class TestChanges(LibraryChanges):
     package = "qcore"
+
+
+ASKED = [
+    PACKETS,
+    OVERLOADS,
+    GUARDS,
+    GRAD_MODE,
+    MODULES,
+    FAKES,
+    *EXTREMES,
+    *AVERAGES,
+    _SPECS,
+    _PARTIALS,
+    _PREPARATION,
+]
+
+
+@pytest.mark.parametrize("requirement", ASKED, ids=lambda one: f"{one.owner}.{one.names[0]}")
+def test_what_quantizes_refuses_a_library_with_another_name(
+    requirement: Requirement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = torch.nn.Conv2d(3, 3, 1), torch.nn.ConvTranspose2d(3, 3, 1)
+    model = torch.nn.Sequential(*layers).eval()
+    quantizer = qcore.get_quantizer("xnnpack").set_global("8a8w")
+    checked = Requirement.checked
+
+    def renamed(self: Requirement) -> Any:
+        if self is requirement:
+            raise LibraryChangedError(self.owner)
+        return checked(self)
+
+    monkeypatch.setattr(Requirement, "checked", renamed)
+    with pytest.raises(LibraryChangedError):
+        qcore.quantize(model, quantizer, [torch.rand(1, 3, 4, 4)], is_qat=requirement in AVERAGES)
 
 
 class _Owner:

@@ -48,13 +48,35 @@ MODULES: Final = (
     "qcore.quiet",
     "qcore.errors",
     "qcore.testing",
+    # Libraries for backends that share a compiler.
+    "qcore_executorch",
+    "qcore_executorch.check",
+    "qcore_executorch.clamps",
+    "qcore_executorch.doctor",
+    "qcore_executorch.graphs",
+    "qcore_executorch.inspection",
+    "qcore_executorch.kernels",
+    "qcore_executorch.mending",
+    "qcore_executorch.rewriting",
+    "qcore_executorch.veto",
+    "qcore_executorch.walk",
+    "qcore_tosa",
+    "qcore_tosa.artifacts",
+    "qcore_tosa.constants",
+    "qcore_tosa.lowering",
+    "qcore_tosa.positions",
+    "qcore_tosa.program",
+    "qcore_tosa.reference",
 )
+_PACKAGES: Final = {name.partition(".")[0] for name in MODULES}
 
 _START: Final = """# The toolkit for authors
 
 What a backend, or anything else that is built on the core, may import from it, beside
-[the hooks](hooks.md). [Versions](versioning.md) says how long a name stays. Names that stand
-nowhere on this page may change in every release. This page is made of the code, by `make support`.
+[the hooks](hooks.md); at the end, what backends on ExecuTorch may import from `qcore_executorch`,
+and those that go by way of TOSA from `qcore_tosa`. [Versions](versioning.md) says how long a name
+stays. Names that stand nowhere on this page may change in every release. This page is made of the
+code, by `make support`.
 """
 
 
@@ -112,7 +134,7 @@ def _comment(module: ModuleType, name: str) -> str:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """Walk the names that a source imports from the core.
+    """Walk the names that a source imports from the core and the libraries.
 
     Args:
         tree: The parsed source.
@@ -121,10 +143,14 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
         The module and the name. ``qcore.name`` of the package itself counts, too.
     """
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "qcore":
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in _PACKAGES:
             yield from ((str(node.module), alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from ((a.name, "*") for a in node.names if a.name.startswith("qcore."))
+            yield from (
+                (a.name, "*")
+                for a in node.names
+                if a.name.split(".")[0] in _PACKAGES and "." in a.name
+            )
         elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "qcore":
             yield "qcore", node.attr
 

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 
-from qcore.graph import argument_of, is_dropout, remember_origin, tensor_value
+from qcore.graph import argument_of, arguments, is_dropout, remember_origin, tensor_value
 
 __all__ = ["WRITES_INTO", "functional_twin", "is_view", "make_functional"]
 
@@ -49,10 +49,9 @@ def is_view(node: Node, source: Node) -> bool:
     """
     if node.target is operator.getitem or is_dropout(node):
         return True
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
+    if not (given := arguments(node)):
         return False
-    shared = [a.name for a in schema.arguments if a.alias_info is not None]
+    shared = [a.name for a in given if a.alias_info is not None]
     if any(argument_of(node, name, None) is source for name in shared):
         return True
     return not _storages(node).isdisjoint(_storages(source))

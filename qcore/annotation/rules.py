@@ -23,6 +23,7 @@ from qcore.compat.torchao import (
     QuantizationSpec,
     QuantizationSpecBase,
     SharedQuantizationSpec,
+    made_by,
 )
 from qcore.graph import float_operands, is_constant, is_float_tensor
 from qcore.schemes import PER_CHANNEL, QuantizationConfig
@@ -212,12 +213,12 @@ def _along_axis(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec | 
     if spec is None or spec.qscheme not in PER_CHANNEL or spec.ch_axis == axis:
         return spec
     observer = spec.observer_or_fake_quant_ctr
-    made = getattr(getattr(observer, "p", None), "func", observer)
+    made, options = made_by(observer)
     if axis != 0 and inspect.isclass(made) and issubclass(made, FusedMovingAvgObsFakeQuantize):
         # torch's fused kernel takes rows for channels, whatever the axis.
         observer = FakeQuantize.with_args(
             **{
-                **observer.p.keywords,
+                **options,
                 "observer": MovingAveragePerChannelMinMaxObserver,
                 "ch_axis": axis,
             }

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from qcore.calibration.histogram import Histogram
 from qcore.calibration.min_max import MinMax
-from qcore.compat.torchao import QuantizationConfig, QuantizationSpec
+from qcore.compat.torchao import QuantizationConfig, QuantizationSpec, maker_of
 from qcore.formats import FormatObserver, NumberFormat
 from qcore.names import look_up
 
@@ -68,7 +68,7 @@ def with_method(
 
 
 def _chosen(spec: Any, method: CalibrationMethod) -> Any:
-    maker = getattr(spec, "observer_or_fake_quant_ctr", None)
+    maker = maker_of(spec)
     if not isinstance(maker, FormatObserver) or not maker.is_chosen:
         return spec
     return _rebuilt(spec, method)  # type: ignore[arg-type]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import operator
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from types import CodeType, FunctionType
 from typing import Any, Final
 
 import importlib_metadata
@@ -16,7 +19,7 @@ from attrs import field, frozen
 from qcore.errors import LibraryChangedError
 from qcore.sharing import shared
 
-__all__ = ["Change", "Requirement", "requirements"]
+__all__ = ["Change", "Requirement", "Wording", "requirements"]
 
 _ABSENT: Final = object()
 _REQUIREMENTS: Final[list[Requirement]] = []
@@ -39,7 +42,7 @@ class Requirement:
         file: The module that declares it, its ``__name__``: where to look when it no longer fits.
         library: The distribution, such as ``torch``.
         versions: The versions it was written for, as pip writes them.
-        owner: What has the names, as ``module`` or ``module:class``.
+        owner: What has the names, as ``module``, ``module:class`` or ``module:class.method``.
         names: The attributes.
         why: What they are needed for; of a change, what is wrong with the library as it is.
         only: The versions that it is needed with at all; empty for every one. With others nothing
@@ -78,7 +81,7 @@ class Requirement:
             found: Any = importlib.import_module(module)
             # As an attribute of its package a module may be hidden by a function of its name.
             found = sys.modules[module]
-            return getattr(found, attribute) if attribute else found
+            return operator.attrgetter(attribute)(found) if attribute else found
         except (ImportError, AttributeError) as error:
             raise self._misfit(f"has no {self.owner}") from error
 
@@ -122,6 +125,36 @@ class Requirement:
 
 
 @frozen(eq=False)
+class Wording(Requirement):
+    """Names that a function, or the constructor of a class, uses: fields, variables, keys.
+
+    An owner has no such attributes. What reads them where they may be missing finds nothing after a
+    rename, and goes on: it asks :meth:`checked` before.
+    """
+
+    def functions(self) -> list[FunctionType]:
+        """Return the functions whose words count: those of base classes in the library, too."""
+        target = self.target()
+        if not isinstance(target, type):
+            return [inspect.unwrap(target)]
+        library = target.__module__.partition(".")[0]
+        bases = [one for one in target.__mro__ if one.__module__.partition(".")[0] == library]
+        made = (vars(one).get("__init__") for one in bases)
+        return [one for one in made if isinstance(one, FunctionType)]
+
+    def _check(self, target: Any, name: str) -> None:
+        if not any(name in _words(function.__code__) for function in self.functions()):
+            raise self._misfit(f"uses no {name!r} in {self.owner}")
+
+
+@functools.cache
+def _words(code: CodeType) -> set[Any]:
+    constants = {one for one in code.co_consts if isinstance(one, str)}
+    inner = (_words(one) for one in code.co_consts if isinstance(one, CodeType))
+    return constants.union(code.co_names, code.co_varnames, code.co_cellvars, *inner)
+
+
+@frozen(eq=False)
 class Change(Requirement):
     """One change to a class or module of a library, for the thread that asks for it.
 
@@ -142,9 +175,13 @@ class Change(Requirement):
     def originals(self) -> tuple[Any, ...]:
         """Return what the library has under the names, in their order.
 
+        Where the installed version needs no change they are ``None``: it may have no such names.
+
         Raises:
             LibraryChangedError: It has one of them no longer, or, of new ones, already.
         """
+        if not self.needed:
+            return (None,) * len(self.names)
         target = self.checked()
         found = (getattr(target, name) for name in (() if self.adds else self.names))
         return tuple(one.choose() if isinstance(one, _Switch) else one for one in found)

@@ -15,7 +15,8 @@ from typing import Any, Final
 import torch
 from torch.fx import Node
 
-from qcore.compat.patching import Change, Requirement
+from qcore.compat.patching import Change, Requirement, Wording
+from qcore.compat.torch import PACKETS
 from qcore.quiet import quiet
 
 # torch makes its handlers of log records first, so that what torchao says through them is hidden.
@@ -63,6 +64,9 @@ with quiet():
     from torchao.utils import TorchAOBaseTensor, UnwrapTensorSubclass, unwrap_tensor_subclass
 
 __all__ = [
+    "AVERAGES",
+    "EXTREMES",
+    "FAKES",
     "HISTOGRAM",
     "Q_ANNOTATION_KEY",
     "DerivedQuantizationSpec",
@@ -97,6 +101,8 @@ __all__ = [
     "exact_folds",
     "fusions_of_present_convolutions",
     "is_preparing_for_training",
+    "made_by",
+    "maker_of",
     "names_before_fusion",
     "prepare_pt2e",
     "prepare_qat_pt2e",
@@ -114,6 +120,64 @@ HISTOGRAM: Final = Requirement(
     "torchao.quantization.pt2e.observer:HistogramObserver",
     ["_non_linear_param_search"],
     why="its search for a range takes most of the time of converting a model, and is overridden.",
+)
+_OBSERVERS: Final = "torchao.quantization.pt2e.observer"
+#: The extremes that observers keep.
+EXTREMES: Final = tuple(
+    Wording(
+        __name__,
+        "torchao",
+        _VERSIONS,
+        f"{_OBSERVERS}:{name}",
+        ["min_val", "max_val", "is_dynamic"],
+        why="what the calibration samples show is read there.",
+    )
+    for name in ("MinMaxObserver", "PerChannelMinMaxObserver", "HistogramObserver")
+)
+#: What moving averages take of each new extreme.
+AVERAGES: Final = tuple(
+    Wording(
+        __name__,
+        "torchao",
+        _VERSIONS,
+        f"{_OBSERVERS}:{name}",
+        ["averaging_constant"],
+        why="while samples run, averages keep the extremes of all.",
+    )
+    for name in ("MovingAverageMinMaxObserver", "MovingAveragePerChannelMinMaxObserver")
+)
+#: The observer in fake quantization.
+FAKES: Final = Wording(
+    __name__,
+    "torchao",
+    _VERSIONS,
+    "torchao.quantization.pt2e.fake_quantize:FakeQuantize",
+    ["activation_post_process", "is_dynamic"],
+    why="fake quantization without it is taken for an observer of its own.",
+)
+_SPECS: Final = Wording(
+    __name__,
+    "torchao",
+    _VERSIONS,
+    "torchao.quantization.pt2e.quantizer:QuantizationSpec",
+    ["observer_or_fake_quant_ctr"],
+    why="a specification without it is taken for one without an observer.",
+)
+_PARTIALS: Final = Wording(
+    __name__,
+    "torchao",
+    _VERSIONS,
+    f"{_OBSERVERS}:PartialWrapper",
+    ["p"],
+    why="what has no such part is taken for an observer without options.",
+)
+_PREPARATION: Final = Wording(
+    __name__,
+    "torchao",
+    _VERSIONS,
+    "torchao.quantization.pt2e.quantize_pt2e:prepare_pt2e",
+    ["node_name_to_scope"],
+    why="it has the names of nodes before batch norms are folded, which rules go by.",
 )
 _FUSIONS: Final = Change(
     __name__,
@@ -170,6 +234,7 @@ def _is_exact(weight: Node, norm: Node) -> bool:
 
 def fusions_of_present_convolutions() -> AbstractContextManager[None]:
     """Fuse batch norms only into the kinds of convolution that a model has."""
+    PACKETS.checked()
 
     def where_present(fuse: Callable[..., Any]) -> Callable[..., Any]:
         def fused(model: Any, kind: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -181,6 +246,19 @@ def fusions_of_present_convolutions() -> AbstractContextManager[None]:
         return fused
 
     return _FUSIONS.applied(*map(where_present, _FUSIONS.originals()))
+
+
+def maker_of(spec: Any) -> Any:
+    """Return what makes the observer of a specification; ``None`` where that has none."""
+    _SPECS.checked()
+    return getattr(spec, "observer_or_fake_quant_ctr", None)
+
+
+def made_by(maker: Any) -> tuple[Any, dict[str, Any]]:
+    """Return what an observer is made by, such as its class, and the options that are given."""
+    _PARTIALS.checked()
+    partial = getattr(maker, "p", None)
+    return getattr(partial, "func", maker), dict(getattr(partial, "keywords", {}))
 
 
 def is_preparing_for_training() -> bool:
@@ -197,8 +275,9 @@ def names_before_fusion() -> tuple[str, ...]:
 
     It does so before it asks the quantizer that calls this; empty where it is not what called.
     """
+    _PREPARATION.checked()
     frame = _calling(prepare_pt2e)
-    return tuple(frame.f_locals.get("node_name_to_scope", ())) if frame is not None else ()
+    return tuple(frame.f_locals["node_name_to_scope"]) if frame is not None else ()
 
 
 def _calling(function: Any) -> FrameType | None:

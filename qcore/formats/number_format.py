@@ -15,6 +15,7 @@ from qcore.compat.torchao import (
     PerChannelMinMaxObserver,
     PlaceholderObserver,
     QuantizationSpec,
+    maker_of,
 )
 from qcore.errors import UnsupportedSchemeError
 from qcore.formats.scales import SYMMETRIC, ScaleRule, with_scales
@@ -145,7 +146,7 @@ class NumberFormat:
         if spec is None:
             return None
         info = _limits(spec.dtype)
-        made = getattr(getattr(spec, "observer_or_fake_quant_ctr", None), "format", None)
+        made = getattr(maker_of(spec), "format", None)
         low = info.min if spec.quant_min is None else spec.quant_min
         high = info.max if spec.quant_max is None else spec.quant_max
         if made is None or made.dtype != spec.dtype:

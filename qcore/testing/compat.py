@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from types import CodeType
 from typing import Any, ClassVar
 
 import pytest
 
-from qcore.compat import Change, Requirement, requirements
+from qcore.compat import Change, Requirement, Wording, requirements
 from qcore.errors import LibraryChangedError
 
 __all__ = ["LibraryChanges"]
@@ -49,8 +50,11 @@ class LibraryChanges:
     def test_a_planted_rename_is_refused_with_the_file_to_look_at(
         self, requirement: Requirement, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        target = requirement.target()
-        _rename(target, name, monkeypatch)
+        if isinstance(requirement, Wording):
+            for function in requirement.functions():
+                monkeypatch.setattr(function, "__code__", _reworded(function.__code__, name))
+        else:
+            _rename(requirement.target(), name, monkeypatch)
         with pytest.raises(LibraryChangedError, match=requirement.file):
             _use(requirement)
 
@@ -70,3 +74,18 @@ def _rename(target: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(owner, name)
     if not owners:
         monkeypatch.setattr(target, name, None, raising=False)
+
+
+def _reworded(code: CodeType, name: str) -> CodeType:
+    """Return code that uses another name in the place of one."""
+
+    def other(word: Any) -> Any:
+        if isinstance(word, CodeType):
+            return _reworded(word, name)
+        return f"renamed_{name}" if word == name and isinstance(word, str) else word
+
+    parts: dict[str, Any] = {
+        part: tuple(map(other, getattr(code, part)))
+        for part in ("co_names", "co_varnames", "co_cellvars", "co_freevars", "co_consts")
+    }
+    return code.replace(**parts)

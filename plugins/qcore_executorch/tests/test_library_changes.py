@@ -18,9 +18,20 @@ from torch._export import utils
 from torch.fx import Graph, GraphModule
 from torch.fx.traceback import NodeSource
 
+import qcore
+from qcore.compat import Requirement
+from qcore.errors import LibraryChangedError
 from qcore.testing.compat import LibraryChanges
-from qcore_executorch import import_executorch
+from qcore_executorch import PTE, import_executorch
 from qcore_executorch.compat.executorch import (
+    _DELEGATES,
+    _DEPENDENCIES,
+    _EDGE_OPERATORS,
+    _PROXIES,
+    KERNEL_CALLS,
+    REASONS,
+    TAGS,
+    _Reach,
     quick_merging,
     quick_passes,
     sparing_decompositions,
@@ -37,6 +48,32 @@ GROUPS = "executorch.exir.backend.canonical_partitioners.group_partitioner"
 
 class TestChanges(LibraryChanges):
     package = "qcore_executorch"
+
+
+ASKED = [REASONS, TAGS, KERNEL_CALLS, _DELEGATES, _EDGE_OPERATORS, _PROXIES]
+
+
+@pytest.fixture(scope="module")
+def converted() -> torch.fx.GraphModule:
+    quantizer = qcore.get_quantizer("xnnpack").set_global("8a8w")
+    return qcore.quantize(torch.nn.Linear(4, 4), quantizer, [torch.rand(2, 4)]).model
+
+
+@pytest.mark.parametrize("requirement", ASKED, ids=lambda one: one.names[0])
+def test_what_lowers_refuses_a_library_with_another_name(
+    converted: torch.fx.GraphModule, requirement: Requirement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = Requirement.checked
+
+    def renamed(self: Requirement) -> Any:
+        if self is requirement:
+            raise LibraryChangedError(self.owner)
+        return checked(self)
+
+    monkeypatch.setattr(Requirement, "checked", renamed)
+    quantizer = qcore.get_quantizer("xnnpack")
+    with pytest.raises(LibraryChangedError):
+        PTE.operators(quantizer.lower(converted, torch.rand(2, 4), check=False).buffer)
 
 
 def test_copies_of_a_node_copy_the_record_of_where_it_came_from() -> None:
@@ -125,6 +162,12 @@ def test_a_merge_walks_the_graph() -> None:
     assert grouping._DependencyViewer(root).downstreams
     with quick_merging():
         assert not hasattr(grouping._DependencyViewer(root), "downstreams")
+
+
+def test_what_decides_about_a_merge_asks_for_walks() -> None:
+    viewer = _DEPENDENCIES.applied(_Reach)
+    with viewer, pytest.raises(AttributeError, match="downstreams_of"):
+        _proposals(0)
 
 
 @pytest.mark.parametrize(("context", "many"), [(nullcontext, True), (quick_fakes, False)])

@@ -68,11 +68,6 @@ def test_a_pass_without_an_operator_that_it_is_for_does_not_run(
     assert not set(kept) & set(changes._FOR)
 
 
-def test_each_name_is_that_of_a_pass() -> None:
-    passes = import_executorch("executorch.backends.xnnpack._passes")
-    assert all(hasattr(passes, name) for name in changes._FOR)
-
-
 def test_a_program_is_the_same_when_torch_and_executorch_trace_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qcore.graph import computes_floats, tensor_value
-from qcore_tosa.marks import is_argmax
+from qcore_tosa.positions import is_argmax
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -24,16 +24,15 @@ def return_int32(model: GraphModule) -> None:
     Args:
         model: The model after these passes; changed in place.
     """
+    cast = torch.ops.dim_order_ops._to_dim_order_copy.default  # by which the passes cast
     output = model.graph.output_node()
     for node in output.all_input_nodes:
         if _dtype(node) is not torch.int64:
             continue
         if is_argmax(node) and computes_floats(node.all_input_nodes[0]):
-            _return(output, node, _narrowed(node))
-        elif len(node.all_input_nodes) == 1 and "_to_dim_order_copy" in str(node.target):
-            (source,) = node.all_input_nodes
-            if _dtype(source) is torch.int32:
-                _return(output, node, source)
+            _return(output, node, _narrowed(node, cast))
+        elif node.target is cast and _dtype(node.all_input_nodes[0]) is torch.int32:
+            _return(output, node, node.all_input_nodes[0])
     model.recompile()
 
 
@@ -42,9 +41,7 @@ def _dtype(node: Node) -> torch.dtype | None:
     return None if value is None else value.dtype
 
 
-def _narrowed(node: Node) -> Node:
-    # The operator by which the passes cast elsewhere.
-    cast = torch.ops.dim_order_ops._to_dim_order_copy.default
+def _narrowed(node: Node, cast: Any) -> Node:
     with node.graph.inserting_after(node):
         made = node.graph.call_function(cast, (node,), {"dtype": torch.int32})
     made.meta = {**node.meta, "val": node.meta["val"].to(torch.int32)}

@@ -11,6 +11,7 @@ from qcore_executorch.kernels import QUANTIZED_KERNELS, RUNTIME
 
 __all__ = ["REINSTALL", "check", "delegate_is_registered", "imports"]
 
+#: The command that installs ExecuTorch again.
 REINSTALL = "pip install --force-reinstall --no-deps executorch"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from qcore_executorch.compat.executorch import without_edge
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
@@ -61,7 +63,7 @@ def _simplify(embeddings: list[Node]) -> None:
 
 
 def _name(node: Any) -> str:
-    return str(getattr(node.target, "_op", node.target))
+    return str(without_edge(node.target))
 
 
 def _fused(program: ExportedProgram) -> ExportedProgram:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import GraphModule, Node
 
+from qcore.graph import arguments
 from qcore.lowering import user_input_names
 
 if TYPE_CHECKING:
@@ -58,12 +59,10 @@ def write_into_copies(program: ExportedProgram) -> None:
 
 def _written(node: Node) -> set[int]:
     """Return the storages that an operator writes into."""
-    schema: Any = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return set()
-    arguments = zip(schema.arguments, node.args, strict=False)
     written = [
-        value for a, value in arguments if a.alias_info is not None and a.alias_info.is_write
+        value
+        for a, value in zip(arguments(node), node.args, strict=False)
+        if a.alias_info is not None and a.alias_info.is_write
     ]
     return {storage for value in written if isinstance(value, Node) for storage in _storages(value)}
 

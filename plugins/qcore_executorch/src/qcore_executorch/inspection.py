@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qcore.lowering import recorded_module_path
 from qcore.report import NodeRecord, StrayNode
-from qcore_executorch.compat.executorch import at_level
+from qcore_executorch.compat.executorch import (
+    REASONS,
+    TAGS,
+    calls_delegate,
+    without_edge,
+)
 from qcore_executorch.report import PORTABLE
 
 if TYPE_CHECKING:
@@ -20,17 +25,19 @@ __all__ = [
     "DELEGATION_TAG",
     "Inspection",
     "as_written",
+    "at_level",
+    "calls_delegate",
     "computes",
     "inspect_lowered",
     "quantizes",
     "record",
     "stated_reasons",
+    "without_edge",
 ]
 
 #: Where partitioners note the delegate of a node, in its metadata.
 DELEGATION_TAG: Final = "delegation_tag"
 
-_DELEGATE_CALL = "executorch_call_delegate"
 _QUANTIZING = ("quantize", "dequantize", "choose_qparams")
 # What ExecuTorch makes of operators whose results have an order of dimensions.
 _AS_WRITTEN: Final = {
@@ -67,12 +74,34 @@ class _ReasonHandler(logging.Handler):
 
 
 @contextmanager
+def at_level(logger: logging.Logger, level: int) -> Iterator[None]:
+    """Set the level of one of ExecuTorch's loggers while the context lasts.
+
+    One thread lowers at a time, so none puts back what another has set.
+
+    Args:
+        logger: The logger.
+        level: From which level on it speaks.
+
+    Yields:
+        Nothing.
+    """
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
 def stated_reasons() -> Iterator[dict[str, str]]:
     """Collect the reasons that partitioners log while the context lasts.
 
     Yields:
         Reason by name of the node that was left; filled during the context.
     """
+    REASONS.checked()
     logger = logging.getLogger("executorch")
     handler = _ReasonHandler()
     logger.addHandler(handler)
@@ -93,6 +122,7 @@ def inspect_lowered(root: GraphModule, reasons: Mapping[str, str]) -> Inspection
     Returns:
         The compute nodes inside the delegates and outside them.
     """
+    TAGS.checked()
     found = Inspection()
     _visit(root, "", reasons, found)
     return found
@@ -108,7 +138,7 @@ def _visit(graph: GraphModule, prefix: str, reasons: Mapping[str, str], found: I
                 _visit(body, f"{prefix}{node.target}.", reasons, found)
         if not computes(node):
             continue
-        if _name_of(node) == _DELEGATE_CALL:
+        if calls_delegate(node.target):
             found.delegates += 1
             lowered = getattr(graph, str(node.args[0].target))
             for inner in lowered.original_module.graph.nodes:
@@ -146,7 +176,7 @@ def computes(node: Node) -> bool:
         return False
     # A conditional or a loop only picks the body to run; the body's nodes are visited.
     if isinstance(node.target, HigherOrderOperator):
-        return _name_of(node) == _DELEGATE_CALL or _wrapped(node) is not None
+        return calls_delegate(node.target) or _wrapped(node) is not None
     if getattr(node.target, "__module__", "") in ("_operator", "math", "builtins"):
         return False
     return not _name_of(node).startswith(_OF_SIZES)
@@ -157,7 +187,7 @@ def _wrapped(node: Node) -> Any:
     from torch._ops import HigherOrderOperator, OpOverload
 
     first = node.args[0] if isinstance(node.target, HigherOrderOperator) and node.args else None
-    called = first if isinstance(first, OpOverload) else getattr(first, "_op", None)
+    called = without_edge(first)
     return called if isinstance(called, OpOverload) else None
 
 
@@ -184,7 +214,7 @@ def _name_of(node: Node) -> str:
 
     target: Any = _wrapped(node) or node.target
     if not isinstance(target, OpOverload):
-        target = getattr(target, "_op", target)
+        target = without_edge(target)
     # Operators are named by str(); Python's and torch's own functions are not.
     name = str(target)
     if name.startswith("<"):

@@ -29,6 +29,7 @@ __all__ = [
 
 aten = torch.ops.aten
 
+#: The module of ExecuTorch's runtime.
 RUNTIME: Final = "executorch.extension.pybindings.portable_lib"
 
 #: The module that registers ExecuTorch's kernels for quantize and dequantize nodes.

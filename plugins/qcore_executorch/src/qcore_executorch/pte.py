@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any, ClassVar, Final
 
 from qcore.lowering import LoweredProgram, Saved
+from qcore_executorch.compat.executorch import KERNEL_CALLS
 from qcore_executorch.header import FLATBUFFER_ID, check_pte
 from qcore_executorch.importing import import_executorch
 from qcore_executorch.runner import ExecuTorchRunner
@@ -32,6 +33,7 @@ class PteArtifact:
 
     def operators(self, buffer: bytes) -> Counter[str]:
         """Return the operators that a ``.pte`` calls outside its delegates."""
+        KERNEL_CALLS.checked()
         serialize: Any = import_executorch("executorch.exir._serialize._program")
         plan = serialize.deserialize_pte_binary(buffer).program.execution_plan[0]
         names = [

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
 
+from qcore_executorch.compat.executorch import calls_delegate
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
@@ -27,7 +29,7 @@ class _Walker(torch.fx.Interpreter):  # type: ignore[misc]
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Execute one node."""
-        if self._execute and getattr(target, "__name__", "") == "executorch_call_delegate":
+        if self._execute and calls_delegate(target):
             return self._execute(args[0], args[1:])
         if target is torch.ops.higher_order.cond:
             predicate, if_true, if_false, operands = args

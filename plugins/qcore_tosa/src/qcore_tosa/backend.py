@@ -16,7 +16,8 @@ from qcore_executorch.inspection import as_written
 from qcore_tosa.compile_spec import as_compile_spec
 from qcore_tosa.control_flow import annotate_control_flow
 from qcore_tosa.limits import dynamic_size
-from qcore_tosa.marks import is_argmax, mark_quantized
+from qcore_tosa.marks import mark_quantized
+from qcore_tosa.positions import is_argmax
 from qcore_tosa.reference import runner_of
 from qcore_tosa.schemes import DYNAMIC, INT8, INT16
 from qcore_tosa.support import TABLE

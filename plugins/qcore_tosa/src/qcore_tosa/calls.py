@@ -14,6 +14,7 @@ from qcore.errors import QcoreError, RuntimeExecutionError
 from qcore.lowering import private_copy
 from qcore.model_file import read_exported
 from qcore_executorch import import_executorch
+from qcore_executorch.inspection import calls_delegate, without_edge
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -79,14 +80,14 @@ def _call_by_name(graph: GraphModule, prefix: str) -> None:
         node.meta = {key: node.meta[key] for key in ("val",) if key in node.meta}
         if node.op != "call_function":
             continue
-        if getattr(node.target, "__name__", "") == "executorch_call_delegate":
+        if calls_delegate(node.target):
             delegate, *inputs = node.args
             node.target = torch.ops.qcore_tosa.delegate.default
             node.args = (inputs, f"{prefix}{delegate.target}")
             if not delegate.users:
                 graph.graph.erase_node(delegate)
         else:
-            node.target = getattr(node.target, "_op", node.target)
+            node.target = without_edge(node.target)
     graph.delete_all_unused_submodules()
     graph.recompile()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.fx import Graph, GraphModule, Node
 
 from qcore.errors import CaptureError
-from qcore.graph import module_path, operator_name, positions_are_used, tensor_value
+from qcore.graph import arguments, module_path, operator_name, positions_are_used, tensor_value
 
 __all__ = ["dynamic_size", "is_whole", "miscomputed", "refuse_written_buffers"]
 
@@ -81,5 +81,4 @@ def is_whole(node: Node) -> bool:
 
 
 def _writes(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return bool(schema is not None and schema.is_mutable)
+    return any(a.alias_info is not None and a.alias_info.is_write for a in arguments(node))

@@ -18,8 +18,7 @@ from qcore.compat import Change
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, check_options, private_copy
 from qcore_executorch import ExecuTorchLowering, import_executorch
-from qcore_executorch.compat.executorch import at_level
-from qcore_executorch.inspection import DELEGATION_TAG
+from qcore_executorch.inspection import DELEGATION_TAG, at_level
 from qcore_executorch.kernels import portable_forms
 from qcore_executorch.mending import UnmendableError
 from qcore_tosa.artifacts import Compilation, delegates_of, recorded_compilations

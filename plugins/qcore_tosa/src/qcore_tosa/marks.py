@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from torch.fx import Node
 
-from qcore.graph import operator_name
+from qcore_tosa.compat.executorch import INFO, KEPT
 
-__all__ = ["KEEP", "is_argmax", "mark_quantized"]
+__all__ = ["is_kept", "keep", "mark_quantized", "unmark"]
 
-#: Key in ``node.meta``: passes transform a node unless this is true (``arm/constants.py``).
-KEEP: Final = "_arm_disallow_tfa"
 
-# Key in a node's ``custom`` metadata (``backends/arm/common/annotation_meta.py``).
-_QUANTIZED: Final = "_arm_annotation_info"
+def keep(node: Node, kept: bool = True) -> None:
+    """Tell the passes whether to leave a node alone."""
+    node.meta[_kept()] = kept
+
+
+def is_kept(node: Node) -> bool:
+    """Say whether the passes are to leave a node alone."""
+    return bool(node.meta.get(_kept()))
+
+
+def unmark(node: Node) -> None:
+    """Take back what the passes were told."""
+    node.meta.pop(_kept(), None)
+
+
+def _kept() -> str:
+    return str(KEPT.checked().DISALLOW_TFA_META_KEY)
 
 
 def mark_quantized(node: Node, quantized: bool) -> None:
@@ -24,10 +35,6 @@ def mark_quantized(node: Node, quantized: bool) -> None:
         node: The node; every tracing keeps the mark.
         quantized: Whether it reads and gives what was quantized.
     """
-    mark = {_QUANTIZED: {"quantized": quantized}}
+    info = INFO.checked()
+    mark = {info.CUSTOM_META_KEY: {"quantized": quantized}}
     node.meta["custom"] = {**node.meta.get("custom", {}), **mark}
-
-
-def is_argmax(node: object) -> bool:
-    """Say whether a node, of ATen or of ExecuTorch's edge dialect, gives positions."""
-    return isinstance(node, Node) and operator_name(node) == "aten.argmax.default"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
-from qcore.compat.torchao import FakeQuantizeBase
+from qcore.compat.torchao import FakeQuantizeBase, made_by
 from qcore.quantizer import Quantizer
 from qcore.schemes import QuantizationConfig
 from qcore_tosa.backend import TosaBackend
+from qcore_tosa.compat.executorch import CONFIGURATIONS
 
 __all__ = ["TosaQuantizer"]
 
@@ -55,6 +56,7 @@ def _from_executorch(config: Any) -> Any:
 
     Where a bias is quantized, its qspec follows from the others.
     """
+    CONFIGURATIONS.checked()
     if isinstance(config, QuantizationConfig) or not hasattr(config, "get_weight_qspec"):
         return config
     specs = (config.input_activation, config.output_activation, config.weight)
@@ -64,5 +66,5 @@ def _from_executorch(config: Any) -> Any:
 
 
 def _makes_fake_quantize(maker: Any) -> bool:
-    made = getattr(getattr(maker, "p", None), "func", maker)
+    made, _ = made_by(maker)
     return inspect.isclass(made) and issubclass(made, FakeQuantizeBase)

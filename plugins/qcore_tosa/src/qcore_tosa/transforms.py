@@ -29,7 +29,7 @@ from qcore_tosa.compat.executorch import ANNOTATION, LIMITS
 from qcore_tosa.constants import fold_constants
 from qcore_tosa.forms import TOSA_FORMS
 from qcore_tosa.limits import refuse_written_buffers
-from qcore_tosa.marks import KEEP
+from qcore_tosa.marks import is_kept, keep, unmark
 from qcore_tosa.support import ARITHMETIC, TABLE
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _add_dimension(model: GraphModule, node: Node, dim: int, last: Node | None =
 def _keep(body: GraphModule) -> None:
     """Let the passes leave a body alone; it is transformed by itself, when its turn comes."""
     for node in body.graph.nodes:
-        node.meta[KEEP] = True
+        keep(node)
 
 
 def _mark(model: GraphModule, plan: QuantizationPlan) -> None:
@@ -167,9 +167,9 @@ def _mark(model: GraphModule, plan: QuantizationPlan) -> None:
         decision = decisions.get(node)
         if node.op == "call_function":
             quantized = decision is not None and decision.is_quantized
-            node.meta[KEEP] = not (quantized or _is_integer_form(node))
+            keep(node, not (quantized or _is_integer_form(node)))
         elif node.op == "placeholder":
-            node.meta[KEEP] = plan.selectors.is_empty
+            keep(node, plan.selectors.is_empty)
         remember_origin(node)
 
 
@@ -185,7 +185,7 @@ def _is_integer_form(node: Node) -> bool:
 
 def _unmark(model: GraphModule) -> None:
     for node in reversed(model.graph.nodes):
-        node.meta.pop(KEEP, None)
+        unmark(node)
         reader = next(iter(node.users), None)
         if ORIGINAL_NAME not in node.meta and reader is not None:
             # Some decompositions leave out where their first steps come from.
@@ -239,7 +239,7 @@ def _run_passes(model: GraphModule, spec: ArmCompileSpec) -> GraphModule:
         """Leaves alone what stays in float."""
 
         def call(self, graph_module: GraphModule) -> Any:
-            kept = [(node, node.args) for node in graph_module.graph.nodes if node.meta.get(KEEP)]
+            kept = [(node, node.args) for node in graph_module.graph.nodes if is_kept(node)]
             result = super().call(graph_module)
             for node, args in kept:
                 node.args = args

@@ -11,6 +11,8 @@ from attrs import frozen
 
 from qcore.errors import LoweringError
 from qcore_executorch import import_executorch
+from qcore_executorch.inspection import calls_delegate
+from qcore_vulkan.compat.executorch import VALUES
 from qcore_vulkan.reference import reference_of
 
 if TYPE_CHECKING:
@@ -127,6 +129,7 @@ def decode(buffer: bytes) -> list[DelegateGraph]:
     Raises:
         LoweringError: A delegate's payload is no Vulkan graph.
     """
+    VALUES.checked()
     serialize = import_executorch(f"{_SERIALIZATION}.vulkan_graph_serialize")
     file = import_executorch("executorch.exir._serialize._program").deserialize_pte_binary(buffer)
     graphs = []
@@ -161,7 +164,7 @@ def delegate_calls(
     """
     found = {}
     for node in partitioned.graph.nodes:
-        if str(node.target) != "executorch_call_delegate":
+        if not calls_delegate(node.target):
             continue
         found[node] = graph_of(getattr(partitioned.graph_module, node.args[0].target), graphs)
     return found

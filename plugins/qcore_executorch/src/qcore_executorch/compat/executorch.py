@@ -1,8 +1,7 @@
-"""What is changed of ExecuTorch while a model is lowered: what its loggers say, and its speed."""
+"""What is read of ExecuTorch by name, and changed of it for speed while a model is lowered."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -11,12 +10,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from qcore.compat import Change
+from qcore.compat import Change, Requirement, Wording
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
-__all__ = ["at_level", "quick_merging", "quick_passes", "sparing_decompositions"]
+__all__ = [
+    "KERNEL_CALLS",
+    "REASONS",
+    "TAGS",
+    "calls_delegate",
+    "quick_merging",
+    "quick_passes",
+    "sparing_decompositions",
+    "without_edge",
+]
 
 _VERSIONS: Final = ">=1.4.1,<1.6"
 # Arguments of operators that are what they are.
@@ -24,6 +32,57 @@ _TORCHS: Final = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _PLAIN: Final = (bool, int, float, complex, str, *_TORCHS)
 _GROUPS: Final = "executorch.exir.backend.canonical_partitioners.group_partitioner"
 
+#: What a partitioner logs of a node that it leaves.
+REASONS: Final = Wording(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.exir.backend.utils:WhyNoPartition",
+    ["node", "reason"],
+    why="why a node is left to portable kernels is read there.",
+)
+#: What a program says of a call of a kernel.
+KERNEL_CALLS: Final = Wording(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.exir.schema:KernelCall",
+    ["op_index"],
+    why="the operators outside of delegates are found by it.",
+)
+#: Where a partitioner marks what it delegates.
+TAGS: Final = Wording(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.exir.backend.utils:tag_constant_data",
+    ["delegation_tag"],
+    why="what is delegated, and what is taken out again, goes by this mark.",
+)
+_DELEGATES: Final = Requirement(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.exir.delegate",
+    ["executorch_call_delegate"],
+    why="delegates are found by the operator that calls them.",
+)
+_EDGE_OPERATORS: Final = Wording(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.exir.dialects.edge._ops:EdgeOpOverload",
+    ["_op"],
+    why="an operator of the edge dialect is known by the one of ATen that it wraps.",
+)
+_PROXIES: Final = Requirement(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.exir.pass_base",
+    ["ProxyValue"],
+    why="what passes remember of an operator goes by the values in these.",
+)
 _DEPENDENCIES: Final = Change(
     __name__,
     "executorch",
@@ -67,25 +126,14 @@ _OPERATORS: Final = Change(
 )
 
 
-@contextmanager
-def at_level(logger: logging.Logger, level: int) -> Iterator[None]:
-    """Set the level of one of ExecuTorch's loggers while the context lasts.
+def calls_delegate(target: Any) -> bool:
+    """Say whether what a node calls is a delegate."""
+    return target is _DELEGATES.checked().executorch_call_delegate
 
-    One thread lowers at a time, so none puts back what another has set.
 
-    Args:
-        logger: The logger.
-        level: From which level on it speaks.
-
-    Yields:
-        Nothing.
-    """
-    before = logger.level
-    logger.setLevel(level)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+def without_edge(target: Any) -> Any:
+    """Return the operator of ATen that one of the edge dialect wraps, and any other as it is."""
+    return target._op if isinstance(target, _EDGE_OPERATORS.checked()) else target
 
 
 @contextmanager
@@ -114,17 +162,18 @@ def quick_passes() -> Iterator[None]:
         Nothing.
     """
     (execute,) = _OPERATORS.originals()
-    known: dict[Any, Any] = {}
+    proxy, known = _PROXIES.checked().ProxyValue, dict[Any, Any]()
+    _EDGE_OPERATORS.checked()
 
     def remembered(self: Any, kind: str, target: Any, args: Any, kwargs: Any, meta: Any) -> Any:
-        key = _signature((kind, target, args, kwargs))
+        key = _signature((kind, target, args, kwargs), proxy)
         if key is None:
             return execute(self, kind, target, args, kwargs, meta)
         # The results belong to the mode that made them.
         key = (id(self.tracer.fake_tensor_mode), key)
         if key not in known:
             made = execute(self, kind, target, args, kwargs, meta)
-            if _signature(made.data) is not None:
+            if _signature(made.data, proxy) is not None:
                 known[key] = made.data
             return made
         interpreter, result = self.interpreter, known[key]
@@ -138,16 +187,16 @@ def quick_passes() -> Iterator[None]:
         yield
 
 
-def _signature(value: Any) -> Any:
+def _signature(value: Any, proxy: Any) -> Any:
     """Return what the result of an operator depends on, and None where that is more."""
     from torch._subclasses.fake_tensor import FakeTensor
 
-    value = getattr(value, "data", value) if type(value).__name__ == "ProxyValue" else value
+    value = value.data if isinstance(value, proxy) else value
     if isinstance(value, tuple | list):
-        parts = tuple(map(_signature, value))
+        parts = tuple(_signature(part, proxy) for part in value)
         return None if None in parts else (type(value), parts)
     if isinstance(value, dict):
-        return _signature((*value, *value.values()))
+        return _signature((*value, *value.values()), proxy)
     if type(value) is FakeTensor:
         sizes = tuple(map(_size, (*value.shape, *value.stride(), value.storage_offset())))
         if value.constant is not None or None in sizes:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 
 from qcore.compat import Change
+from qcore.compat.torch import CODE_GENERATORS
 
 __all__ = ["deferred_code", "quick_decompositions", "quick_fakes", "shared_provenance"]
 
@@ -71,6 +72,7 @@ def deferred_code() -> Iterator[None]:
         Nothing.
     """
     (recompile,) = _CODE.originals()
+    CODE_GENERATORS.checked()
 
     class Deferred:
         """An attribute of a module that is made when somebody asks for it."""

@@ -8,11 +8,21 @@ from typing import Any, Final
 
 import torch
 
-from qcore.compat import Change, Requirement
+from qcore.compat import Change, Requirement, Wording
 from qcore.graph import operator_name
-from qcore_tosa.marks import is_argmax
+from qcore_tosa.positions import is_argmax
 
-__all__ = ["ANNOTATION", "LIMITS", "PARTITIONER", "mended_passes", "noted_rejections", "untidied"]
+__all__ = [
+    "ANNOTATION",
+    "CONFIGURATIONS",
+    "INFO",
+    "KEPT",
+    "LIMITS",
+    "PARTITIONER",
+    "mended_passes",
+    "noted_rejections",
+    "untidied",
+]
 
 _VERSIONS: Final = ">=1.4.1,<1.6"
 _PASSES: Final = "executorch.backends.arm._passes"
@@ -44,6 +54,52 @@ PARTITIONER: Final = Requirement(
     "executorch.backends.arm.tosa.partitioner:TOSAPartitioner",
     ["_tag_module", "partition"],
     why="it delegates constants, and is overridden.",
+)
+
+#: The key under which a node tells the passes to leave it alone.
+KEPT: Final = Requirement(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.backends.arm.constants",
+    ["DISALLOW_TFA_META_KEY"],
+    why="what stays in float would be decomposed as if it were quantized.",
+)
+#: The key under which a node tells the partitioner that it computes in integers.
+INFO: Final = Requirement(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.backends.arm.common.annotation_meta:ArmAnnotationInfo",
+    ["CUSTOM_META_KEY"],
+    why="what is quantized would be left out of the delegates, or delegated in float.",
+)
+#: A configuration of ExecuTorch's quantizer for Arm.
+CONFIGURATIONS: Final = Requirement(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.backends.arm.quantizer.quantization_config:QuantizationConfig",
+    ["get_weight_qspec"],
+    why="such a configuration is known by it, and turned into one of torchao's.",
+)
+# The parameters of ELU and its relatives, and the ranges of results, once the passes are at it.
+_IN_METADATA: Final = tuple(
+    Wording(
+        __name__,
+        "executorch",
+        _VERSIONS,
+        f"{_PASSES}.{owner}.call",
+        keys,
+        why="operators that differ in this metadata are no duplicates.",
+    )
+    for owner, keys in (
+        (
+            "convert_elu_params:ConvertELUParamsPass",
+            ["float_alpha", "float_scale", "float_input_scale"],
+        ),
+        ("fold_qdq_with_annotated_qparams_pass:FoldAndAnnotateQParamsPass", ["output_qparams"]),
+    )
 )
 
 _REPORTER: Final = Change(
@@ -166,9 +222,6 @@ _CONCATENATIONS: Final = Change(
     only="<1.5",
 )
 
-# The parameters of ELU and its relatives, and the ranges of results, once the passes are at it.
-_IN_METADATA: Final = ("float_alpha", "float_scale", "float_input_scale", "output_qparams")
-
 
 def _with_shapes(move: Any, *, up: bool) -> Any:
     """Let a pass that moves a node across others give these the shapes that they have then."""
@@ -197,12 +250,15 @@ def mended_passes() -> Iterator[None]:
     """
     (signature,) = _DUPLICATES.originals()
     inputs, dtype = _ARGMAX.originals()
+    for requirement in _IN_METADATA:
+        requirement.checked()
+    keys = [key for requirement in _IN_METADATA for key in requirement.names]
 
     def complete(self: Any, node: Any) -> Any:
         found = signature(self, node)
         if found is None or any(user.op == "output" for user in node.users):
             return None
-        return (*found, *(repr(node.meta.get(key)) for key in _IN_METADATA))
+        return (*found, *(repr(node.meta.get(key)) for key in keys))
 
     def inputs_fit(self: Any, node: Any) -> bool:
         if node.kwargs.get("dtype") is torch.int32 and is_argmax(node.args[0]):

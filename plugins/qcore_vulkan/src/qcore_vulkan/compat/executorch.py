@@ -6,7 +6,7 @@ from typing import Final
 
 from qcore.compat import Change, Requirement
 
-__all__ = ["COPIES", "NODES", "OPERATORS", "PARTITIONER"]
+__all__ = ["COPIES", "NODES", "OPERATORS", "PARTITIONER", "VALUES"]
 
 _VERSIONS: Final = ">=1.4.1,<1.6"
 PARTITIONER: Final = "executorch.backends.vulkan.partitioner.vulkan_partitioner"
@@ -29,6 +29,27 @@ NODES: Final = Requirement(
     f"{PARTITIONER}:VulkanSupportedOperators",
     ["is_node_supported", "log_skip"],
     why="it decides about each node, and says why, in these methods.",
+)
+
+#: The kinds of values in a graph.
+VALUES: Final = Requirement(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.backends.vulkan.serialization.vulkan_graph_schema",
+    [
+        "BoolList",
+        "Bool",
+        "Double",
+        "DoubleList",
+        "Int",
+        "IntList",
+        "Null",
+        "String",
+        "ValueList",
+        "VkTensor",
+    ],
+    why="where a graph is verified, its values are known by these names.",
 )
 
 #: The pass that drops copies.

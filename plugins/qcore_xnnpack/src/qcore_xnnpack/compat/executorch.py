@@ -56,6 +56,16 @@ _FOR: Final = {
 }
 
 
+_SPARED: Final = Requirement(
+    __name__,
+    "executorch",
+    ">=1.4.1,<1.6",
+    "executorch.backends.xnnpack._passes",
+    list(_FOR),
+    why="a pass that is known by none of these names runs where nothing is for it, too.",
+)
+
+
 @contextmanager
 def quick_passes() -> Iterator[None]:
     """Let XNNPACK's passes run on a delegate only if an operator that they are for is in it.
@@ -65,6 +75,7 @@ def quick_passes() -> Iterator[None]:
     Yields:
         Nothing.
     """
+    _SPARED.checked()
     (original,), (insert,) = _PASSES.originals(), _COPIES.originals()
 
     def transform(self: Any) -> Any:
