@@ -12,7 +12,9 @@ from qcore import registry
 from qcore.errors import BackendLoadError, LoweringError, RuntimeUnavailableError
 from qcore.graph import is_float_tensor, tensor_value
 from qcore.report import Diagnostic
+from qcore.schemes import LayerScheme
 from qcore.testing import BackendConformance, Requirements, Subject
+from qcore.testing.operators import OPERATORS
 from qcore_portable import SCHEMES, PortableBackend
 
 
@@ -82,6 +84,8 @@ FACTS = (
 
 
 NOT_ASKED = (
+    ("what_is_left_out_is_known_and_says_why", (), "it leaves out nothing"),
+    ("every_quantized_model_is_executed", (SCHEMES[0],), "it states runs=False; the programs"),
     ("lower_says_what_is_missing", (), "it states lowers=True"),
     ("a_program_refuses_inputs_that_do_not_fit", (), "it states runs=False"),
     ("a_model_partly_in_float_lowers", (), "it states partial=False"),
@@ -94,6 +98,34 @@ def test_a_check_that_is_not_asked_is_skipped_with_the_reason(
 ) -> None:
     with pytest.raises(pytest.skip.Exception, match=f"not asked of portable: {why}"):
         getattr(Suite(), f"test_{check}")(strict, *arguments)
+
+
+class SourceBackend(StrictBackend):
+    """Quantizes weights before capture, and nothing in the PT2E flow."""
+
+    @qcore.hookimpl
+    def supported_schemes(self) -> Any:
+        return [s for s in PortableBackend().supported_schemes() if isinstance(s, LayerScheme)]
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "every_compute_node_has_a_decision",
+        "what_stays_in_float_has_a_reason",
+        "decisions_are_what_was_annotated",
+        "qspecs_are_those_of_the_configuration",
+        "decision_on_an_operator",
+    ],
+)
+def test_checks_of_each_scheme_are_not_asked_where_none_is_of_the_flow(
+    strict: Subject, check: str
+) -> None:
+    qcore.register_backend("source", SourceBackend)
+    model = "linear" if check != "decision_on_an_operator" else next(iter(OPERATORS))
+    with pytest.raises(pytest.skip.Exception, match="it declares no scheme of the PT2E flow"):
+        getattr(Suite(), f"test_{check}")(Subject("source", strict.requirements), model)
+    registry.unregister_backend("source")
 
 
 @pytest.mark.parametrize(("check", "arguments"), FACTS)

@@ -41,6 +41,8 @@ class ProgramChecks:
 
     def test_what_is_left_out_is_known_and_says_why(self, subject: Subject) -> None:
         stated = subject.requirements
+        if not stated.leaves_out_models and not stated.leaves_out_schemes:
+            subject.not_asked("it leaves out nothing")
         schemes = {scheme.name for scheme in subject.schemes}
         for flag, known in (("leaves_out_models", _EVERY), ("leaves_out_schemes", schemes)):
             for name, reason in getattr(stated, flag).items():
@@ -75,6 +77,8 @@ class ProgramChecks:
             subject.record("left out", name, reason)
         if scheme == subject.main_scheme:
             subject.record("program", "operators", subject.evidence)
+        if not (subject.requirements.runs or subject.requirements.verifies):
+            subject.not_asked("it states runs=False; the programs were made, and nothing more")
 
     def test_results_do_not_depend_on_earlier_runs(self, subject: Subject) -> None:
         pack, scheme = _small(subject)

@@ -91,9 +91,11 @@ class SchemeChecks:
         subject.record("scheme", str(scheme), "converts")
 
     def test_undeclared_schemes_are_refused(self, subject: Subject) -> None:
-        for scheme in _possible():
-            if any(declared.covers(scheme) for declared in subject.schemes):
-                continue
+        schemes = subject.schemes
+        undeclared = [s for s in _possible() if not any(known.covers(s) for known in schemes)]
+        if not undeclared:
+            subject.not_asked("it declares every scheme")
+        for scheme in undeclared:
             subject.expect_refusal(
                 f"set_global({scheme})",
                 lambda scheme=scheme: subject.quantizer().set_global(scheme),  # type: ignore[misc]
@@ -124,20 +126,20 @@ class SchemeChecks:
         subject.record("source", str(source_scheme), subject.evidence)
 
     def test_undeclared_source_schemes_are_refused(self, subject: Subject) -> None:
-        for kind in ("linear", "embedding"):
-            declared = {s.name for s in subject.source_schemes if s.layer == kind}
-            for name in _SOURCE_NAMES:
-                if name in declared or (kind == "embedding" and "a" in name):
-                    continue
-                model = nn.Sequential(_layer(kind))
-                rules = {"0": name}
-                subject.expect_refusal(
-                    f"quantize_ of {kind} layers with {name}",
-                    lambda model=model, rules=rules: qcore.quantize_(  # type: ignore[misc]
-                        model, subject.quantizer(), rules=rules
-                    ),
-                    subject.name,
-                )
+        declared = {(s.layer, s.name) for s in subject.source_schemes}
+        possible = {("linear", name) for name in _SOURCE_NAMES}
+        possible |= {("embedding", name) for name in _SOURCE_NAMES if "a" not in name}
+        if possible <= declared:
+            subject.not_asked("it declares every scheme of quantize_")
+        for kind, name in sorted(possible - declared):
+            model, rules = nn.Sequential(_layer(kind)), {"0": name}
+            subject.expect_refusal(
+                f"quantize_ of {kind} layers with {name}",
+                lambda model=model, rules=rules: qcore.quantize_(  # type: ignore[misc]
+                    model, subject.quantizer(), rules=rules
+                ),
+                subject.name,
+            )
 
 
 def _layer(kind: str | None) -> nn.Module:
