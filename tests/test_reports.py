@@ -148,6 +148,32 @@ class TestEveryReport:
         assert str(report).startswith("toy: ")
 
 
+class TestTheText:
+    def test_nodes_that_follow_others_for_one_reason_are_one_line(self) -> None:
+        follow = [
+            Decision(f"view{i}", "aten.view", "m", None, "", "it moves data", f"See softmax{i}.")
+            for i in ("", "_1", "_2", "_3", "_4", "_5")
+        ]
+        others = [Decision(f"softmax{i}", "aten.softmax", "m", "8a8w") for i in ("", "_1", "_5")]
+        text = str(AnnotationReport("toy", (*follow[:2], follow[5], *others)))
+        assert "3 x aten.view in float: it moves data [m/view, m/view_1, m/view_5]" in text
+        assert "See softmax.\n" in f"{text}\n"
+        assert "See softmax_5." in str(AnnotationReport("toy", (follow[5], *others)))
+        assert "[m/view, m/view, m/view, m/view, 2 more]" in str(
+            AnnotationReport("toy", (follow[0],) * 6)
+        )
+
+    def test_operators_that_one_rule_leaves_in_float_are_one_line(self) -> None:
+        left = [Decision(f"n{i}", f"aten.{'ab'[i > 0]}", "", None, "", "a rule") for i in range(3)]
+        text = str(AnnotationReport("toy", tuple(left)))
+        assert "3 x aten.b x2, aten.a x1 in float: a rule [n0, n1, n2]" in text
+
+    def test_layers_that_stay_for_one_reason_are_one_line(self) -> None:
+        layers = [LayerRecord(name, "Linear", 8, 32, 32, reason="too small") for name in "abcdef"]
+        text = str(SourceReport("toy", tuple(layers), 32, 32))
+        assert "6 x Linear is as it was: too small [a, b, c, d, 2 more]" in text
+
+
 class TestTheSchema:
     def test_the_published_one_is_what_the_classes_say(self) -> None:
         assert published() == schema(*REPORTS), (

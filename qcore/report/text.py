@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import singledispatch
 from typing import Any, TypeVar
 
 from qcore.report.base import Report, as_text
-from qcore.report.decisions import AnnotationReport
+from qcore.report.decisions import AnnotationReport, Decision
 from qcore.report.lowering import LoweringReport
 from qcore.report.serialize import dump, members
 from qcore.report.source import SourceReport
@@ -47,10 +48,18 @@ def _(report: Report) -> str:
 @as_text.register
 def _(report: AnnotationReport) -> str:
     schemes = Counter(d.scheme for d in report.quantized)
-    keyed = (((d.operator, d.reason, d.advice), d.place) for d in report.in_float)
     lines = [f"{count:4d} x {scheme}" for scheme, count in schemes.most_common()]
-    for (operator, reason, advice), count, names in grouped(keyed):
-        lines.append(f"{count:4d} x {operator} in float: {reason} [{names}]")
+    alike: dict[tuple[str, str], list[Decision]] = {}
+    for decision in report.in_float:
+        why = (_of_many(decision.reason, report), _of_many(decision.advice, report))
+        alike.setdefault(why, []).append(decision)
+    for (reason, advice), found in alike.items():
+        if len(found) == 1:
+            reason, advice = found[0].reason, found[0].advice
+        operators = dict(Counter(d.operator for d in found).most_common())
+        what = _counts(operators) if len(operators) > 1 else found[0].operator
+        names = _first([d.place for d in found])
+        lines.append(f"{len(found):4d} x {what} in float: {reason} [{names}]")
         lines += [f"       {advice}"] if advice else []
     lines += [f"warning: {warning}" for warning in report.warnings]
     return _lines(
@@ -77,7 +86,10 @@ def _(report: LoweringReport) -> str:
             lines.append(f"{count:4d} x {operator}: {reason} [{names}]")
     if report.stray:
         lines.append(f"quantize/dequantize outside the delegates ({len(report.stray)}):")
-        lines += [f"  {node}" for node in report.stray]
+        fed = (
+            (n.operator, f"{n.name} feeds {', '.join(n.feeds) or 'nothing'}") for n in report.stray
+        )
+        lines += [f"{count:4d} x {operator} [{names}]" for operator, count, names in grouped(fed)]
     return _lines(
         f"{report.backend}: {_number(report.delegates, 'delegate')} with "
         f"{_number(len(report.delegated), 'compute node')}, {_size(report.program_bytes)}"
@@ -90,13 +102,11 @@ def _(report: LoweringReport) -> str:
 @as_text.register
 def _(report: SourceReport) -> str:
     lines = [f"{count:4d} x {scheme}" for scheme, count in report.by_scheme.items()]
-    for layer in report.layers:
-        if layer.scheme is None:
-            lines.append(f"{layer.name} ({layer.kind}) stays as it is: {layer.reason}")
-        elif layer.reason:
-            lines.append(f"{layer.name} ({layer.kind}) is {layer.scheme}: {layer.reason}")
-        if layer.tied_with:
-            lines.append(f"{layer.name} shares the weight of {layer.tied_with}")
+    told = [layer for layer in report.layers if layer.scheme is None or layer.reason]
+    why = (((r.kind, r.scheme or "as it was", r.reason), r.name) for r in told)
+    for (kind, scheme, reason), count, names in grouped(why):
+        lines.append(f"{count:4d} x {kind} is {scheme}: {reason} [{names}]")
+    lines += [f"{r.name} shares the weight of {r.tied_with}" for r in report.layers if r.tied_with]
     return _lines(
         f"{report.backend}: {len(report.quantized)} of {len(report.layers)} layers quantized, "
         f"{report.bytes_before / 1e6:.2f} MB -> {report.bytes_after / 1e6:.2f} MB, "
@@ -117,6 +127,11 @@ def _(report: Verification) -> str:
     )
 
 
+def _of_many(text: str, report: AnnotationReport) -> str:
+    """Return what is said of a node without the numbers of others, as it is said of many."""
+    return re.sub(r"\b(\w+)_\d+\b", lambda m: m[m[0] in report.by_node], text)
+
+
 def _lines(heading: str, report: Report, lines: Iterable[str] = ()) -> str:
     return "\n  ".join([heading, *lines, *notes(report)])
 
@@ -135,9 +150,7 @@ def _size(size: int) -> str:
     return f"{size / 1e3:.1f} kB" if size < 1_000_000 else f"{size / 1e6:.2f} MB"
 
 
-def grouped(
-    keyed: Iterable[tuple[_Key, str]], most_names: int = 4
-) -> Iterator[tuple[_Key, int, str]]:
+def grouped(keyed: Iterable[tuple[_Key, str]]) -> Iterator[tuple[_Key, int, str]]:
     """Group names by what is said of them, for reports that stay readable on large models.
 
     Yields what is said, of how many names, and the first of these.
@@ -146,5 +159,9 @@ def grouped(
     for key, name in keyed:
         groups.setdefault(key, []).append(name)
     for key, names in groups.items():
-        more = ", ..." if len(names) > most_names else ""
-        yield key, len(names), ", ".join(names[:most_names]) + more
+        yield key, len(names), _first(names)
+
+
+def _first(names: list[str], most: int = 4) -> str:
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])

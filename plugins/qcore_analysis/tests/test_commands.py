@@ -62,6 +62,13 @@ def test_what_would_be_quantized_is_explained_without_data(in_json: Callable[...
     assert "6" in left
 
 
+def test_each_node_is_listed_on_request(qcore: Command) -> None:
+    explain = ("explain", "shop:net", "--backend", "xnnpack", "--input-shape", "1x3x8x8")
+    text = qcore(*explain, "--keep-float", "6", "--all").stdout
+    assert "  0/conv2d (aten.conv2d.default): 8a8w static per-channel\n" in text
+    assert "  6/linear (aten.linear.default): float, set_module_name('6', None)" in text
+
+
 def test_an_exported_model_says_itself_what_it_takes(
     in_json: Callable[..., Any], folder: Path
 ) -> None:

@@ -12,6 +12,7 @@ from qcore_analysis.commands.options import (
     Batch,
     Calibration,
     Data,
+    Everything,
     FromRecipe,
     KeepFloat,
     Method,
@@ -64,6 +65,7 @@ def quantize(
     data: Annotated[
         str, typer.Option(help="Other samples, to compare on; by default those of calibration.")
     ] = "",
+    everything: Everything = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -81,7 +83,8 @@ def quantize(
             "--node-data": node_data,
         }
         _refuse_late(model, output, [name for name, value in late.items() if value])
-        _lower(Path(model), output, backend, settings(option), as_json, quiet)
+        lowered = _lower(Path(model), output, backend, settings(option), quiet)
+        _tell(output, lowered, "", everything, as_json, quiet)
         return
     from qcore.cli.progress import bars, step
     from qcore.files import check_writable
@@ -148,7 +151,7 @@ def quantize(
     if output.suffix == ".qpt2":
         given = "".join(f" --option {name}={value}" for name, value in chosen.options.items())
         hint = f" qcore quantize {output} -o {output.with_suffix('.pte')}{given} lowers it."
-    _tell(output, reports, hint, as_json, quiet)
+    _tell(output, reports, hint, everything, as_json, quiet)
 
 
 def _refuse_late(model: str, output: Path, named: list[str]) -> None:
@@ -166,9 +169,9 @@ def _refuse_late(model: str, output: Path, named: list[str]) -> None:
 
 
 def _lower(
-    path: Path, output: Path, backend: str, options: dict[str, Any], as_json: bool, quiet: bool
-) -> None:
-    """Make a program of what was quantized before."""
+    path: Path, output: Path, backend: str, options: dict[str, Any], quiet: bool
+) -> list[Report]:
+    """Make a program of what was quantized before, and return the reports of both."""
     import qcore
     from qcore.files import check_writable
     from qcore_analysis.making import lowered
@@ -179,10 +182,12 @@ def _lower(
     quantizer = qcore.get_quantizer(backend or result.report.backend, **options)
     program = lowered(quantizer, result.model, quantized_example(result.model), {}, quiet)
     program.save(output)
-    _tell(output, [result.report, program.report], "", as_json, quiet)
+    return [result.report, program.report]
 
 
-def _tell(output: Path, reports: list[Report], hint: str, as_json: bool, quiet: bool) -> None:
+def _tell(
+    output: Path, reports: list[Report], hint: str, everything: bool, as_json: bool, quiet: bool
+) -> None:
     """Answer with what was written: the report of what was quantized, and that of a program."""
     data = {
         "program": str(output),
@@ -190,8 +195,27 @@ def _tell(output: Path, reports: list[Report], hint: str, as_json: bool, quiet: 
         "report": reports[0].to_dict(),
         "lowering": reports[1].to_dict() if reports[1:] else None,
     }
-    text = "\n".join([*map(str, reports), f"Wrote {output}.{hint}"])
+    texts = (_text(report, everything) for report in reports)
+    text = "\n".join([*texts, f"Wrote {output}.{hint}"])
     answer(text, data, as_json, quiet)
+
+
+def _text(report: Any, everything: bool) -> str:
+    """Return a report for people, on request with a line for each node or layer."""
+    lines = [str(report)]
+    if everything:
+        for node in getattr(report, "decisions", ()):
+            why = ". ".join(filter(None, (node.reason, node.advice)))
+            lines.append(_line(node.place, node.operator, node.scheme or "float", why))
+        for layer in getattr(report, "layers", ()):
+            lines.append(_line(layer.name, layer.kind, layer.scheme or "as it was", layer.reason))
+        for node in (*getattr(report, "undelegated", ()), *getattr(report, "stray", ())):
+            lines.append(f"  {node}")
+    return "\n".join(lines)
+
+
+def _line(place: str, kind: str, scheme: str, why: str) -> str:
+    return f"  {place} ({kind}): {scheme}" + f", {why}" * bool(why)
 
 
 def explain(
@@ -205,6 +229,7 @@ def explain(
     input_shape: Shapes = None,
     option: Options = None,
     recipe: FromRecipe = None,
+    everything: Everything = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -237,4 +262,4 @@ def explain(
         example = example_inputs(loaded, tuple(input_shape or ()))
     with step("capturing and annotating", quiet):
         report = qcore.explain(loaded, quantizer, example)
-    answer(report, report.to_dict(), as_json, quiet)
+    answer(_text(report, everything), report.to_dict(), as_json, quiet)
