@@ -73,7 +73,8 @@ def test_the_node_and_the_cause_are_named(
 def test_a_quantizer_of_another_constructor_is_asked_for_its_other_schemes() -> None:
     class Own(qcore.Quantizer):
         def __init__(self) -> None:
-            super().__init__(qcore.get_quantizer("vgf").backend)
+            spec = "TOSA-1.0+INT+int16"
+            super().__init__(qcore.get_quantizer("tosa", compile_spec=spec).backend)
 
     (said,) = quantized(Network(wide_range), Own().set_global("8a8w"))
     assert "set_global('16a8w')" in said

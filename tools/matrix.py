@@ -2,7 +2,8 @@
 
 Each environment is made beside the first, in ``build/matrix``: one for every other Python, and one
 for every other ExecuTorch, which takes the rest of its packages from ``.venv``. One that cannot be
-made is a row of the table, with the reason.
+made is a row of the table, with the reason, and a failure; a Python that this machine lacks is said
+at the end, and is a failure with ``--require-all``.
 """
 
 from __future__ import annotations
@@ -33,10 +34,28 @@ SMOKE = [
     ROOT / "plugins" / "qcore_xnnpack" / "tests" / "test_threads.py",
 ]
 EXTRAS = "cli,dev,demo,language-models"
+# Prints the distributions that ExecuTorch needs in other versions than there are, with the needs.
+_UNFIT = """
+from importlib.metadata import PackageNotFoundError, requires, version
+from packaging.requirements import Requirement
+extras = ("", "ethos-u", "vgf")
+for need in map(Requirement, requires("executorch")):
+    if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras):
+        try:
+            fits = need.specifier.contains(version(need.name), prereleases=True)
+        except PackageNotFoundError:
+            continue
+        if not fits:
+            print(need.name, f"{need.name}{need.specifier}")
+"""
 
 
 class CannotBeMade(Exception):
-    """An environment is not to be had on this machine."""
+    """An environment is not to be had."""
+
+
+class NoInterpreter(CannotBeMade):
+    """This machine has no such Python."""
 
 
 @frozen
@@ -70,6 +89,12 @@ class Row:
     failed: Sequence[str] = ()
     seconds: float = 0.0
     reason: str = ""
+    lacking: bool = False
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether something is wrong here, other than that the machine lacks a Python."""
+        return bool(self.failed or (self.reason and not self.lacking))
 
 
 def pinned(package: str) -> str:
@@ -98,7 +123,7 @@ def interpreter(version: str) -> str:
         probe = "import sys; print('{}.{}'.format(*sys.version_info))"
         if _output(candidate, "-c", probe).strip() == version:
             return candidate
-    raise CannotBeMade(f"there is no python{version} on this machine")
+    raise NoInterpreter(f"there is no python{version} on this machine")
 
 
 def make(environment: Environment) -> Path:
@@ -111,11 +136,17 @@ def make(environment: Environment) -> Path:
     if done.exists() and done.read_text() == wanted:
         return python
     shutil.rmtree(environment.folder, ignore_errors=True)
-    _run(interpreter(environment.python), "-m", "venv", str(environment.folder))
+    base = interpreter(environment.python)
     if environment.python == this.python:
+        # Its pip is that of .venv: another beside it would mix their files.
+        _run(base, "-m", "venv", "--without-pip", str(environment.folder))
         _link_packages(environment)
         _pip(python, "--no-deps", f"executorch=={environment.executorch}", "py-cpuinfo")
+        if unfit := _unfit(python):
+            _unlink(environment, [name for name, _ in unfit])
+            _pip(python, "--no-deps", *(need for _, need in unfit))
     else:
+        _run(base, "-m", "venv", str(environment.folder))
         _pip(python, "torch", "torchao", "executorch")
         editable = [part for plugin in PLUGINS for part in ("--editable", str(plugin))]
         _pip(python, "--editable", f"{ROOT}[{EXTRAS}]", *editable)
@@ -138,6 +169,24 @@ def _link_packages(environment: Environment) -> None:
         if not link.exists() and not package.name.lower().startswith("executorch"):
             link.symlink_to(package)
     (environment.folder / "bin" / "ruff").symlink_to(Path(sys.prefix) / "bin" / "ruff")
+
+
+def _unfit(python: Path) -> list[tuple[str, str]]:
+    """Return what the new ExecuTorch needs in another version than ``.venv`` has."""
+    lines = _output(str(python), "-c", _UNFIT).splitlines()
+    return [(name, need) for name, _, need in (line.partition(" ") for line in lines)]
+
+
+def _unlink(environment: Environment, names: Sequence[str]) -> None:
+    """Take the links of distributions away, which pip would follow and empty ``.venv``."""
+    target = environment.folder / "lib" / f"python{environment.python}" / "site-packages"
+    for name in names:
+        for info in target.glob(f"{re.sub(r'[-_.]+', '_', name)}-*.dist-info"):
+            record = (info / "RECORD").read_text(encoding="utf-8").splitlines()
+            for top in {line.partition(",")[0].partition("/")[0] for line in record}:
+                link = target / top
+                if link.is_symlink():
+                    link.unlink()
 
 
 def _pip(python: Path, *arguments: str) -> None:
@@ -164,7 +213,8 @@ def tested(environment: Environment, tests: Sequence[Path], workers: int) -> Row
     try:
         python = make(environment)
     except CannotBeMade as error:
-        return Row(environment, reason=f"not made: {error}")
+        lacking = isinstance(error, NoInterpreter)
+        return Row(environment, reason=f"not made: {error}", lacking=lacking)
     results = FOLDER / f"{environment.folder.name}.xml"
     results.parent.mkdir(parents=True, exist_ok=True)
     results.unlink(missing_ok=True)
@@ -213,21 +263,23 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main() -> int:
-    """Run what the command line says; return 1 where a test failed."""
+    """Run what the command line says; return 1 where a test failed or nothing could be tried."""
     parser = argparse.ArgumentParser(description=__doc__)
-    smoke = "a handful of tests, and only the environments that are there or made within seconds"
+    smoke = "a handful of tests in every environment but the first, which has all of them elsewhere"
     parser.add_argument("--smoke", action="store_true", help=smoke)
     parser.add_argument("--workers", type=int, default=1, help="processes for the tests")
+    require = "fail where this machine lacks a Python, too"
+    parser.add_argument("--require-all", action="store_true", help=require)
     options = parser.parse_args()
-    chosen = environments()
-    if options.smoke:
-        this = chosen[0]
-        cheap = [e for e in chosen if e.python == this.python or (e.folder / "made").exists()]
-        chosen = [e for e in cheap if e != this]
+    chosen = environments()[options.smoke :]
     tests = [path for path in (SMOKE if options.smoke else TESTS) if path.exists()]
     rows = [tested(environment, tests, options.workers) for environment in chosen]
     print(table(rows))
-    return int(any(row.failed for row in rows))
+    lacking = [row for row in rows if row.lacking]
+    for row in lacking:
+        print(f"NOT TRIED: {row.environment}: {row.reason}", file=sys.stderr)
+    bad = any(row.is_bad for row in rows) or not any(row.passed for row in rows)
+    return int(bad or (options.require_all and bool(lacking)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import qcore
+from qcore.errors import RuntimeUnavailableError
 from qcore.testing.support import write_pages
 from qcore_analysis.commands.schemes import schemes_of
 
@@ -34,7 +35,12 @@ def main(arguments: Sequence[str]) -> int:
         file = PLUGINS / package / "src" / package / "schemes.json"
         if file.parent.is_dir():
             options = getattr(info.load(), "conformance", {}).get("options", {})
-            files[file] = json.dumps({name: schemes_of(name, dict(options))}, indent=2) + "\n"
+            try:
+                schemes = schemes_of(name, dict(options))
+            except RuntimeUnavailableError as error:
+                print(f"{file.name} of {name} is left as it is: {error}", file=sys.stderr)
+                continue
+            files[file] = json.dumps({name: schemes}, indent=2) + "\n"
     return write_pages(files, arguments, "python tools/scheme_files.py")
 
 

@@ -1,0 +1,58 @@
+"""What ``make matrix`` answers where an environment fails, or cannot be made."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "matrix.py"))
+Row = TOOL["Row"]
+GOOD: dict[str, Any] = {"passed": 3, "seconds": 1.0}
+UNMADE: dict[str, Any] = {"reason": "not made: pip: no space"}
+LACKING: dict[str, Any] = {"reason": "not made: there is no python3.13 here", "lacking": True}
+
+
+@pytest.fixture
+def status(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    def run(outcome: dict[str, Any], *arguments: str) -> int:
+        def tested(environment: Any, *_: Any) -> Any:
+            return Row(environment, **(outcome if environment.python == "3.13" else GOOD))
+
+        monkeypatch.setitem(TOOL["main"].__globals__, "tested", tested)
+        monkeypatch.setattr(sys, "argv", ["matrix.py", *arguments])
+        return int(TOOL["main"]())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [(GOOD, 0), (UNMADE, 1), ({"failed": ["one"], "seconds": 1.0}, 1), (LACKING, 0)],
+)
+def test_what_fails_or_cannot_be_made_is_a_failure(
+    outcome: dict[str, Any], expected: int, status: Callable[..., int]
+) -> None:
+    assert status(outcome, "--smoke") == expected
+
+
+def test_a_python_that_the_machine_lacks_is_said_and_fails_where_all_are_required(
+    status: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(LACKING, "--smoke", "--require-all") == 1
+    assert "NOT TRIED: Python 3.13, ExecuTorch" in capsys.readouterr().err
+
+
+def test_a_smoke_has_every_environment_but_the_first(
+    status: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status(GOOD, "--smoke")
+    first, *others = map(str, TOOL["environments"]())
+    said = capsys.readouterr().out
+    assert first not in said
+    assert len(others) == 3
+    assert all(name in said for name in others)
