@@ -13,6 +13,8 @@ import jsonschema
 import pytest
 from typer.testing import Result
 
+import qcore
+import qcore_analysis
 from qcore_analysis import Recipe
 from qcore_analysis.errors import RecipeError
 from qcore_analysis.recipe import RecipeRule, recipe_schema
@@ -142,3 +144,8 @@ def test_other_versions_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe("xnnpack", versions={"torch": "2.0.0"})
     with pytest.warns(QcoreWarning, match=r"made with torch 2\.0\.0.*pip install torch==2\.0\.0"):
         recipe.check_made_with(model, [torch.rand(1, 2)])
+
+
+def test_what_the_distribution_gives_are_names_of_qcore():
+    for name in qcore_analysis.__all__:
+        assert getattr(qcore, name) is getattr(qcore_analysis, name)
