@@ -13,27 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 from qcore.calibration import Kept
 from qcore.graph import ORIGINAL_NAME, is_compute_node, module_path, operator_name
+from qcore.lowering.rounding import sqnr_db
 from qcore.report import AnnotationReport
 
-__all__ = ["Far", "far_from_float", "remedies", "sqnr_db"]
+__all__ = ["Far", "far_from_float", "remedies"]
 
 #: Noise is then a third of the signal: classifiers fail.
 _FAR_DB: Final = 10.0
-
-
-def sqnr_db(reference: torch.Tensor, output: torch.Tensor) -> float:
-    """Return the ratio of signal to quantization noise.
-
-    Args:
-        reference: The signal.
-        output: The same with noise.
-
-    Returns:
-        The ratio in dB; 300 where there is no noise.
-    """
-    signal = reference.detach().double().pow(2).sum().clamp(min=1e-30)
-    noise = (reference.detach().double() - output.detach().double()).pow(2).sum()
-    return float(10 * torch.log10(signal / noise.clamp(min=1e-30 * float(signal))))
 
 
 @frozen

@@ -46,8 +46,9 @@ from qcore.training import TRAINING, training_layers, with_fake_quantization
 
 __all__ = ["Quantizer", "get_quantizer"]
 
-#: Usual shares of the stages, measured on EfficientNet-Lite0; a backend may name others.
-_SHARES = {"export": 0.1, "partition": 0.7, "emit": 0.06, "check": 0.14}
+#: Shares of a lowering that are usual; a backend's ``stages`` say more of the second.
+_EXPORT = {"export": 0.1}
+_LOWER = {"lower": 0.9}
 
 
 class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
@@ -381,7 +382,8 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             if exported is not None:
                 model, example_inputs, dynamic_shapes = exported, None, None
         seconds: dict[str, float] = {}
-        with showing_stages("lower", _SHARES, progress):
+        stages = {**_EXPORT, **getattr(self.backend, "stages", _LOWER)}
+        with showing_stages("lower", stages, progress):
             with stage("export", seconds), quiet():
                 exported = export_for_lowering(model, example_inputs, dynamic_shapes)
             program = self._hooks.lower(exported, options)

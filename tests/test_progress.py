@@ -1,9 +1,13 @@
 """What long work shows on a terminal."""
 
 import time
+from typing import Any
 
 import pytest
+import torch
 
+import qcore
+from qcore import quantizer as quantizer_module
 from qcore.progress import showing_stages, stage
 
 SHARES = {"export": 1.0, "emit": 3.0}
@@ -51,3 +55,18 @@ def test_the_time_goes_on_while_a_stage_lasts(capsys: pytest.CaptureFixture[str]
     with showing_stages("lower", SHARES, True):
         time.sleep(1.2)
     assert "00:01 so far" in capsys.readouterr().err
+
+
+def test_the_stages_of_a_lowering_are_the_backends_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, float]] = []
+    theirs = quantizer_module.showing_stages
+
+    def showing(work: str, shares: dict[str, float], progress: bool | None) -> Any:
+        shown.append(shares)
+        return theirs(work, shares, progress)
+
+    monkeypatch.setattr(quantizer_module, "showing_stages", showing)
+    quantizer = qcore.get_quantizer("xnnpack").set_global("8a8w")
+    model = qcore.quantize(torch.nn.Linear(4, 4), quantizer, [torch.rand(2, 4)]).model
+    quantizer.lower(model, torch.rand(2, 4), check=False)
+    assert shown == [{"export": 0.1, **quantizer.backend.stages}]

@@ -37,6 +37,7 @@ MODULES: Final = (
     "qcore.report",
     "qcore.lowering",
     "qcore.lowering.exchange",
+    "qcore.lowering.rounding",
     "qcore.lowering.serving",
     "qcore.model_file",
     "qcore.quantizer",

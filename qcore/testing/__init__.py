@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qcore.lowering.rounding import Rounding, run_disturbed, step_of
     from qcore.testing.conformance import BackendConformance
     from qcore.testing.models import ZOO, Fn, ZooModel
     from qcore.testing.requirements import Requirements
-    from qcore.testing.rounding import Rounding, run_disturbed, step_of
     from qcore.testing.subject import Subject
 
 __all__ = [
@@ -36,12 +36,12 @@ _HOMES = {
     "BackendConformance": "qcore.testing.conformance",
     "Fn": "qcore.testing.models",
     "Requirements": "qcore.testing.requirements",
-    "Rounding": "qcore.testing.rounding",
+    "Rounding": "qcore.lowering.rounding",
     "Subject": "qcore.testing.subject",
     "ZOO": "qcore.testing.models",
     "ZooModel": "qcore.testing.models",
-    "run_disturbed": "qcore.testing.rounding",
-    "step_of": "qcore.testing.rounding",
+    "run_disturbed": "qcore.lowering.rounding",
+    "step_of": "qcore.lowering.rounding",
 }
 # Their assertions explain themselves; plugin and models have none.
 _WITH_ASSERTIONS = (

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from qcore.accuracy import sqnr_db
+from qcore.lowering.rounding import sqnr_db
 from qcore.schemes import QuantizationScheme
 
 __all__ = ["compared_outputs", "expected_sqnr_db", "sqnr_db"]

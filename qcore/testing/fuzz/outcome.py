@@ -13,11 +13,11 @@ from attrs import evolve, frozen
 
 import qcore
 from qcore.errors import QcoreError, RuntimeUnavailableError
+from qcore.lowering.rounding import run_disturbed
 from qcore.testing.comparison import sqnr_db
 from qcore.testing.fuzz.builder import linear_recipe, random_recipe
 from qcore.testing.fuzz.recipe import Recipe
 from qcore.testing.requirements import Requirements
-from qcore.testing.rounding import run_disturbed
 
 __all__ = ["FLOWS", "Kind", "Outcome", "difference", "recipe_of", "shrunk", "try_recipe"]
 

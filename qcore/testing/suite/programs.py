@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from qcore.errors import near_misses
 from qcore.lowering import LoweredProgram
+from qcore.lowering.rounding import Rounding
 from qcore.schemes import QuantizationScheme
 from qcore.testing.models import ZOO, ZooModel
 from qcore.testing.operators import OPERATORS
 from qcore.testing.packs import Pack
-from qcore.testing.rounding import Rounding
 from qcore.testing.subject import ConformanceFailure, Subject, without_qat
 from qcore.testing.variants import VARIANTS
 

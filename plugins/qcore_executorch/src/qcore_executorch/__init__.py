@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qcore_executorch.header import check_pte
 from qcore_executorch.importing import import_executorch
-from qcore_executorch.lowering import ExecuTorchLowering
+from qcore_executorch.lowering import STAGES, ExecuTorchLowering
 from qcore_executorch.pte import PTE
 from qcore_executorch.report import ExecuTorchReport
 from qcore_executorch.rewriting import rewritten
@@ -17,6 +17,7 @@ from qcore_executorch.saved import restored
 
 __all__ = [
     "PTE",
+    "STAGES",
     "ExecuTorchLowering",
     "ExecuTorchReport",
     "ExecuTorchRunner",

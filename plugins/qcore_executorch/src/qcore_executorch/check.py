@@ -11,7 +11,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves
 
 from qcore.lowering import TensorSpec
-from qcore.testing import Rounding, run_disturbed, step_of
+from qcore.lowering.rounding import Rounding, run_disturbed, step_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 import qcore
 from qcore.annotation import annotate_graph, annotation_of
 from qcore.errors import CaptureError, UnsupportedSchemeError
-from qcore_executorch import ExecuTorchReport
+from qcore_executorch import STAGES, ExecuTorchReport
 from qcore_executorch.inspection import as_written
 from qcore_tosa.compile_spec import as_compile_spec
 from qcore_tosa.control_flow import annotate_control_flow
@@ -45,6 +45,7 @@ class TosaBackend:
 
     name: ClassVar[str] = "tosa"
     api_version: ClassVar[int] = 2
+    stages: ClassVar[Mapping[str, float]] = STAGES
     conformance: ClassVar[Mapping[str, Any]] = {
         "dynamic_shapes": False,
         "lowers_operators": False,

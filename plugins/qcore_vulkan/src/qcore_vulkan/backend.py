@@ -9,7 +9,7 @@ from attrs import define
 
 import qcore
 from qcore.annotation import annotate_graph
-from qcore_executorch import restored
+from qcore_executorch import STAGES, restored
 from qcore_vulkan.support import SCHEMES, TABLE
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class VulkanBackend:
 
     name: ClassVar[str] = "vulkan"
     api_version: ClassVar[int] = 2
+    stages: ClassVar[Mapping[str, float]] = STAGES
     conformance: ClassVar[Mapping[str, Any]] = {"runs": False, "verifies": True}
 
     @qcore.hookimpl

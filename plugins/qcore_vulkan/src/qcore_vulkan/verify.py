@@ -9,6 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from qcore.lowering import held_tensors
+from qcore.lowering.rounding import sqnr_db
 from qcore.quiet import quiet
 from qcore_executorch.check import Reference
 from qcore_executorch.walk import initial_state, walk
@@ -67,7 +68,7 @@ def verify(program: Verifiable, inputs: list[Any]) -> VulkanVerification:
         weights = tuple(check for graph in graphs for check in _checks(graph, stored))
     pairs = zip(reference.expected, actual, strict=True)
     differences = [(_numbers(a), _numbers(b)) for a, b in pairs if a is not None]
-    sqnr_db = min(_sqnr(a, b) for a, b in differences)
+    sqnr_db = min(sqnr_db(a, b) for a, b in differences)
     return VulkanVerification(
         backend="vulkan",
         sqnr_db=sqnr_db,
@@ -91,12 +92,6 @@ def _difference(model: Any, reference: Reference, outputs: Any, sqnr_db: float) 
 
 def _numbers(output: Any) -> torch.Tensor:
     return torch.as_tensor(output).double()
-
-
-def _sqnr(reference: torch.Tensor, output: torch.Tensor) -> float:
-    signal = reference.pow(2).sum().clamp(min=1e-30)
-    noise = (reference - output).pow(2).sum().clamp(min=1e-30 * float(signal))
-    return float(10 * torch.log10(signal / noise))
 
 
 def _model_weights(program: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -10,6 +10,7 @@ from attrs import define
 import qcore
 from qcore.annotation import annotate_graph, scalars_to_attributes
 from qcore.annotation.forms import in_quantizable_forms
+from qcore_executorch import STAGES
 from qcore_executorch.clamps import clamps_to_hardtanh
 from qcore_xnnpack.forms import XNNPACK_FORMS
 from qcore_xnnpack.support import SCALAR_OPERATORS, SCHEMES, TABLE
@@ -32,6 +33,7 @@ class XnnpackBackend:
 
     name: ClassVar[str] = "xnnpack"
     api_version: ClassVar[int] = 2
+    stages: ClassVar[Mapping[str, float]] = STAGES
     conformance: ClassVar[Mapping[str, Any]] = {
         "leaves_out_models": {
             "shared_weights": "XNNPACK scales the bias of a shared layer for one of its calls; the "

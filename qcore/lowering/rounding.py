@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from qcore.compat.torch import TRACING
 
-__all__ = ["Rounding", "run_disturbed", "step_of"]
+__all__ = ["Rounding", "run_disturbed", "sqnr_db", "step_of"]
 
 _DISTURBED: Final = (4, 32)
 """Disturbed runs of the converted model, and how many where a program differs from these.
@@ -44,6 +44,21 @@ _STEPS: Final = 2.0
 
 _FLOAT_MARGIN: Final = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Share of an output's largest value by which float kernels may differ, where it is not 1e-3."""
+
+
+def sqnr_db(reference: torch.Tensor, output: torch.Tensor) -> float:
+    """Return the ratio of signal to quantization noise.
+
+    Args:
+        reference: The signal.
+        output: The same with noise.
+
+    Returns:
+        The ratio in dB; 300 where there is no noise.
+    """
+    signal = reference.detach().double().pow(2).sum().clamp(min=1e-30)
+    noise = (reference.detach().double() - output.detach().double()).pow(2).sum()
+    return float(10 * torch.log10(signal / noise.clamp(min=1e-30 * float(signal))))
 
 
 def _rounding_operators() -> dict[Any, Callable[..., torch.Tensor]]:
@@ -279,9 +294,8 @@ def _distance(expected: torch.Tensor, actual: torch.Tensor) -> str:
     if bool((expected.isfinite() != actual.isfinite()).any()):
         return "not finite where the converted model is, or the other way round"
     signal = expected.double().nan_to_num(0, 0, 0)
-    noise = (signal - actual.double().nan_to_num(0, 0, 0)).pow(2).sum()
-    ratio = 10 * torch.log10(signal.pow(2).sum().clamp(min=1e-30) / noise.clamp(min=1e-30))
-    return f"{float(ratio):.0f} dB to the converted model"
+    ratio = sqnr_db(signal, actual.double().nan_to_num(0, 0, 0))
+    return f"{ratio:.0f} dB to the converted model"
 
 
 def _kind(value: Any) -> str:
