@@ -104,3 +104,13 @@ def test_every_room_says_what_it_is_and_why_it_is_in_the_core() -> None:
 
 def test_the_drawing_is_current() -> None:
     assert main(["--check"]) == 0
+
+
+def test_the_files_that_a_change_touches_are_there() -> None:
+    page = (ROOT / "docs" / "extending-the-core.md").read_text(encoding="utf-8")
+    table = page[page.index("## What one touches") :]
+    today = [row.split("|")[3] for row in re.findall(r"^\| (?!change).+ \|$", table, re.MULTILINE)]
+    assert len(today) == 8
+    named = [path for cell in today for path in re.findall(r"`([\w./]*/[\w./]*)`", cell)]
+    places = [re.sub(r"^plugins/(\w+)/", r"plugins/\1/src/\1/", path) for path in named]
+    assert [path for path in places if not (ROOT / path).exists()] == []
