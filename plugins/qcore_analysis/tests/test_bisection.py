@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import attrs
@@ -16,8 +19,12 @@ import torch
 
 import qcore
 from qcore import registry
+from qcore.lowering import LoweredProgram, LoweringReport
+from qcore.report import AnnotationReport
 from qcore_analysis import StageReport, compare_stages
 from qcore_analysis.bisection import ends_of, first_wrong, returning
+from qcore_analysis.making import Made
+from qcore_analysis.page import write_html
 from qcore_analysis.tracing import Anchor, anchors_of
 from qcore_integer import interpreter
 from qcore_integer.backend import IntegerBackend
@@ -126,6 +133,25 @@ def test_a_wrong_module_has_figures_of_its_own_and_those_behind_it_inherit_its_e
     assert (wrong.before_cosine < 0.99, wrong.before_max_abs_error > 0) == (True, True)
     assert behind.before_db == pytest.approx(wrong.before_db)
     assert behind.made_here_db > 30
+
+
+def test_the_page_has_the_figures_of_executed_modules(
+    counting: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = "aten.linear.default"
+    monkeypatch.setitem(interpreter.KERNELS, name, rolled(name))
+    made = Made(
+        LoweredProgram(b"", "counting", LoweringReport("counting")),
+        AnnotationReport("counting", ()),
+        None,
+        compared(),
+    )
+    recipe: Any = SimpleNamespace(to_toml=lambda: "")
+    page = write_html(tmp_path / "page.html", "net", made, recipe, [], unseen=True)
+    table = page.read_text(encoding="utf-8").partition('<table id="executed">')[2]
+    rows = table.partition("</table>")[0].count("<tr") - 1
+    assert (rows, table.count("too large")) == (8, 1)
+    assert re.search(r'12 <b>.*too large</b></th><td class="n">-?\d\.\d dB', table)
 
 
 def test_where_a_program_with_more_outputs_is_right_the_module_is_found_by_bisection(

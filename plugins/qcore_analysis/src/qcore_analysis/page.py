@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
@@ -13,6 +14,7 @@ from qcore.files import write_whole
 from qcore_analysis.errors import InputError
 from qcore_analysis.histograms import histograms_of
 from qcore_analysis.measures import NO_NOISE_DB
+from qcore_analysis.stage_report import EXECUTED
 
 if TYPE_CHECKING:
     from qcore_analysis.histograms import Histogram
@@ -60,7 +62,7 @@ def write_html(
     )
     environment.filters.update(bars=_bars, db=_decibels)
     template = files("qcore_analysis") / "report.html.j2"
-    rows = _rows(made.report)
+    rows, stages = _rows(made.report), made.stages.stages if made.stages else ()
     by_module: dict[str, list[Histogram]] = {}
     for histogram in histograms_of(made.result.model, samples) if made.result else ():
         by_module.setdefault(histogram.module, []).append(histogram)
@@ -74,6 +76,7 @@ def write_html(
         recipe=recipe.to_toml(),
         stages=made.stages,
         layers=_layers(made.stages),
+        executed=[m for s in stages if s.name == EXECUTED for m in s.modules],
         unseen=unseen,
         histograms=by_module,
     )
@@ -144,8 +147,8 @@ def _figures(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _measured(stages: StageReport | None) -> tuple[ModuleRecord, ...]:
-    """Return the modules of the last stage before the program, which names the wrong one alone."""
-    found = [s.modules for s in stages.stages if s.name != "executed"] if stages else []
+    """Return the modules of the last stage before the program."""
+    found = [s.modules for s in stages.stages if s.name != EXECUTED] if stages else []
     return found[-1] if found else ()
 
 
@@ -158,6 +161,8 @@ def _layers(stages: StageReport | None) -> list[tuple[ModuleRecord, float]]:
 
 
 def _decibels(value: float) -> str:
+    if math.isnan(value):
+        return "not known"
     return "exact" if value >= NO_NOISE_DB else f"{value:.1f} dB"
 
 
