@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -73,6 +74,56 @@ def test_two_versions_in_one_folder_are_found(plant: Plant, tmp_path: Path) -> N
     finding = only_finding(diagnose(quick=True).findings, "npu")
     assert "1.0 and 2.0 lie in one folder" in finding.problem
     assert finding.fix.endswith("pip install npu")
+
+
+COMMIT = {"vcs": "git", "commit_id": "abc123"}
+
+
+@pytest.mark.parametrize(
+    ("place", "arguments"),
+    [
+        ({"url": "file://HERE/p%20q", "dir_info": {}}, "'{}/p q'"),
+        ({"url": "file://HERE/p%20q", "dir_info": {"editable": True}}, "--editable '{}/p q'"),
+        (
+            {"url": "file://HERE/qcore_npu-1-any.whl", "archive_info": {}},
+            "--find-links {} qcore-npu",
+        ),
+        ({"url": "https://h/r", "vcs_info": COMMIT}, "'qcore-npu @ git+https://h/r@abc123'"),
+        ({"url": "file://HERE/gone", "dir_info": {}}, "qcore-npu  # add --find-links FOLDER "),
+    ],
+    ids=["folder", "editable", "wheel", "repository", "gone"],
+)
+def test_what_is_installed_again_comes_from_where_it_came(
+    plant: Plant, tmp_path: Path, place: dict[str, Any], arguments: str
+) -> None:
+    (tmp_path / "p q").mkdir()
+    (tmp_path / "p q" / "pyproject.toml").touch()
+    (tmp_path / "qcore_npu-1-any.whl").touch()
+    plant("qcore_npu", "1.0")
+    plant("qcore_npu", "2.0")
+    text = json.dumps(place).replace("HERE", str(tmp_path))
+    (tmp_path / "qcore_npu-1.0.dist-info" / "direct_url.json").write_text(text)
+    fix = only_finding(diagnose(quick=True).findings, "qcore-npu").fix
+    assert fix.rpartition(" && ")[2].startswith(f"pip install {arguments}".format(tmp_path))
+
+
+def test_what_is_missing_beside_a_checkout_is_installed_from_there(plant: Plant) -> None:
+    needs = "Requires-Dist: qcore-vulkan>=99"
+    plant("npu", "1.0", needs, points="[qcore.backends]\nnpu = npu:N")
+    fix = only_finding(diagnose(quick=True).findings, "qcore-vulkan").fix
+    folder = Path(__file__).parents[2] / "qcore_vulkan"
+    assert fix == f"pip install --editable {folder}"
+
+
+def test_what_backends_say_of_themselves_is_told(in_json: Callable[..., Any]) -> None:
+    found = diagnose(only=["qcore-ethosu"])
+    (ethosu,) = found.backends
+    assert (ethosu.name, ethosu.distribution) == ("ethosu", "qcore-ethosu")
+    assert {"supported_schemes", "annotate", "validate_partial", "lower"} <= set(ethosu.hooks)
+    assert "target" in ethosu.options
+    assert (ethosu.partial, ethosu.runs, ethosu.dynamic_shapes) == (False, True, False)
+    assert 0 < ethosu.training < ethosu.schemes
+    assert in_json("doctor", "--quick")["backends"] == []
 
 
 def test_a_name_that_two_distributions_claim_is_found(plant: Plant) -> None:

@@ -1,4 +1,4 @@
-"""Loads the plugins of one distribution, runs its checks, prints what is wrong as JSON."""
+"""Loads one distribution's plugins, runs its checks; prints what is wrong, and facts, as JSON."""
 
 from __future__ import annotations
 
@@ -6,37 +6,57 @@ import json
 import sys
 from typing import Any
 
+import attrs
 import importlib_metadata
 
 import qcore
 from qcore.errors import QcoreError
-from qcore_analysis.doctor import CHECKS
+from qcore.testing import Requirements
+from qcore_analysis.doctor import CHECKS, BackendFacts
 
 
-def main(distribution: str) -> list[Any]:
-    """Return (problem, fix) pairs; an empty fix leaves it to the caller."""
+def main(distribution: str) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Return (problem, fix) pairs, where an empty fix leaves it to the caller, and the facts."""
     found: list[Any] = []
+    facts: list[dict[str, Any]] = []
     for point in importlib_metadata.distribution(distribution).entry_points:
         if not point.group.startswith("qcore."):
             continue
         try:
-            found += _wrong(point)
+            if point.group == "qcore.backends":
+                if not qcore.backends()[point.name].is_conflict:  # The doctor has said so.
+                    facts.append(attrs.asdict(_facts(point.name, distribution)))
+                continue
+            loaded = point.load()
+            if point.group == CHECKS:
+                found += [list(pair) for pair in loaded()]
         except Exception as error:
             kind = "" if isinstance(error, QcoreError) else f"{type(error).__name__}: "
             found.append([f"{point.group} {point.name}: {kind}{error}", ""])
-    return found
+    return found, facts
 
 
-def _wrong(point: importlib_metadata.EntryPoint) -> list[list[str]]:
-    """Load what an entry point names; build a backend of it, or run it where it is a check."""
-    if point.group == "qcore.backends":
-        info = qcore.backends()[point.name]
-        if not info.is_conflict:  # The doctor has said so.
-            options = getattr(info.load(), "conformance", {}).get("options", {})
-            qcore.get_quantizer(point.name, **options)
-        return []
-    loaded = point.load()
-    return [list(pair) for pair in loaded()] if point.group == CHECKS else []
+def _facts(name: str, distribution: str) -> BackendFacts:
+    """Build a backend, which checks its hooks, and return what it says of itself."""
+    backend_class: Any = qcore.backends()[name].load()
+    stated = Requirements.declared_by(name)
+    quantizer = qcore.get_quantizer(name, **stated.options)
+    marker = f"{qcore.hookimpl.project_name}_impl"
+    fields = attrs.fields(backend_class) if attrs.has(backend_class) else ()
+    return BackendFacts(
+        name,
+        distribution,
+        backend_class.api_version,
+        [hook for hook in dir(backend_class) if hasattr(getattr(backend_class, hook), marker)],
+        len(quantizer.supported_schemes),
+        sum(scheme.is_qat for scheme in quantizer.supported_schemes),
+        len(quantizer.source_schemes),
+        [field.alias for field in fields if field.init],
+        stated.partial,
+        stated.runs,
+        stated.verifies,
+        stated.dynamic_shapes,
+    )
 
 
 if __name__ == "__main__":

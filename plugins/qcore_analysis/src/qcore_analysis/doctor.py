@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from operator import and_
 from pathlib import Path
 from platform import python_version
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 import attrs
 import importlib_metadata
@@ -29,7 +31,7 @@ import qcore
 from qcore.cli.progress import Over
 from qcore_analysis.errors import InputError
 
-__all__ = ["BROKEN", "CHECKS", "WARNING", "Diagnosis", "Finding", "diagnose"]
+__all__ = ["BROKEN", "CHECKS", "WARNING", "BackendFacts", "Diagnosis", "Finding", "diagnose"]
 
 CHECKS: Final = "qcore.doctor"
 """Entry-point group: a function without arguments that yields (problem, fix) pairs of strings.
@@ -67,6 +69,52 @@ class Finding:
 
 
 @attrs.frozen
+class BackendFacts:
+    """What a backend says of itself once it is loaded, which the conformance suite holds it to.
+
+    Attributes:
+        name: The backend.
+        distribution: What it comes with.
+        api_version: The version of the hooks that it was written for.
+        hooks: The hooks that it implements.
+        schemes: Schemes of the PT2E flow.
+        training: How many of them are for training.
+        source_schemes: Schemes of ``quantize_``.
+        options: What ``get_quantizer`` takes for it.
+        partial: Whether parts of a model may stay in float.
+        runs: Whether programs are executed on this machine.
+        verifies: Whether programs are verified without being executed.
+        dynamic_shapes: Whether sizes of inputs may vary.
+    """
+
+    name: str
+    distribution: str
+    api_version: int
+    hooks: list[str]
+    schemes: int
+    training: int
+    source_schemes: int
+    options: list[str]
+    partial: bool
+    runs: bool
+    verifies: bool
+    dynamic_shapes: bool
+
+    def __str__(self) -> str:
+        without = "programs are verified, not run" if self.verifies else "programs do not run here"
+        said = (
+            f"{self.schemes} schemes, {self.training} of them for training",
+            f"{self.source_schemes} of quantize_" if self.source_schemes else "",
+            "parts in float" if self.partial else "whole models",
+            "programs run here" if self.runs else without,
+            "sizes may vary" if self.dynamic_shapes else "fixed sizes",
+            f"options {', '.join(self.options)}" if self.options else "",
+            f"hooks of version {self.api_version}: {', '.join(self.hooks)}",
+        )
+        return f"{self.name}: {'; '.join(filter(None, said))}"
+
+
+@attrs.frozen
 class Diagnosis:
     """What was looked at and what was found.
 
@@ -74,11 +122,13 @@ class Diagnosis:
         versions: Version by distribution: those of qcore and what they name.
         checked: The distributions whose plugins were loaded, each on its own; none where quick.
         findings: What is wrong, the broken first.
+        backends: What the backends that were loaded say of themselves.
     """
 
     versions: dict[str, str]
     checked: tuple[str, ...]
     findings: tuple[Finding, ...]
+    backends: tuple[BackendFacts, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -120,12 +170,15 @@ def diagnose(
             hint = f"Those with plugins are: {', '.join(loadable)}."
             raise InputError(f"No distribution {name!r} with plugins is installed. {hint}")
     names = [] if quick else list(only) or loadable
+    facts: list[BackendFacts] = []
     # Importing torch takes most of the time, and one core.
     with ThreadPoolExecutor(2) as pool:
         for answer in over([pool.submit(_child, name, timeout_s) for name in names]):
-            findings += answer.result()
+            wrong, told = answer.result()
+            findings += wrong
+            facts += told
     ordered = sorted(findings, key=lambda finding: finding.level != BROKEN)
-    return Diagnosis(versions, tuple(names), tuple(ordered))
+    return Diagnosis(versions, tuple(names), tuple(ordered), tuple(facts))
 
 
 @attrs.frozen
@@ -209,7 +262,7 @@ def _versions(
             specifiers = reduce(and_, (need.specifier for _, need in wanting))
             state = f"{version} is installed" if version else "it is not installed"
             problem = f"{state}, and {', '.join(dict.fromkeys(unmet))}"
-            yield Finding(key, problem, f"pip install '{asked}{specifiers}'")
+            yield Finding(key, problem, _install(key, f"'{asked}{specifiers}'"))
 
 
 def _twice(installed: Sequence[_Installed]) -> Iterator[Finding]:
@@ -223,7 +276,8 @@ def _twice(installed: Sequence[_Installed]) -> Iterator[Finding]:
     for (_, name), versions in found.items():
         if len(versions) > 1:
             both = " and ".join(sorted(versions))
-            fix = f"pip uninstall -y {name} && pip uninstall -y {name} && pip install {name}"
+            uninstall = f"pip uninstall -y {name}"
+            fix = f"{uninstall} && {uninstall} && {_install(name, name)}"
             yield Finding(name, f"versions {both} lie in one folder, and files are mixed", fix)
 
 
@@ -236,7 +290,57 @@ def _conflicts() -> Iterator[Finding]:
             yield Finding(f"backend {info.name}", problem, f"pip uninstall {last}")
     if not found:
         problem = "none is installed: nothing can be quantized"
-        yield Finding("backends", problem, "pip install qcore-xnnpack", WARNING)
+        fix = _install("qcore-xnnpack", "qcore-xnnpack")
+        yield Finding("backends", problem, fix, WARNING)
+
+
+def _install(name: str, asked: str, *options: str) -> str:
+    """Return the command that installs a distribution, from where what is installed came from.
+
+    Args:
+        name: Its canonical name.
+        asked: The requirement, as a shell takes it.
+        *options: Of ``pip install``.
+    """
+    command = " ".join(("pip install", *options))
+    if not name.startswith("qcore-"):
+        return f"{command} {asked}"
+    for owner in (name, "qcore-quant", "qcore-analysis"):
+        for found in importlib_metadata.distributions(name=owner):
+            place = json.loads(found.read_text("direct_url.json") or "{}")
+            source = _beside(place, name, asked, own=owner == name)
+            if source:
+                return f"{command} {source}"
+    # Where a wheel was found by its name, nothing says where that was.
+    return f"{command} {asked}  # add --find-links FOLDER if its wheel is on no index"
+
+
+def _beside(place: Mapping[str, Any], name: str, asked: str, *, own: bool) -> str:
+    """Return what pip takes to install a distribution from the place of one that is installed.
+
+    Args:
+        place: What ``direct_url.json`` of that one says.
+        name: The name of the distribution.
+        asked: The requirement, as a shell takes it.
+        own: Whether it is the installed one itself.
+
+    Returns:
+        The arguments; empty where it is not there.
+    """
+    url = place.get("url", "")
+    path, module = Path(unquote(urlsplit(url).path)), name.replace("-", "_")
+    if "vcs_info" in place and own:
+        vcs, folder = place["vcs_info"], place.get("subdirectory", "")
+        part = f"#subdirectory={folder}" if folder else ""
+        return shlex.quote(f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}{part}")
+    if "archive_info" in place and any(path.parent.glob(f"{module}-*.whl")):
+        return f"--find-links {shlex.quote(str(path.parent))} {asked}"
+    if "dir_info" in place:
+        editable = "--editable " if place["dir_info"].get("editable") else ""
+        for folder in (path,) if own else (path.with_name(module), path / "plugins" / module):
+            if (folder / "pyproject.toml").exists():
+                return f"{editable}{shlex.quote(str(folder))}"
+    return ""
 
 
 def _resources() -> Iterator[Finding]:
@@ -267,16 +371,17 @@ def _available_memory() -> int | None:
     return kilobytes[0] * 1024 if kilobytes else None
 
 
-def _child(name: str, timeout_s: float) -> list[Finding]:
+def _child(name: str, timeout_s: float) -> tuple[list[Finding], list[BackendFacts]]:
     """Load a distribution's plugins and run its checks where a crash takes nothing else down."""
-    fix = f"pip install --force-reinstall {name}"
+    fix = _install(canonicalize_name(name), name, "--force-reinstall")
     command = [sys.executable, "-m", "qcore_analysis._doctor_child", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
-        answer: list[list[str]] = json.loads(done.stdout.splitlines()[-1])
+        wrong, facts = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return [Finding(name, f"it did not load within {timeout_s:g} s", fix)]
+        return [Finding(name, f"it did not load within {timeout_s:g} s", fix)], []
     except (IndexError, ValueError):
         said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        return [Finding(name, f"loading it ends the process ({done.returncode}): {said}", fix)]
-    return [Finding(name, problem, own or fix, *level) for problem, own, *level in answer]
+        return [Finding(name, f"loading it ends the process ({done.returncode}): {said}", fix)], []
+    findings = [Finding(name, problem, own or fix, *level) for problem, own, *level in wrong]
+    return findings, [BackendFacts(**told) for told in facts]
