@@ -1,12 +1,14 @@
 """EfficientNet-Lite0 on every backend, and what one would take instead on the CPU, in one table.
 
 Calibrated on crops of some pictures, compared on crops of others. What this machine runs itself is
-timed in alternation, on one thread each. ``--write`` puts the table into README.md.
+timed in alternation, on one thread each. ``--write`` puts the table into README.md; what it is made
+of stays in ``build/backends.json``, from which ``--again`` makes it without measuring.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
 import sys
@@ -26,7 +28,7 @@ import torch
 import qcore
 from qcore.lowering import Latency
 from qcore.testing.support import markdown_table, with_parts, write_pages
-from qcore_analysis import compare_backends
+from qcore_analysis import BackendReport, compare_backends
 from qcore_analysis.backends import BackendRow
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -34,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import imagenet
 
 README: Final = Path(__file__).parents[1] / "README.md"
+MEASURED: Final = README.parent / "build" / "backends.json"
 BACKENDS: Final = ("xnnpack", "vgf", "ethosu", "tosa", "vulkan")
 OPTIONS: Final = {"ethosu": {"target": "ethos-u85-256"}}
 CALIBRATION_CROPS: Final = 32
@@ -46,7 +49,19 @@ UNSEEN: Final = (
     ),
 )
 ROUNDS, RUNS_A_ROUND = 15, 10
-HEADS: Final = ("", "quantized", "SQNR", "top-1 as float", "size", "one run", "executed by", "took")
+HEADS: Final = (
+    "",
+    "quantized",
+    "delegates",
+    "SQNR converted",
+    "SQNR executed",
+    "top-1 as float",
+    "size",
+    "one run",
+    "executed by",
+    "largest loss",
+    "took",
+)
 
 
 def main() -> int:
@@ -60,48 +75,17 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=24, help="crops to compare on")
     parser.add_argument("--time-limit", type=float, default=1200, help="seconds for each backend")
     parser.add_argument("--write", action="store_true", help="write the table into README.md")
+    parser.add_argument("--again", action="store_true", help="take what was measured last")
     arguments = parser.parse_args()
-    model = imagenet.float_model()
-    seen = imagenet.calibration_crops(CALIBRATION_CROPS, imagenet.PICTURES[::2])
-    unseen = imagenet.evaluation_crops(arguments.samples, UNSEEN)
-    wanted = imagenet.logits(model, unseen)
-    report = compare_backends(
-        model,
-        arguments.backends.split(","),
-        seen,
-        unseen,
-        options=OPTIONS,
-        metric=lambda outputs: imagenet.top1_agreement(wanted, torch.cat(list(outputs))),
-        time_limit=arguments.time_limit,
-        on_row=lambda row: print(*cells(row, {}), sep="  ", file=sys.stderr),
-        quiet=False,
-    )
-    others = {}
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        timed = {"xnnpack": qcore_s(model, seen, unseen, stack).timed}
-        for name, made in (
-            ("ExecuTorch's quantizer, int8", executorch_s),
-            ("ONNX Runtime, int8", onnxruntime_s),
-        ):
-            start = time.perf_counter()
-            others[name] = made(model, seen, unseen, stack), time.perf_counter() - start
-            timed[name] = others[name][0].timed
-        times = alternating(timed)
-    rows = [
-        [
-            name,
-            "",
-            f"{imagenet.sqnr_db(wanted, made.scores):.1f} dB",
-            f"{imagenet.top1_agreement(wanted, made.scores):.3f}",
-            f"{made.size / 1e6:.1f} MB",
-            f"{times[name]:.1f} ms",
-            "its runtime, on this machine",
-            f"{took:.0f} s",
-        ]
-        for name, (made, took) in others.items()
-    ]
-    rows = [*(cells(row, times) for row in report.rows), *rows]
+    if not arguments.again:
+        found = measured(arguments.backends.split(","), arguments.samples, arguments.time_limit)
+        MEASURED.parent.mkdir(exist_ok=True)
+        MEASURED.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    found = json.loads(MEASURED.read_text(encoding="utf-8"))
+    times = found["times"]
+    rows = [cells(row, times) for row in BackendReport.from_dict(found["report"]).rows]
+    for name, (cells_before, cells_after) in found["others"].items():
+        rows.append([name, *cells_before, f"{times[name]:.1f} ms", *cells_after])
     table = markdown_table(HEADS, rows)
     print(table)
     if not arguments.write:
@@ -110,31 +94,87 @@ def main() -> int:
     return write_pages(pages, (), "make backends")
 
 
+def measured(backends: Sequence[str], samples: int, time_limit: float) -> dict[str, Any]:
+    """Measure all, and return it as data: the report, the cells of the others, the times."""
+    model = imagenet.float_model()
+    seen = imagenet.calibration_crops(CALIBRATION_CROPS, imagenet.PICTURES[::2])
+    unseen = imagenet.evaluation_crops(samples, UNSEEN)
+    wanted = imagenet.logits(model, unseen)
+    report = compare_backends(
+        model,
+        backends,
+        seen,
+        unseen,
+        options=OPTIONS,
+        metric=lambda outputs: imagenet.top1_agreement(wanted, torch.cat(list(outputs))),
+        time_limit=time_limit,
+        on_row=lambda row: print(*cells(row, {}), sep="  ", file=sys.stderr),
+        quiet=False,
+    )
+    others = {}
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timed = {"xnnpack": qcore_s(model, seen, unseen, stack).timed}
+        for name, make in (
+            ("ExecuTorch's quantizer, int8", executorch_s),
+            ("ONNX Runtime, int8", onnxruntime_s),
+        ):
+            start = time.perf_counter()
+            made = make(model, seen, unseen, stack)
+            took = time.perf_counter() - start
+            timed[name] = made.timed
+            converted = "" if made.converted is None else decibels(wanted, made.converted)
+            before = [
+                "",
+                made.delegates,
+                converted,
+                decibels(wanted, made.scores),
+                f"{imagenet.top1_agreement(wanted, made.scores):.3f}",
+                f"{made.size / 1e6:.1f} MB",
+            ]
+            others[name] = before, ["its runtime, on this machine", "", f"{took:.0f} s"]
+        times = alternating(timed)
+    return {"report": report.to_dict(), "others": others, "times": times}
+
+
+def decibels(wanted: torch.Tensor, scores: torch.Tensor) -> str:
+    """Return how far scores are from the model's in float, as a cell."""
+    return f"{imagenet.sqnr_db(wanted, scores):.1f} dB"
+
+
 def cells(row: BackendRow, times: Mapping[str, float]) -> list[str]:
     """Return a backend's row of the table; ``times`` has what was timed in alternation."""
     took = f"{row.seconds:.0f} s"
     if row.failure:
-        return [f"`{row.backend}`", "none", "", "", "", "", row.failure, took]
+        return [f"`{row.backend}`", "none", *[""] * 6, row.failure, "", took]
     run = f"{times[row.backend]:.1f} ms" if row.backend in times else ""
     return [
         f"`{row.backend}`, {row.scheme.split()[0]}",
         f"{row.quantized} of {row.compute_nodes}",
+        str(row.delegates),
+        "" if row.converted_db is None else f"{row.converted_db:.1f} dB",
         "" if row.executed_db is None else f"{row.executed_db:.1f} dB",
         "" if row.metric is None else f"{row.metric:.3f}",
         f"{row.program_bytes / 1e6:.1f} MB",
         run if row.cycles is None else f"{row.cycles / 1e6:.2f} M cycles",
         row.executed_by,
+        "`{0}`, {2}".format(*row.loss.rpartition(": ")) if row.loss else "",
         took,
     ]
 
 
 @attrs.frozen
 class Made:
-    """A program: its size in bytes, its scores, and the median milliseconds of so many runs."""
+    """A program: its size in bytes, its scores, and the median milliseconds of so many runs.
+
+    The scores of the converted model and the delegates, too, where there are any.
+    """
 
     size: int
     scores: torch.Tensor
     timed: Callable[[int], float]
+    converted: torch.Tensor | None = None
+    delegates: str = ""
 
 
 def alternating(timed: Mapping[str, Callable[[int], float]]) -> dict[str, float]:
@@ -168,7 +208,10 @@ def executorch_s(
     """Quantize with ExecuTorch's own quantizer."""
     from xnnpack_side import with_executorch
 
-    return executed(with_executorch(model, list(seen), {})[1], unseen, stack)
+    converted, buffer, facts = with_executorch(model, list(seen), {})
+    made = executed(buffer, unseen, stack)
+    scores = imagenet.logits(converted, unseen)
+    return attrs.evolve(made, converted=scores, delegates=str(facts["delegates"]))
 
 
 def onnxruntime_s(
