@@ -313,6 +313,16 @@ def test_the_extras_bring_the_backends_and_what_they_need(wheels: Path) -> None:
     )
 
 
+def test_all_extras_together_are_installed_by_pip_and_fit(environment: Make) -> None:
+    # pip resolves what all of them declare, against the versions that the tests run with.
+    made = environment(f"qcore-quant[{','.join(_project(ROOT)['optional-dependencies'])}]")
+    assert "No broken requirements" in made.run("pip", "check").stdout
+    declared = (_project(path).get("entry-points", {}) for path in PLUGINS)
+    names = [name for points in declared for name in points.get("qcore.backends", {})]
+    assert made.code(LIST).split() == sorted(names)
+    assert "doctor" in made.run(made.root / "bin" / "qcore", "--help").stdout
+
+
 def test_a_compiler_of_ones_own_is_written_as_its_page_says(environment: Make) -> None:
     made = environment("qcore-quant[cli,testing]")
     page = (ROOT / "docs" / "writing-a-compiler.md").read_text(encoding="utf-8")
