@@ -233,7 +233,8 @@ def test_the_report_says_what_chose_the_weights_of_a_layer_that_no_sample_reache
         calibration_data=[torch.randn(4, 64)],
     )
     assert [layer.algorithm for layer in report.layers] == ["gptq", "gptq", "mse"]
-    assert "rare.layer (Linear) is 8da4w per-group 32: 'mse' chose its weights" in str(report)
+    said = next(line for line in str(report).splitlines() if "rare.layer" in line)
+    assert "is 8da4w per-group 32: 'mse' chose its weights" in said
 
 
 def test_an_algorithm_of_ones_own_sees_grids_and_inputs():
@@ -269,6 +270,25 @@ def test_an_algorithm_without_what_it_needs_is_refused_before_a_weight_changes(
     with pytest.raises(qcore.QcoreError, match=words):
         qcore.quantize_(model, "xnnpack", "8da4w", algorithm=algorithm, calibration_data=data)
     assert type(model[0].weight) is nn.Parameter
+
+
+@pytest.mark.parametrize(("turns", "heads"), [(1, 2), (2, 6)])
+def test_samples_go_no_further_than_the_last_block_where_blocks_are_a_chain(turns, heads):
+    class Turns(Chain):
+        def forward(self, tokens):
+            x = self.embed(tokens)
+            for block in [*self.blocks] * turns:
+                x = block(x)[0]
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model, calls = Turns().eval(), []
+    model.head.register_forward_hook(lambda *_: calls.append(1))
+    data = list(torch.randint(0, 50, (4, 1, 24)))
+    rules = {"head": None}
+    qcore.quantize_(model, "xnnpack", "8da4w", rules=rules, algorithm="gptq", calibration_data=data)
+    # One sample to see what a norm feeds and one to see the chain; else each to observe.
+    assert len(calls) == heads
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import torch
@@ -51,13 +52,15 @@ def staged(
         that keep the weight that they have.
     """
     observed = [group for group in groups if samples and _chosen_by_inputs(group)]
+    blocks = _row(model, observed) if observed else []
+    is_chain = bool(blocks) and _inputs(model, blocks, samples[:1]) is not None
     for group in groups:
         if group not in observed:
             yield group, None
     if not observed:
         return
-    blocks = _row(model, observed)
-    chain = _inputs(model, blocks, samples) if blocks else None
+    # What lies behind the blocks may be large, such as the head of a language model.
+    chain = _inputs(model, blocks, samples, ends_early=True) if is_chain else None
     if chain is not None:
         values, others = chain
         bar = tqdm(blocks, "quantize", unit="block", disable=bar_is_off(progress))
@@ -91,8 +94,15 @@ def _row(model: nn.Module, groups: Sequence[Sequence[LayerPlan]]) -> list[nn.Mod
     return [] if best is None or 2 * holds(best) < len(layers) else list(best)
 
 
+class _EndOfBlocks(BaseException):
+    """Ends a run of the model behind its last block; no ``except Exception`` stops it."""
+
+
 def _inputs(
-    model: nn.Module, blocks: Sequence[nn.Module], samples: Sequence[Sample]
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    samples: Sequence[Sample],
+    ends_early: bool = False,
 ) -> tuple[list[Any], list[list[tuple[Any, Any]]]] | None:
     """Return the first block's input for each sample, and each block's other arguments.
 
@@ -114,9 +124,11 @@ def _inputs(
             is_chain = False
         others[index].append((args[1:], kwargs))
 
-    def leave(output: Any) -> None:
+    def leave(index: int, output: Any) -> None:
         nonlocal last
         last = _first(output)
+        if ends_early and index == len(blocks) - 1:
+            raise _EndOfBlocks
 
     handles = []
     for index, block in enumerate(blocks):
@@ -125,10 +137,13 @@ def _inputs(
                 lambda _, args, kwargs, index=index: enter(index, args, kwargs), with_kwargs=True
             )
         )
-        handles.append(block.register_forward_hook(lambda _, args, output: leave(output)))
+        handles.append(
+            block.register_forward_hook(lambda _, args, output, index=index: leave(index, output))
+        )
     try:
         for sample in samples:
-            _run(model, sample)
+            with suppress(_EndOfBlocks):
+                _run(model, sample)
     finally:
         for handle in handles:
             handle.remove()
