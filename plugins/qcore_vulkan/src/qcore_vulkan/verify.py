@@ -68,24 +68,24 @@ def verify(program: Verifiable, inputs: list[Any]) -> VulkanVerification:
         weights = tuple(check for graph in graphs for check in _checks(graph, stored))
     pairs = zip(reference.expected, actual, strict=True)
     differences = [(_numbers(a), _numbers(b)) for a, b in pairs if a is not None]
-    sqnr_db = min(sqnr_db(a, b) for a, b in differences)
+    ratio = min(sqnr_db(a, b) for a, b in differences)
     return VulkanVerification(
         backend="vulkan",
-        sqnr_db=sqnr_db,
+        sqnr_db=ratio,
         max_abs_error=max(float((a - b).abs().max()) for a, b in differences),
         weights=weights,
         expected_weights=len(stored),
         operators=dict(Counter(name for graph in graphs for name in graph.operators)),
-        difference=_difference(program.quantized, reference, actual, sqnr_db),
+        difference=_difference(program.quantized, reference, actual, ratio),
     )
 
 
-def _difference(model: Any, reference: Reference, outputs: Any, sqnr_db: float) -> str:
+def _difference(model: Any, reference: Reference, outputs: Any, ratio: float) -> str:
     """Say how a program's outputs differ beyond rounding; only dynamic activations are rounded."""
-    if sqnr_db >= VulkanVerification.least_sqnr_db:
+    if ratio >= VulkanVerification.least_sqnr_db:
         return ""
     if not any("choose_qparams" in str(node.target) for node in model.graph.nodes):
-        return f"{sqnr_db:.0f} dB, and no activation is rounded"
+        return f"{ratio:.0f} dB, and no activation is rounded"
     with quiet():
         return reference.difference(outputs)
 
