@@ -100,7 +100,9 @@ def perplexity(options: argparse.Namespace, console: Console) -> Figures:
         for variant in VARIANTS:
             path, figures = made(name, variant, console)
             with Side(SIDES[name][2], path, tokens, options.threads) as side:
-                rows.setdefault(name, dict(figures))[variant] = side.ask("perplexity")
+                found = side.ask("perplexity")
+            rows.setdefault(name, dict(figures))[variant] = found
+            console.print(f"{name}, {variant}: {found:.2f}")
     show(
         f"Perplexity of {EVALUATED} tokens, executed one by one",
         ("", *VARIANTS, "size", "made in", "peak", "parts"),
