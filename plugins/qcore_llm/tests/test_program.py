@@ -13,6 +13,7 @@ import torch
 import qcore
 import qcore_llm
 from qcore.errors import RuntimeExecutionError, RuntimeUnavailableError
+from qcore.source import quantized_weight
 from qcore_llm import GenerationError, LanguageModelError, LanguageProgram, PerplexityError
 from qcore_llm.decoder import Scorer
 
@@ -34,6 +35,21 @@ def test_a_program_writes_what_the_quantized_model_writes(
     written = list(program.generate_tokens(prompt, max_new_tokens=12))
     expected = greedy(quantized_llama, prompt, 12)
     assert written == expected[: expected.index(0) if 0 in expected else None]
+
+
+def test_activations_are_rounded_to_the_integers_that_eager_rounds_them_to() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
+    unit = quantized_weight(torch.eye(64).to(torch.int8), torch.ones(64, 1), 8)
+    model[0].weight = torch.nn.Parameter(unit, requires_grad=False)
+    qcore.quantize_(model, "xnnpack", "8da8w")
+    torch.manual_seed(0)
+    rows = torch.randn(1024, 64)
+    rows[256:512] = rows[256:512] ** 3
+    rows[512:768] = rows[512:768].abs()
+    rows[768:, 0] = 100
+    program = qcore.get_quantizer("xnnpack").lower(model, (rows,))
+    step = (rows.amax(1).clamp(min=0) - rows.amin(1).clamp(max=0)) / 255
+    assert ((program.run(rows) - model(rows)).abs().amax(1) / step).max() < 0.01
 
 
 def test_there_is_one_delegate_between_two_attentions(program: LanguageProgram) -> None:
