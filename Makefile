@@ -53,7 +53,7 @@ test: $(STAMP)  ## Run the tests, the fast ones first (WORKERS=2)
 	@$(BIN)/python tools/support_sections.py --check
 	@$(BIN)/python tools/toolkit_page.py --check
 
-# SMOKE=1 takes a handful of tests, and every environment but the first, which `make test` has.
+# SMOKE=1 takes a handful of tests, and the environments that are there or made within seconds.
 matrix: $(STAMP)  ## Run the fast tests with each Python and ExecuTorch that is supported (SMOKE=1)
 	@$(BIN)/python tools/matrix.py --workers $(WORKERS) $(if $(SMOKE),--smoke)
 
