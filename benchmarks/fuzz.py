@@ -1,8 +1,9 @@
 """Take random models all the way on a backend, and put what became of them into a page.
 
 What became of each seed is kept in ``build/fuzz``, so that a run which was cut off goes on, and
-more seeds add to those of before; a seed that now draws another model is taken anew. ``--flow executorch`` takes ExecuTorch's XNNPACK quantizer and
-its plain lowering instead, and runs the program in the process that asked.
+more seeds add to those of before; a seed that now draws another model is taken anew. ``--flow
+executorch`` takes ExecuTorch's XNNPACK quantizer and its plain lowering instead, and runs the
+program in the process that asked.
 """
 
 from __future__ import annotations
