@@ -77,8 +77,8 @@ bench: $(STAMP)  ## Compare with ExecuTorch's own quantizer
 bench-arm: $(STAMP)  ## Compare with ExecuTorch's own quantizers for VGF and Ethos-U
 	@$(BIN)/python benchmarks/arm.py
 
-bench-llm: $(STAMP) smollm2  ## Compare a language model in 4 bits with ExecuTorch's export_llm and llama.cpp; takes an hour
-	@$(BIN)/python benchmarks/language_models.py
+bench-llm: $(STAMP) smollm2  ## Compare a language model in 4 bits with ExecuTorch's export_llm and llama.cpp; takes an hour (ONLY=text: a section)
+	@$(BIN)/python benchmarks/language_models.py $(if $(ONLY),--only $(ONLY))
 
 bench-qat: $(STAMP)  ## Compare accuracy in float, after quantizing and after training for it
 	@$(BIN)/python benchmarks/qat.py

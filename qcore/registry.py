@@ -42,8 +42,8 @@ EXTENSIONS: Final = "qcore.extensions"
 
 #: What to say where no backend is installed.
 NO_BACKEND: Final = (
-    "No backend is installed. A backend is a distribution of its own: install one (pip install "
-    "qcore-...), or write one, beginning with qcore new-backend NAME."
+    "No backend is installed. A backend is a distribution of its own: install one (its wheel or "
+    "folder with pip, beside qcore's), or write one, beginning with qcore new-backend NAME."
 )
 
 
