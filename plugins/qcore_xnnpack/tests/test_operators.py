@@ -284,6 +284,24 @@ class Reshaped(nn.Module):
         return y, y[:, -1].square()
 
 
+@pytest.mark.parametrize(
+    "clamps",
+    [
+        lambda y: F.hardtanh(torch.relu(y)),
+        lambda y: torch.relu(F.hardtanh(y)),
+        lambda y: F.hardtanh(F.relu6(F.hardtanh(y, -2.0, 0.5)), 0.1, 3.0),
+    ],
+    ids=["hardtanh of relu", "relu of hardtanh", "three"],
+)
+def test_what_is_clamped_twice_is_right_behind_a_layer_in_float(clamps: Any) -> None:
+    model = Fn(lambda m, x: (clamps(m.conv(x)), m.linear(x)), conv=conv(), linear=nn.Linear(8, 4))
+    quantizer = qcore.get_quantizer("xnnpack").set_global("8a8w").set_module_name("conv", None)
+    converted = qcore.quantize(model, quantizer, [(IMAGE,), (OTHER,)]).model
+    program = quantizer.lower(converted, (IMAGE,))
+    assert program.report.mended == ()
+    torch.testing.assert_close(program.run(IMAGE)[0], converted(IMAGE)[0])
+
+
 def test_a_reshaped_value_that_is_reshaped_again_is_right_where_it_is_returned() -> None:
     sample = (torch.randn(4, 8, generator=torch.Generator().manual_seed(0)),)
     quantizer = qcore.get_quantizer("xnnpack").set_global("8a8w")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from qcore.annotation import layer_of
+from qcore.graph import argument_of
 from qcore_executorch.graphs import explicit_pool_strides
 from qcore_executorch.kernels import portable_forms
 from qcore_executorch.rewriting import Tensors, rewritten
@@ -19,6 +21,7 @@ __all__ = [
     "drop_repeated_rounding",
     "dynamic_weights_per_channel",
     "fuse_padding",
+    "merge_clamps",
     "merge_reshapes",
     "no_scalar_activations",
     "prepare_for_partitioner",
@@ -224,6 +227,40 @@ def _is_the_same(copy: Node, source: Node) -> bool:
     return (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
 
 
+def merge_clamps(model: GraphModule) -> int:
+    """Let one operator clamp what two of them clamp one after the other.
+
+    ExecuTorch fuses both into the float operator before them, and then knows the bounds of the
+    second alone.
+
+    Args:
+        model: An exported converted model; changed in place.
+
+    Returns:
+        How many nodes changed.
+    """
+    changed = 0
+    for node in model.graph.nodes:
+        outer, before = _bounds(node), next(iter(node.all_input_nodes), node)
+        inner = _bounds(before)
+        if outer is None or inner is None or len(before.users) > 1:
+            continue
+        low, high = (min(max(bound, outer[0]), outer[1]) for bound in inner)
+        is_relu = (low, high) == (0.0, math.inf)
+        node.target = aten.relu.default if is_relu else aten.hardtanh.default
+        node.args = (before.args[0],) if is_relu else (before.args[0], low, high)
+        node.kwargs = {}
+        changed += 1
+    return changed
+
+
+def _bounds(node: Node) -> tuple[float, float] | None:
+    """Return the bounds of an operator that only clamps; None of another."""
+    if node.target is aten.hardtanh.default:
+        return argument_of(node, "min_val", -1.0), argument_of(node, "max_val", 1.0)
+    return _CLAMPS.get(node.target)
+
+
 def fuse_padding(model: GraphModule) -> int:
     """Let padding with zeros run in int8 as part of the convolutions that it feeds.
 
@@ -271,10 +308,16 @@ def _drop_pair_after(pad: Node) -> bool:
 
 
 _RESHAPES: Final[tuple[Any, ...]] = (aten.reshape.default, aten.view.default)
+# What ExecuTorch writes as relu or hardtanh -> its bounds; hardtanh has them as arguments.
+_CLAMPS: Final[dict[Any, tuple[float, float]]] = {
+    aten.relu.default: (0.0, math.inf),
+    aten.relu6.default: (0.0, 6.0),
+}
 
 _PASSES: Final[tuple[Callable[[GraphModule], int], ...]] = (
     drop_repeated_rounding,
     merge_reshapes,
+    merge_clamps,
     fuse_padding,
     explicit_pool_strides,
     no_scalar_activations,
