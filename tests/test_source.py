@@ -411,6 +411,15 @@ class TestFallback:
         ]
         assert report["2"].reason.startswith("fallback, because 41 weights a row")
 
+    def test_none_at_the_end_leaves_a_table_that_no_scale_fits_in_float(self, backend):
+        model = nn.Sequential(nn.Embedding(9, 1), nn.Linear(1, 32), nn.Linear(32, 8))
+        rules = {nn.Embedding: "8w"}
+        with pytest.raises(UnsupportedSchemeError, match="one weight each"):
+            qcore.quantize_(copy.deepcopy(model), backend(), "8da4w", rules=rules)
+        report = qcore.quantize_(model, backend(), "8da4w", rules=rules, fallback=(16, None))
+        assert [layer.scheme for layer in report.layers] == [None, None, "8da4w per-group 32"]
+        assert "one weight each" in report["0"].reason
+
     def test_none_before_the_end_is_no_group_size(self, backend):
         with pytest.raises(UnsupportedSchemeError, match="no group size"):
             qcore.quantize_(Model(), backend(), "8da4w", fallback=(None, 16))

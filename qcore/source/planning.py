@@ -143,6 +143,10 @@ class Planner:
             f"{choice.rule} selects {layer.name}, which cannot be quantized: {layer.reason}."
             for layer, choice in chosen
             if isinstance(choice, Choice) and layer.kind is None and choice.rule not in good
+            if not (
+                None in self.fallback
+                and isinstance(layer.module, (torch.nn.Linear, torch.nn.Embedding))
+            )
         ]
         if lines:
             raise UnsupportedSchemeError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from attrs import evolve, frozen
+from torch import nn
 
 import qcore
 from qcore.errors import QcoreError, RuntimeUnavailableError
@@ -99,7 +100,7 @@ _SCOPE = ("model", "samples", "dynamic_shapes")
 
 def _pt2e(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any) -> Outcome:
     quantizer = _quantizer(backend)
-    quantizer.set_global(_scheme(quantizer, None))
+    quantizer.set_global(_schemes(quantizer, None)[0].name)
     undecided: tuple[str, ...] = ()
     try:
         result = qcore.quantize(model, quantizer, samples, dynamic_shapes=dynamic_shapes)
@@ -116,22 +117,41 @@ def _quantizer(backend: str) -> qcore.Quantizer:
     return qcore.get_quantizer(backend, **Requirements.declared_by(backend).options)
 
 
-def _scheme(quantizer: Any, layer: str | None) -> str:
-    """Return the first scheme that the backend executes for a kind of layer; None: in PT2E."""
+def _schemes(quantizer: Any, layer: str | None) -> list[Any]:
+    """Return the schemes that the backend executes for a kind of layer; None: in PT2E."""
     schemes = quantizer.backend.supported_schemes()
-    return str(next(scheme.name for scheme in schemes if getattr(scheme, "layer", None) == layer))
+    return [scheme for scheme in schemes if getattr(scheme, "layer", None) == layer]
 
 
 def _source(seed: int, backend: str, model: Any, samples: Any, dynamic_shapes: Any) -> Outcome:
     quantizer = _quantizer(backend)
+    linear, *others = _schemes(quantizer, "linear")
+    per_axis = [s for s in others if s.name == linear.name and s.granularity == "per_channel"]
+    layers = dict(model.named_modules())
+    undecided = {name for name, layer in layers.items() if type(layer) in _LAYERS}
+    tables = _schemes(quantizer, "embedding")
+    has_table = any(type(layer) is nn.Embedding for layer in layers.values())
     try:
-        scheme = _scheme(quantizer, "linear")
-        qcore.quantize_(model, backend, scheme=scheme, group_size=32, fallback=(8, None))
+        report = qcore.quantize_(
+            model,
+            backend,
+            linear.name,
+            group_size=_GROUP,
+            rules={nn.Embedding: tables[0].name} if tables and has_table else None,
+            fallback=(8, "axis", None) if per_axis else (8, None),
+        )
     except QcoreError as error:
         return Outcome(seed, Kind.REFUSED, _text(error))
     except Exception as error:
         return Outcome(seed, Kind.BARE, f"quantize_: {_text(error)}")
-    return _lowered(seed, quantizer, model, samples, dynamic_shapes)
+    undecided -= {layer.name for layer in report.layers}
+    outcome = _lowered(seed, quantizer, model, samples, dynamic_shapes)
+    return evolve(outcome, undecided=tuple(sorted(undecided)))
+
+
+#: What ``quantize_`` decides about, and the size of the groups that it is asked for.
+_LAYERS = (nn.Linear, nn.Embedding)
+_GROUP = 32
 
 
 FLOWS: dict[str, Callable[..., Outcome]] = {"pt2e": _pt2e, "quantize_": _source}
