@@ -129,7 +129,13 @@ def exported_program(
     except Exception as error:
         first, *others = (str(error).strip() or type(error).__name__).splitlines()
         # Of a size that does not vary after all, only this line says which and why.
-        said = [first, *(line.strip() for line in others if "specialized it" in line)]
+        fixed = [line.strip() for line in others if "specialized it" in line]
+        if fixed:
+            fixed.append(
+                "Take a first sample whose size there is 2 or more and may be another, or leave "
+                "that dimension out of dynamic_shapes."
+            )
+        said = [first, *fixed]
         raise CaptureError(
             f"torch.export.export cannot capture {type(model).__name__}: {' '.join(said)}\n"
             "The cause is above. Usual ones: Python control flow on tensor values (use "

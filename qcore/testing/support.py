@@ -34,7 +34,8 @@ measured at run time, `8w` for weights alone. What was seen of each scheme:
 - *verified*: a program was lowered, and what it holds was computed by reference and compared;
 - *lowers*: a program was lowered;
 - *converts*: a model was converted, and compared with float. A scheme for QAT ends here: how a
-  model was trained changes no program.
+  model was trained changes no program. Select it by the name without QAT, and prepare the model
+  for training.
 """
 
 _OPERATORS: Final = """\

@@ -85,6 +85,8 @@ def try_recipe(recipe: Recipe, backend: str, flow: str) -> Outcome:
     Returns:
         What became of it.
     """
+    if recipe.dynamic and not Requirements.declared_by(backend).dynamic_shapes:
+        recipe = evolve(recipe, dynamic=False)
     try:
         scope = recipe.build()
         _called(scope["model"], scope["samples"][0])

@@ -298,8 +298,8 @@ class _Clock:
 
     _ADVICE: ClassVar[dict[str, str]] = {
         "rewrite": "Check that torch.export.export(model, example_inputs) succeeds by itself.",
-        "partition": "Lower parts of the model by themselves to find the operator at fault, and "
-        "replace it.",
+        "partition": "Replace the operator at fault, which the check of lower (check=True, the "
+        "default) looks for.",
         "emit": "An operator without an ExecuTorch kernel stops here: replace it in the model, or "
         "import the module that registers its kernel before lowering.",
     }

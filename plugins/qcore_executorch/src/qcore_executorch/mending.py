@@ -248,7 +248,10 @@ def _undelegated(checked: _Checked, first: Attempt, last: Attempt, backend: str)
     error = last.error or first.error
     if node is None:
         what = f"the program is wrong without delegates, too: {last.symptom}"
-        return LoweringError(f"{error or f'Lowering for {backend}: {what}.'}")
+        return LoweringError(
+            f"{error or f'Lowering for {backend}: {what}.'} No operator shows it by itself: lower "
+            "parts of the model to see where it begins, and write that part in another way."
+        )
     found = record(node, "", "")
     return LoweringError(
         f"Lowering for {backend}: {found} cannot be executed, in a delegate or on ExecuTorch's "
