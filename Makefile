@@ -99,8 +99,8 @@ drawing: $(STAMP)  ## Count the lines of the core by room, and draw its imports 
 fuzz: $(STAMP)  ## Take random models all the way (BACKEND=xnnpack, FLOW=pt2e, quantize_ or executorch, SEEDS=0:100)
 	@$(BIN)/python benchmarks/fuzz.py --backend $(BACKEND) --flow $(FLOW) --seeds $(SEEDS) --write
 
-architectures: $(STAMP)  ## Take transformers' architectures all the way, small and random (BACKEND=xnnpack)
-	@$(BIN)/python benchmarks/architectures.py --backend $(BACKEND) --write
+architectures: $(STAMP)  ## Take transformers' architectures all the way, small and random (BACKEND=xnnpack, FLOW=pt2e or quantize_)
+	@$(BIN)/python benchmarks/architectures.py --backend $(BACKEND) --flow $(FLOW) --write
 
 backends: $(STAMP)  ## Take EfficientNet-Lite0 to every backend, ExecuTorch's quantizer and ONNX Runtime, into README.md's table
 	@$(BIN)/python benchmarks/backends.py --write

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import qcore
 from qcore.testing.fuzz import Kind, Outcome
+from qcore.testing.fuzz.outcome import FLOWS
 from qcore.testing.fuzz.workers import Worker
 from qcore.testing.support import with_parts, write_pages
 
@@ -291,13 +292,15 @@ def main() -> int:
     """Take the architectures all the way; the exit status is 1 where one is late, bare or wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default="xnnpack")
+    parser.add_argument("--flow", choices=sorted(FLOWS), default="pt2e")
     parser.add_argument("--only", nargs="*", default=[], help="parts of names")
     parser.add_argument("--timeout", type=float, default=400.0, help="seconds for one model")
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
     given = parser.parse_args()
     chosen = [a for a in ARCHITECTURES if _is_chosen(a.model, given.only)]
     rows: dict[str, str] = {}
-    with Worker(given.backend, "pt2e", given.timeout) as worker:
+    table = given.backend if given.flow == "pt2e" else f"{given.backend}, {given.flow}"
+    with Worker(given.backend, given.flow, given.timeout) as worker:
         for architecture in tqdm(chosen, disable=None, leave=False):
             integers = _INTEGERS.get(given.backend, torch.int64)
             outcome = worker.outcome(evolve(architecture, integers=integers))
@@ -305,7 +308,7 @@ def main() -> int:
             tqdm.write(rows[architecture.model])
             sys.stdout.flush()
             if given.write:
-                write(given.backend, rows)
+                write(table, rows)
     print(_summary(rows))
     return int(any(_kind(row) in _FAILURES for row in rows.values()))
 
@@ -337,20 +340,20 @@ def _summary(rows: dict[str, str]) -> str:
     return f"{len(rows)} of {len(ARCHITECTURES)} architectures: {kinds}."
 
 
-def write(backend: str, rows: dict[str, str]) -> None:
-    """Put rows into the table of a backend; the rows of other architectures stay."""
-    start, page = f"<!-- {backend} -->\n", PAGE.read_text(encoding="utf-8")
+def write(table: str, rows: dict[str, str]) -> None:
+    """Put rows into the table of a backend and flow; the rows of other architectures stay."""
+    start, page = f"<!-- {table} -->\n", PAGE.read_text(encoding="utf-8")
     if start not in page:
-        raise SystemExit(f"{PAGE.name} has no place for {backend}: add {start!r} and an end.")
-    table = page.partition(start)[2].partition("<!-- end -->")[0]
-    earlier = {row.split(" ")[1]: row for row in table.splitlines() if " | " in row}
+        raise SystemExit(f"{PAGE.name} has no place for {table}: add {start!r} and an end.")
+    before = page.partition(start)[2].partition("<!-- end -->")[0]
+    earlier = {row.split(" ")[1]: row for row in before.splitlines() if " | " in row}
     names = [a.model for a in ARCHITECTURES]
     rows = {name: row for name in names if (row := {**earlier, **rows}.get(name))}
     version = importlib.metadata.version("transformers")
     head = "| architecture | what became of it | delegates | operators outside | |"
     lines = [f"{_summary(rows)} transformers {version}.", "", head, "|---|---|---:|---:|---|"]
     text = "\n".join([*lines, *rows.values(), ""])
-    write_pages({PAGE: with_parts(PAGE, {backend: text})}, (), "make architectures")
+    write_pages({PAGE: with_parts(PAGE, {table: text})}, (), "make architectures")
 
 
 if __name__ == "__main__":

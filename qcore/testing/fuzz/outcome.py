@@ -85,13 +85,13 @@ def try_recipe(recipe: Recipe, backend: str, flow: str) -> Outcome:
     Returns:
         What became of it.
     """
-    if recipe.dynamic and not Requirements.declared_by(backend).dynamic_shapes:
-        recipe = evolve(recipe, dynamic=False)
     try:
         scope = recipe.build()
         _called(scope["model"], scope["samples"][0])
     except Exception as error:
         return Outcome(recipe.seed, Kind.INVALID, _text(error))
+    if not Requirements.declared_by(backend).dynamic_shapes:
+        scope["dynamic_shapes"] = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return FLOWS[flow](recipe.seed, backend, **{k: scope[k] for k in _SCOPE})
