@@ -191,6 +191,12 @@ CASES = (
     ),
     Case(
         "xnnpack",
+        "Multiply before or after torch.nn.functional.elu(x, alpha) instead.",
+        lambda m, x: torch.ops.aten.elu.default(x, 0.5, 2.0),
+        lambda m, x: F.elu(x, 0.5) * 2.0,
+    ),
+    Case(
+        "xnnpack",
         "Use groups=1, or leave it in float.",
         TRANSPOSED,
         nn.ConvTranspose2d(4, 4, 2),
@@ -340,6 +346,7 @@ def test_what_is_advised_is_quantized(case: Case) -> None:
 
 #: For each kind of operator, models of which one computes it, by what it is called in ATen.
 KINDS: dict[str, Any] = {
+    "elu": nn.ELU(),
     "relu": nn.ReLU(),
     "hardtanh": nn.Hardtanh(),
     "hardswish": nn.Hardswish(),
@@ -361,7 +368,7 @@ KINDS: dict[str, Any] = {
 #: Operators that a backend does not quantize, though it does others of their kind.
 UNLIKE: dict[str, dict[str, Any]] = {
     "xnnpack": {
-        "elu": nn.ELU(),
+        "leaky_relu": nn.LeakyReLU(),
         "tanh": nn.Tanh(),
         "avg_pool2d": nn.AvgPool2d(2),
         "group_norm": nn.GroupNorm(2, 4),

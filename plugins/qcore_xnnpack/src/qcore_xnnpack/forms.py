@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.nn import functional
 
 from qcore.annotation.forms import FORMS, Form, Written, always
 from qcore.graph import argument_of, each_dimension, is_float_tensor, tensor_value
@@ -215,6 +216,9 @@ def _no_dropout(model: GraphModule, node: Node) -> Written | None:
 
 
 #: Operator -> its form: those of every backend, and XNNPACK's own.
+# Alpha and scale of SELU: Klambauer et al., Self-Normalizing Neural Networks, 2017.
+_SELU: Final = (1.6732632423543772, 1.0507009873554805)
+
 XNNPACK_FORMS: Final[dict[Any, Form]] = {
     **FORMS,
     aten.squeeze.default: _view,
@@ -240,4 +244,6 @@ XNNPACK_FORMS: Final[dict[Any, Form]] = {
     aten.pad.default: _joined,
     aten.max_pool1d.default: _pool_of_rows,
     aten.dropout.default: _no_dropout,
+    aten.selu.default: always(lambda x: functional.elu(x, _SELU[0]) * _SELU[1]),
+    aten.celu.default: always(lambda x, alpha=1.0: functional.elu(x * (1 / alpha)) * alpha),
 }

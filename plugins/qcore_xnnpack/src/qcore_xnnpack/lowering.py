@@ -10,7 +10,7 @@ import torch
 from qcore.lowering import check_options
 from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner, import_executorch
 from qcore_executorch.inspection import DELEGATION_TAG
-from qcore_xnnpack.compat.executorch import SOFTMAX, quick_passes
+from qcore_xnnpack.compat.executorch import ELU, SOFTMAX, quick_passes
 from qcore_xnnpack.graph_passes import prepare_for_partitioner
 
 if TYPE_CHECKING:
@@ -82,10 +82,18 @@ def _partitioner() -> Any:
                 return False
             return bool(super().check_constraints(node, ep))
 
-    chosen = [
-        SafeSoftmax if config is configs.SoftmaxConfig else config
-        for config in configs.ALL_PARTITIONER_CONFIGS
-    ]
+    class SafeElu(ELU.checked()):  # type: ignore[misc]
+        """ELU, which ExecuTorch's list leaves out, except of what it writes without its scale."""
+
+        def check_constraints(self, node: Node, ep: ExportedProgram) -> bool:
+            if len(node.args) != 2:
+                configs.generic_node_configs.why(node, reason="its scale would be left out")
+                return False
+            return bool(super().check_constraints(node, ep))
+
+    replaced = {configs.SoftmaxConfig: SafeSoftmax, ELU.checked(): SafeElu}
+    listed = dict.fromkeys((*configs.ALL_PARTITIONER_CONFIGS, ELU.checked()))
+    chosen = [replaced.get(config, config) for config in listed]
 
     class Partitioner(partition.XnnpackPartitioner):  # type: ignore[misc,name-defined]
         """Hands constant scalars to the delegates, which get them as inputs otherwise."""

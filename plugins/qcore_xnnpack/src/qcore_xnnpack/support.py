@@ -32,6 +32,7 @@ from qcore.annotation.checks import (
     weight_shape,
     whole_plane,
 )
+from qcore.graph import argument_of
 from qcore.schemes import LayerScheme, QuantizationConfig, QuantizationScheme
 
 __all__ = ["SCALAR_OPERATORS", "SCHEMES", "TABLE"]
@@ -148,7 +149,28 @@ _GEMMS: Final = (
     ),
 )
 
+
+def elu_of_one_scale(
+    match: OperatorMatch, config: QuantizationConfig, model: GraphModule
+) -> Rejection | None:
+    """Reject ELUs that multiply their input or output besides."""
+    del config, model
+    scales = (argument_of(match.root, name, 1) for name in ("scale", "input_scale"))
+    if all(scale == 1 for scale in scales):
+        return None
+    return Rejection(
+        "xnnpack's elu takes alpha alone, no scale",
+        "Multiply before or after torch.nn.functional.elu(x, alpha) instead.",
+    )
+
+
 _ELEMENTWISE: Final = (
+    OperatorPattern(
+        "elu",
+        (aten.elu.default,),
+        ElementwiseRule(),
+        checks=(float_inputs, elu_of_one_scale),
+    ),
     OperatorPattern(
         "add",
         (aten.add.Tensor,),

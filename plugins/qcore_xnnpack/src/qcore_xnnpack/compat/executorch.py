@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from qcore.compat import Change, Requirement
 
-__all__ = ["SOFTMAX", "quick_passes"]
+__all__ = ["ELU", "SOFTMAX", "quick_passes"]
 
 #: Its rules for softmax.
 SOFTMAX: Final = Requirement(
@@ -19,6 +19,16 @@ SOFTMAX: Final = Requirement(
     ["check_constraints"],
     why="it delegates the softmax of images beside convolutions, which XNNPACK computes over the "
     "channels.",
+)
+
+#: Its rules for ELU.
+ELU: Final = Requirement(
+    __name__,
+    "executorch",
+    ">=1.4.1,<1.6",
+    "executorch.backends.xnnpack.partition.config.generic_node_configs:EluConfig",
+    ["check_constraints"],
+    why="its list of what it delegates leaves out ELU, and what it writes has no scale.",
 )
 
 _PASSES: Final = Change(
