@@ -48,6 +48,7 @@ UNSEEN: Final = (
         for n in ("china", "flower")
     ),
 )
+SAMPLES: Final = 24
 ROUNDS, RUNS_A_ROUND = 15, 10
 HEADS: Final = (
     "",
@@ -64,6 +65,22 @@ HEADS: Final = (
 )
 
 
+def calibration() -> list[torch.Tensor]:
+    """Return the crops to calibrate on; ``qcore matrix`` can name this and the two below."""
+    return imagenet.calibration_crops(CALIBRATION_CROPS, imagenet.PICTURES[::2])
+
+
+def evaluation(samples: int = SAMPLES) -> list[torch.Tensor]:
+    """Return crops of pictures that calibration has not seen."""
+    return imagenet.evaluation_crops(samples, UNSEEN)
+
+
+def top1(outputs: Sequence[torch.Tensor]) -> float:
+    """Return the share of those crops for which scores name the class that the model names."""
+    wanted = imagenet.logits(imagenet.float_model(), evaluation(len(outputs)))
+    return imagenet.top1_agreement(wanted, torch.cat(list(outputs)))
+
+
 def main() -> int:
     """Make the table.
 
@@ -72,7 +89,7 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backends", default=",".join(BACKENDS), help="names, commas between")
-    parser.add_argument("--samples", type=int, default=24, help="crops to compare on")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="crops to compare on")
     parser.add_argument("--time-limit", type=float, default=1200, help="seconds for each backend")
     parser.add_argument("--write", action="store_true", help="write the table into README.md")
     parser.add_argument("--again", action="store_true", help="take what was measured last")
@@ -97,8 +114,7 @@ def main() -> int:
 def measured(backends: Sequence[str], samples: int, time_limit: float) -> dict[str, Any]:
     """Measure all, and return it as data: the report, the cells of the others, the times."""
     model = imagenet.float_model()
-    seen = imagenet.calibration_crops(CALIBRATION_CROPS, imagenet.PICTURES[::2])
-    unseen = imagenet.evaluation_crops(samples, UNSEEN)
+    seen, unseen = calibration(), evaluation(samples)
     wanted = imagenet.logits(model, unseen)
     report = compare_backends(
         model,
@@ -106,7 +122,7 @@ def measured(backends: Sequence[str], samples: int, time_limit: float) -> dict[s
         seen,
         unseen,
         options=OPTIONS,
-        metric=lambda outputs: imagenet.top1_agreement(wanted, torch.cat(list(outputs))),
+        metric=top1,
         time_limit=time_limit,
         on_row=lambda row: print(*cells(row, {}), sep="  ", file=sys.stderr),
         quiet=False,
@@ -148,6 +164,10 @@ def cells(row: BackendRow, times: Mapping[str, float]) -> list[str]:
     if row.failure:
         return [f"`{row.backend}`", "none", *[""] * 6, row.failure, "", took]
     run = f"{times[row.backend]:.1f} ms" if row.backend in times else ""
+    if row.cycles is not None:
+        run = f"{row.cycles / 1e6:.2f} M cycles"
+    if row.sram_bytes is not None:
+        run += f", {row.sram_bytes / 1e6:.2f} MB of SRAM"
     return [
         f"`{row.backend}`, {row.scheme.split()[0]}",
         f"{row.quantized} of {row.compute_nodes}",
@@ -156,7 +176,7 @@ def cells(row: BackendRow, times: Mapping[str, float]) -> list[str]:
         "" if row.executed_db is None else f"{row.executed_db:.1f} dB",
         "" if row.metric is None else f"{row.metric:.3f}",
         f"{row.program_bytes / 1e6:.1f} MB",
-        run if row.cycles is None else f"{row.cycles / 1e6:.2f} M cycles",
+        run,
         row.executed_by,
         "`{0}`, {2}".format(*row.loss.rpartition(": ")) if row.loss else "",
         took,
