@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -230,6 +231,13 @@ def test_a_scaffolded_backend_passes_as_it_is(name: str, environment: Make) -> N
     assert re.search(r"\b\d{3} passed(, \d+ skipped)? in", made.conformance(*command))
 
 
+def commands_of(page: str) -> list[str]:
+    """Return the commands of a page, each on one line."""
+    text = "".join(block["text"] for block in BLOCK.finditer(page) if block["info"] == "sh")
+    lines = text.replace("\\\n", "").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def follow(page: str, made: Environment) -> str:
     """Write the files of a page and run its commands and its code, and return what they print."""
     script, code = ["set -e"], []
@@ -261,6 +269,18 @@ def test_the_tutorial_ends_with_a_conforming_backend(environment: Make) -> None:
     assert shown
     assert re.sub(r"^    ", "", shown[0], flags=re.MULTILINE).strip() in said
     assert re.search(r"\d{3} passed", said)
+
+
+def test_the_first_page_ends_with_a_verified_program(environment: Make) -> None:
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    commands = commands_of(page)
+    assert f"\n{len(commands)} commands," in page
+    (install,) = (command for command in commands if command.startswith("pip install"))
+    made = environment(shlex.split(install)[-1])
+    _, _, rest = page.partition(f"{install}\n")  # What is before it, the fixture did.
+    said = follow(f"```sh\n{rest}", made)
+    assert re.search(r"^ok: \d+\.\d dB .* asked for", said, re.MULTILINE)
+    assert (made.folder / "net.html").is_file()
 
 
 def _project(folder: Path) -> dict[str, Any]:
@@ -341,16 +361,24 @@ def net():
     return torch.nn.Sequential(conv, torch.nn.ReLU(), pool, torch.nn.Flatten(), linear)
 
 samples = list(torch.rand(8, 1, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+others = list(torch.rand(4, 1, 3, 8, 8, generator=torch.Generator().manual_seed(2)))
 """
 
 
-def test_a_recipe_makes_the_same_bytes_in_another_environment(environment: Make) -> None:
-    first, second = (environment("qcore-analysis", "qcore-xnnpack") for _ in range(2))
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("xnnpack", ()), ("ethosu", ("--option", "target=ethos-u85-256"))],
+)
+def test_the_commands_for_ci_make_the_bytes_that_a_recipe_made_in_another_environment(
+    backend: str, options: tuple[str, ...], environment: Make
+) -> None:
+    first, second = (environment("qcore-analysis", f"qcore-{backend}") for _ in range(2))
     for made in (first, second):
         (made.folder / "shop.py").write_text(SHOP)
-    command = ("qcore", "quantize", "-o", "net.pte", "--quiet")
-    chosen = ("--backend", "xnnpack", "--calibration", "shop:samples", "--save-recipe", "net.toml")
-    first.run(*command, "shop:net", *chosen, PYTHONHASHSEED="1")
+    chosen = ("--backend", backend, *options, "--calibration", "shop:samples")
+    written = ("-o", "net.pte", "--save-recipe", "net.toml", "--quiet")
+    first.run("qcore", "quantize", "shop:net", *chosen, *written, PYTHONHASHSEED="1")
     shutil.copy(first.folder / "net.toml", second.folder)
-    second.run(*command, "--recipe", "net.toml", PYTHONHASHSEED="2")
+    page = (ROOT / "docs" / "continuous-integration.md").read_text(encoding="utf-8")
+    second.run("bash", "-c", "\n".join(("set -e", *commands_of(page))), PYTHONHASHSEED="2")
     assert (second.folder / "net.pte").read_bytes() == (first.folder / "net.pte").read_bytes()
