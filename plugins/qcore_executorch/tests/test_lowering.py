@@ -90,11 +90,13 @@ def test_an_undelegated_operator_is_named_with_its_module_and_reason(program):
     nodes = {node.operator: node for node in program.report.undelegated}
     assert nodes["aten.cumsum.default"].module == "block"
     assert nodes["aten.cumsum.default"].reason == "no partitioner takes this operator"
+    assert "support page lists for this backend.\n" in f"{program.report}\n"
 
 
 def test_the_reason_that_the_partitioner_states_is_kept(program):
     nodes = {node.operator: node for node in program.report.undelegated}
     assert "keepdim" in nodes["aten.mean.dim"].reason
+    assert nodes["aten.mean.dim"].advice == "", "the reason says what it takes"
 
 
 def test_the_report_says_that_undelegated_operators_still_run(program):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import qcore
+from qcore.errors import LoweringError
 from qcore.testing import Fn
 from qcore_xnnpack.support import TABLE
 
@@ -285,6 +286,18 @@ class Reshaped(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         y = self.linear(x).unsqueeze(1)
         return y, y[:, -1].square()
+
+
+@pytest.mark.parametrize(
+    ("operator", "function"),
+    [("special_i0", torch.special.i0), ("complex", lambda y: torch.complex(y, y).abs())],
+)
+def test_what_no_kernel_computes_is_named_with_what_to_do(operator: str, function: Any) -> None:
+    model, samples = Fn(lambda m, x: function(m.linear(x)), linear=nn.Linear(8, 4)), [(IMAGE,)]
+    quantizer = qcore.get_quantizer("xnnpack").set_global("8a8w")
+    converted = qcore.quantize(model, quantizer, [*samples, (OTHER,)]).model
+    with pytest.raises(LoweringError, match=rf"{operator}.* cannot be executed.*Replace it in the"):
+        quantizer.lower(converted, samples[0])
 
 
 @pytest.mark.parametrize(

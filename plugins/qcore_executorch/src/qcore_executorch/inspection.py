@@ -16,7 +16,7 @@ from qcore_executorch.compat.executorch import (
     calls_delegate,
     without_edge,
 )
-from qcore_executorch.report import PORTABLE
+from qcore_executorch.report import OTHERS, PORTABLE
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -150,21 +150,24 @@ def _visit(graph: GraphModule, prefix: str, reasons: Mapping[str, str], found: I
                 StrayNode(prefix + node.name, _name_of(node), feeds, recorded_module_path(node))
             )
         else:
-            found.undelegated.append(record(node, prefix, reasons.get(node.name, PORTABLE)))
+            why = (reasons[node.name],) if node.name in reasons else (PORTABLE, OTHERS)
+            found.undelegated.append(record(node, prefix, *why))
 
 
-def record(node: Node, prefix: str, reason: str) -> NodeRecord:
+def record(node: Node, prefix: str, reason: str, advice: str = "") -> NodeRecord:
     """Describe a node.
 
     Args:
         node: A node of the edge graph.
         prefix: The path of the body it is in, with a dot at the end; empty outside of bodies.
         reason: Why no delegate took it; empty for a delegated node.
+        advice: What to try to have it delegated.
 
     Returns:
         The description.
     """
-    return NodeRecord(prefix + node.name, _name_of(node), recorded_module_path(node), reason)
+    module = recorded_module_path(node)
+    return NodeRecord(prefix + node.name, _name_of(node), module, reason, advice)
 
 
 def computes(node: Node) -> bool:

@@ -31,7 +31,7 @@ from qcore_executorch.graphs import write_into_copies
 from qcore_executorch.importing import import_executorch
 from qcore_executorch.inspection import as_written, inspect_lowered, stated_reasons
 from qcore_executorch.kernels import kernel_modules, missing_kernels
-from qcore_executorch.mending import lower_checked
+from qcore_executorch.mending import lower_checked, root_cause
 from qcore_executorch.pte import PTE
 from qcore_executorch.report import ExecuTorchReport
 from qcore_executorch.rewriting import name_parameters
@@ -316,20 +316,13 @@ class _Clock:
         except QcoreError:
             raise
         except Exception as error:
-            root = _root_cause(error)
+            root = root_cause(error)
             lines = str(root).strip().splitlines()
             raise LoweringError(
                 f"Lowering for {self._backend} failed in the stage {name!r}: "
                 f"{type(root).__name__}: {lines[0] if lines else 'no message'}. "
                 f"{self._ADVICE[name]} The cause is chained to this error."
             ) from error
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """Return the exception that others were raised from; pass managers list their passes only."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _flat_if_unwritable(program: ExportedProgram) -> Any:

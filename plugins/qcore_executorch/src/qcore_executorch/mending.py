@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qcore.lowering import LoweredProgram
     from qcore_executorch.check import Reference
 
-__all__ = ["Attempt", "LowerOnce", "UnmendableError", "lower_checked", "search"]
+__all__ = ["Attempt", "LowerOnce", "UnmendableError", "lower_checked", "root_cause", "search"]
 
 _CULPRITS: Final = 4
 """So many are searched for; where there are more, everything before the last is left."""
@@ -101,7 +101,8 @@ class _Checked:
         except (RuntimeUnavailableError, UnmendableError):
             raise
         except Exception as error:
-            return Attempt(None, _first_line(error), error, taken)
+            # A stage that failed says what stopped it, and then what to do.
+            return Attempt(None, _first_line(root_cause(error)), error, taken)
         with stage("check", self.seconds):
             return Attempt(program, self.symptom(program), None, taken)
 
@@ -319,6 +320,13 @@ def _at_run(error: RuntimeExecutionError, program: LoweredProgram) -> str:
     return f"{found.group()} in {where}" if found else f"refused at run: {_first_line(error)}"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     text = next(iter(str(error).strip().splitlines()), "")
     return text if isinstance(error, QcoreError) else f"{type(error).__name__}: {text}"
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the exception that others were raised from; pass managers list their passes only."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -8,10 +8,13 @@ import attrs
 
 from qcore.report import LoweringReport, notes
 
-__all__ = ["PORTABLE", "ExecuTorchReport", "MendedNode"]
+__all__ = ["OTHERS", "PORTABLE", "ExecuTorchReport", "MendedNode"]
 
 #: The reason of an undelegated node for which no partitioner stated one.
 PORTABLE: Final = "no partitioner takes this operator"
+
+#: What to try then.
+OTHERS: Final = "Write it in the model with operators that the support page lists for this backend."
 
 
 @attrs.frozen
