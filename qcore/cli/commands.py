@@ -73,6 +73,13 @@ class CommandGroup(TyperGroup):
             raise
         except OSError as error:
             message = f"{error}. {_MEND.get(error.errno or 0, 'Name another file or folder.')}"
+        except Exception as error:
+            # What has a status is typer's: a wrong command line, or an end that a command chose.
+            if not isinstance(error, typer.Abort) and not hasattr(error, "exit_code"):
+                error.add_note(
+                    f"Nobody expected this error: please report all of it.{written_log()}"
+                )
+            raise
         typer.echo(f"qcore: {message}{written_log()}", err=True)
         raise typer.Exit(1)
 
