@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from qcore.errors import LoweringError, QcoreError
 
 __all__ = ["check_writable", "write_whole"]
+
+#: Writing takes seconds: what is so much older was left by a process that was killed.
+_LEFT_S: Final = 3600
 
 
 def check_writable(
@@ -79,7 +86,8 @@ def _replace(target: Path, data: bytes) -> None:
     if target.exists() and not target.is_file():
         target.write_bytes(data)
         return
-    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    _remove_left(target)
+    fresh = target.with_name(f"{_beginning(target)}{uuid.uuid4().hex}")
     try:
         fresh.write_bytes(data)
         if target.exists():
@@ -88,3 +96,16 @@ def _replace(target: Path, data: bytes) -> None:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def _beginning(target: Path) -> str:
+    return f".{target.name}."
+
+
+def _remove_left(target: Path) -> None:
+    """Remove what processes that were killed left of the same file."""
+    pattern = f"{glob.escape(_beginning(target))}{'[0-9a-f]' * 32}"
+    for left in target.parent.glob(pattern):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                left.unlink()

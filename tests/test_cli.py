@@ -56,6 +56,7 @@ def test_an_error_names_a_file_with_what_libraries_said_meanwhile(
 
 NOISY = """
 import os, subprocess, sys
+import typer
 from qcore.cli import app
 from qcore.errors import QcoreError
 
@@ -66,6 +67,10 @@ def noisy():
     print("Python's words", file=sys.stderr)
     if os.environ["ENDS_IN"] == "crash":
         os.abort()
+    if os.environ["ENDS_IN"] == "defect":
+        raise ValueError("nobody expects this")
+    if os.environ["ENDS_IN"] == "status":
+        raise typer.Exit(3)
     raise QcoreError("no luck")
 
 app.run()
@@ -84,6 +89,26 @@ def test_what_native_code_and_children_write_goes_to_the_log_file(tmp_path: Path
     assert log.read_text() == "native words\na child\n"
     shown = f"Python's words\nqcore: no luck\nWhat the libraries said meanwhile: {log}\n"
     assert (done.returncode, done.stderr) == (1, shown)
+
+
+def test_an_error_that_nobody_expects_has_its_traceback_and_names_the_log_file(
+    tmp_path: Path,
+) -> None:
+    done = noisy("defect", tmp_path)
+    (log,) = tmp_path.iterdir()
+    assert log.read_text() == "native words\na child\n"
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.endswith(
+        "ValueError: nobody expects this\nNobody expected this error: please report all of it.\n"
+        f"What the libraries said meanwhile: {log}\n"
+    )
+
+
+def test_a_status_that_a_command_chooses_leaves_no_log_file(tmp_path: Path) -> None:
+    done = noisy("status", tmp_path)
+    assert (done.returncode, done.stderr) == (3, "Python's words\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_crash_of_the_command_itself_is_shown(tmp_path: Path) -> None:
@@ -170,6 +195,30 @@ def test_a_backend_that_cannot_be_written_whole_leaves_nothing(
     assert done.exit_code == 1
     assert "No space left on device. Free some space there" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("at", ["write_text", "rename"])
+def test_an_interrupt_leaves_no_half_backend(
+    at: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    act, done = getattr(Path, at), []
+
+    def interrupted(self: Path, *arguments: object, **more: object) -> object:
+        done.append(self)
+        if at == "write_text" and len(done) < 3:
+            return act(self, *arguments, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, at, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        scaffold.write_backend("my-npu", tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backend_is_written_into_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    assert (scaffold.write_backend("my-npu", tmp_path / "new") / "pyproject.toml").is_file()
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]
 
 
 @pytest.mark.parametrize("template", ["torch", "executorch"])

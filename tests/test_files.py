@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +25,18 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     assert write(target).read_bytes() == b"new"
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_now_is_not(
+    tmp_path: Path,
+) -> None:
+    left, now = (tmp_path / f".model[1].pte.{digit * 32}" for digit in "0f")
+    other = tmp_path / f".model.pte.{'0' * 32}"
+    for path, age in ((left, 7200), (now, 60), (other, 7200)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    target = write(tmp_path / "model[1].pte")
+    assert sorted(tmp_path.iterdir()) == sorted([target, now, other])
 
 
 def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:

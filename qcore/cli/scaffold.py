@@ -130,15 +130,18 @@ def write_backend(
             f"(mkdir -p {folder.parent}), or pass another --directory."
         )
     beside = folder.absolute().parent
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=beside) as whole:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=beside) as temporary:
+        whole = Path(temporary) / "whole"
         for name, text in chosen.files().items():
             place = _PLACES.get(name, f"src/{{package}}/{name}")
-            target = Path(whole) / place.format(package=names.package)
+            target = whole / place.format(package=names.package)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(_rendered(text, names, chosen), encoding="utf-8")
-        folder.mkdir(exist_ok=True)
-        for made in Path(whole).iterdir():
-            made.rename(folder / made.name)
+        if folder.exists():
+            for made in whole.iterdir():
+                made.rename(folder / made.name)
+        else:
+            whole.rename(folder)
     return folder
 
 
