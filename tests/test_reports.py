@@ -92,7 +92,7 @@ EXAMPLES = (
         "toy",
         delegates=1,
         delegated=(NodeRecord("a", "aten.a", "m"),),
-        undelegated=(NodeRecord("b", "aten.b", reason="no kernel"),),
+        undelegated=(NodeRecord("b", "aten.b", reason="no kernel", advice="Take c."),),
         stray=(StrayNode("s", "quantize", ("b",)),),
         program_bytes=12,
         seconds={"export": 0.5},
@@ -167,6 +167,15 @@ class TestTheText:
         left = [Decision(f"n{i}", f"aten.{'ab'[i > 0]}", "", None, "", "a rule") for i in range(3)]
         text = str(AnnotationReport("toy", tuple(left)))
         assert "3 x aten.b x2, aten.a x1 in float: a rule [n0, n1, n2]" in text
+
+    def test_nodes_outside_the_delegates_are_one_line_with_what_to_try_below(self) -> None:
+        left = [NodeRecord(f"n{i}", f"aten.{'ab'[i > 0]}", "", "why", "Try c.") for i in range(3)]
+        left.append(NodeRecord("d", "aten.d", "", "it says all"))
+        assert str(LoweringReport("toy", undelegated=tuple(left))).splitlines()[2:] == [
+            "     3 x aten.b x2, aten.a x1: why [n0, n1, n2]",
+            "         Try c.",
+            "     1 x aten.d: it says all [d]",
+        ]
 
     def test_layers_that_stay_for_one_reason_are_one_line(self) -> None:
         layers = [LayerRecord(name, "Linear", 8, 32, 32, reason="too small") for name in "abcdef"]
@@ -243,6 +252,14 @@ class TestABackendsOwn:
 def test_a_report_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match=r"of kind 'source', the data of one of kind 'lowering'"):
         SourceReport.from_dict(EXAMPLES[1].to_dict())
+
+
+def test_a_field_that_an_earlier_release_did_not_have_takes_its_default() -> None:
+    data = EXAMPLES[1].to_dict()
+    del data["undelegated"][0]["advice"], data["stray"]
+    found = LoweringReport.from_dict(data)
+    assert (found.undelegated[0].reason, found.undelegated[0].advice) == ("no kernel", "")
+    assert found.stray == ()
 
 
 def test_a_number_that_is_not_finite_is_null() -> None:

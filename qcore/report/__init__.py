@@ -16,7 +16,7 @@ from qcore.report.decisions import (
     write_decisions,
 )
 from qcore.report.lowering import LoweringReport, NodeRecord, StrayNode
-from qcore.report.serialize import UNSERIALIZED, figure, schema
+from qcore.report.serialize import UNSERIALIZED, dump, figure, schema
 from qcore.report.source import LayerRecord, SourceReport
 from qcore.report.text import as_text, notes
 from qcore.report.verification import Verification
@@ -36,6 +36,7 @@ __all__ = [
     "StrayNode",
     "Verification",
     "as_text",
+    "dump",
     "figure",
     "notes",
     "read_decisions",

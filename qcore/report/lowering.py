@@ -23,12 +23,14 @@ class NodeRecord:
         operator: The operator it calls, as ``aten.convolution.default``.
         module: Path of the module it came from; empty for the model itself or where unknown.
         reason: Why no delegate took it; empty for a delegated node.
+        advice: What to try to have it delegated; empty where the reason says it.
     """
 
     name: str
     operator: str
     module: str = ""
     reason: str = ""
+    advice: str = ""
 
     @property
     def place(self) -> str:

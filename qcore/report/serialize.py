@@ -69,10 +69,12 @@ def dump(value: Any) -> Any:
 def load(kind: Any, data: Any) -> Any:
     """Return what ``dump`` was given, by its type; keys that this does not have are passed over.
 
-    Figures are computed anew; numbers that were not finite are NaN.
+    Fields that the data lack, as those of an earlier release, have their defaults. Figures are
+    computed anew; numbers that were not finite are NaN.
     """
     if attrs.has(kind):
-        return kind(**{m.name: load(m.type, data[m.key]) for m in members(kind) if m.is_field})
+        given = [m for m in members(kind) if m.is_field and m.key in data]
+        return kind(**{m.name: load(m.type, data[m.key]) for m in given})
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return None if data is None else load(arguments[0], data)

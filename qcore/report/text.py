@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import singledispatch
 from typing import Any, TypeVar
 
 from qcore.report.base import Report, as_text
 from qcore.report.decisions import AnnotationReport, Decision
-from qcore.report.lowering import LoweringReport
+from qcore.report.lowering import LoweringReport, NodeRecord
 from qcore.report.serialize import dump, members
 from qcore.report.source import SourceReport
 from qcore.report.verification import Verification
@@ -18,6 +18,7 @@ from qcore.report.verification import Verification
 __all__ = ["as_text", "grouped", "notes"]
 
 _Key = TypeVar("_Key", bound=Hashable)
+_Node = TypeVar("_Node")
 
 
 @singledispatch
@@ -49,18 +50,14 @@ def _(report: Report) -> str:
 def _(report: AnnotationReport) -> str:
     schemes = Counter(d.scheme for d in report.quantized)
     lines = [f"{count:4d} x {scheme}" for scheme, count in schemes.most_common()]
-    alike: dict[tuple[str, str], list[Decision]] = {}
-    for decision in report.in_float:
-        why = (_of_many(decision.reason, report), _of_many(decision.advice, report))
-        alike.setdefault(why, []).append(decision)
-    for (reason, advice), found in alike.items():
+
+    def why(decision: Decision) -> tuple[str, str]:
+        return _of_many(decision.reason, report), _of_many(decision.advice, report)
+
+    for (reason, advice), found in _by(why, report.in_float).items():
         if len(found) == 1:
             reason, advice = found[0].reason, found[0].advice
-        operators = dict(Counter(d.operator for d in found).most_common())
-        what = _counts(operators) if len(operators) > 1 else found[0].operator
-        names = _first([d.place for d in found])
-        lines.append(f"{len(found):4d} x {what} in float: {reason} [{names}]")
-        lines += [f"       {advice}"] if advice else []
+        lines += _why(found, f" in float: {reason}", advice)
     lines += [f"warning: {warning}" for warning in report.warnings]
     return _lines(
         f"{report.backend}: {len(report.quantized)} of {len(report.decisions)} compute nodes "
@@ -81,9 +78,8 @@ def _(report: LoweringReport) -> str:
     lines = [f"delegated: {_counts(report.delegated_ops)}"] if report.delegated else []
     if report.undelegated:
         lines.append(f"{report.elsewhere} ({len(report.undelegated)}), they still run:")
-        keyed = (((n.operator, n.reason), n.place) for n in report.undelegated)
-        for (operator, reason), count, names in grouped(keyed):
-            lines.append(f"{count:4d} x {operator}: {reason} [{names}]")
+        for why, nodes in _by(lambda n: (n.reason, n.advice), report.undelegated).items():
+            lines += _why(nodes, f": {why[0]}", why[1])
     if report.stray:
         lines.append(f"quantize/dequantize outside the delegates ({len(report.stray)}):")
         fed = (
@@ -127,6 +123,22 @@ def _(report: Verification) -> str:
     )
 
 
+def _by(key: Callable[[_Node], _Key], nodes: Iterable[_Node]) -> dict[_Key, list[_Node]]:
+    found: dict[_Key, list[_Node]] = {}
+    for node in nodes:
+        found.setdefault(key(node), []).append(node)
+    return found
+
+
+def _why(nodes: Sequence[Decision | NodeRecord], reason: str, advice: str) -> list[str]:
+    """Return what is said of nodes: how many, which operators, why, the first, what to try."""
+    operators = dict(Counter(node.operator for node in nodes).most_common())
+    what = _counts(operators) if len(operators) > 1 else nodes[0].operator
+    names = _first([node.place for node in nodes])
+    lines = [f"{len(nodes):4d} x {what}{reason} [{names}]"]
+    return [*lines, f"       {advice}"] if advice else lines
+
+
 def _of_many(text: str, report: AnnotationReport) -> str:
     """Return what is said of a node without the numbers of others, as it is said of many."""
     return re.sub(r"\b(\w+)_\d+\b", lambda m: m[m[0] in report.by_node], text)
@@ -155,11 +167,8 @@ def grouped(keyed: Iterable[tuple[_Key, str]]) -> Iterator[tuple[_Key, int, str]
 
     Yields what is said, of how many names, and the first of these.
     """
-    groups: dict[_Key, list[str]] = {}
-    for key, name in keyed:
-        groups.setdefault(key, []).append(name)
-    for key, names in groups.items():
-        yield key, len(names), _first(names)
+    for key, found in _by(lambda one: one[0], keyed).items():
+        yield key, len(found), _first([name for _, name in found])
 
 
 def _first(names: list[str], most: int = 4) -> str:
