@@ -23,8 +23,10 @@ from qcore.lowering import LoweredProgram, LoweringReport
 from qcore.report import AnnotationReport
 from qcore_analysis import StageReport, compare_stages
 from qcore_analysis.bisection import ends_of, first_wrong, returning
+from qcore_analysis.causes import cause_of
 from qcore_analysis.making import Made
 from qcore_analysis.page import write_html
+from qcore_analysis.stages import compare
 from qcore_analysis.tracing import Anchor, anchors_of
 from qcore_integer import interpreter
 from qcore_integer.backend import IntegerBackend
@@ -116,6 +118,25 @@ def test_a_wrong_kernel_inside_a_delegate_is_named_within_the_logarithm_of_lower
     assert len(counting) <= math.ceil(math.log2(8)) + 1
 
 
+def test_the_cause_of_what_a_wrong_kernel_loses_is_the_execution(
+    counting: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "aten.linear.default"
+    monkeypatch.setitem(interpreter.KERNELS, name, rolled(name))
+    found = compare(
+        network(),
+        qcore.get_quantizer("counting").set_global("8a8w"),
+        SAMPLES[:4],
+        SAMPLES[4:],
+        algorithms=(),
+        execute=True,
+        least_db=10,
+        lowering={},
+        quiet=True,
+    )
+    assert cause_of(found, SAMPLES[4:]).startswith("the execution, which differs")
+
+
 def test_a_wrong_module_has_figures_of_its_own_and_those_behind_it_inherit_its_error(
     counting: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +154,9 @@ def test_a_wrong_module_has_figures_of_its_own_and_those_behind_it_inherit_its_e
     assert (wrong.before_cosine < 0.99, wrong.before_max_abs_error > 0) == (True, True)
     assert behind.before_db == pytest.approx(wrong.before_db)
     assert behind.made_here_db > 30
+    assert wrong.made_here_cosine == pytest.approx(wrong.before_cosine)
+    assert wrong.made_here_max_abs_error == pytest.approx(wrong.before_max_abs_error)
+    assert math.isnan(wrong.computed_db), "nobody knows it of what a runtime executes"
 
 
 def test_the_page_has_the_figures_of_executed_modules(

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from typer.testing import Result
@@ -19,6 +20,9 @@ from qcore.report import AnnotationReport
 from qcore_analysis.histograms import histograms_of
 from qcore_analysis.making import Made
 from qcore_analysis.page import write_html
+from qcore_ethosu.report import EthosUReport
+from qcore_ethosu.vela import VelaFigures
+from qcore_vgf.vulkan import find_device
 
 from .browser import LEAST_CONTRAST, LOOKS, Tab
 
@@ -150,10 +154,51 @@ def test_the_page_of_efficientnet_has_less_than_2_mb_and_opens_offline(
     assert tab.value("document.getElementById('shown').value") == "160 of 160"
 
 
+def page_of(report: LoweringReport, folder: Path, **annotation: Any) -> str:
+    made = Made(
+        LoweredProgram(b"", report.backend, report),
+        AnnotationReport(report.backend, (), **annotation),
+        None,
+    )
+    recipe: Any = SimpleNamespace(to_toml=lambda: "")
+    page = write_html(folder / "page.html", "net", made, recipe, [], unseen=False)
+    return page.read_text(encoding="utf-8")
+
+
+def words(page: str) -> str:
+    return re.sub(r"(<[^>]+>|\s)+", " ", page)
+
+
+def test_what_a_compiler_says_of_each_delegate_is_told(tmp_path: Path) -> None:
+    vela = VelaFigures("Ethos_U85_256", "system", "Shared", 1e9, 3, 0, 9, 7, 8, {"sram": 64}, 5, 4)
+    report = EthosUReport("ethosu", delegates=2, vela=(vela, attrs.evolve(vela, npu_cycles=77)))
+    text = words(page_of(report, tmp_path))
+    assert "npu cycles 84 " in text, "all together"
+    assert "vela 1 accelerator Ethos_U85_256, system config system, memory mode Shared" in text
+    assert re.search(r"vela 2 .*npu cycles 77, total cycles 8, memory bytes sram x64, ", text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ("vgf", r"executed \d+\.\d dB.* delegates 1 "),
+        ("ethosu --option target=ethos-u85-256", "vela 1 accelerator Ethos_U85_256, "),
+    ],
+)
+def test_targets_of_arm_have_a_page(
+    chosen: str, says: str, qcore: Callable[..., Result], tmp_path: Path
+) -> None:
+    if chosen == "vgf":
+        find_device()
+    named = ("--backend", *chosen.split(), "--calibration", "rows.npz", "--data", "shop:samples")
+    page = tmp_path / "page.html"
+    done = qcore("quantize", "shop:net", *named, "-o", tmp_path / "net.pte", "--report", page)
+    assert done.exit_code == 0, done.output
+    assert re.search(says, words(page.read_text(encoding="utf-8")))
+
+
 def test_a_warning_stands_above_all_else(tmp_path: Path) -> None:
     said = "There is one calibration sample."
-    report = AnnotationReport("xnnpack", (), warnings=(said,))
-    made = Made(LoweredProgram(b"", "xnnpack", LoweringReport("xnnpack")), report, None)
-    recipe: Any = SimpleNamespace(to_toml=lambda: "")
-    page = write_html(tmp_path / "page.html", "net", made, recipe, [], unseen=False)
-    assert said in page.read_text(encoding="utf-8").partition("<h2>")[0]
+    page = page_of(LoweringReport("xnnpack"), tmp_path, warnings=(said,))
+    assert said in page.partition("<h2>")[0]

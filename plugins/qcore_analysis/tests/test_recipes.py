@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from importlib.resources import files
@@ -26,6 +29,27 @@ def test_the_same_recipe_makes_the_same_bytes(program: Path, qcore: Command, fol
     done = qcore("quantize", "--recipe", "net.toml", "-o", "again.pte", "--quiet")
     assert (done.exit_code, done.output) == (0, "")
     assert (folder / "again.pte").read_bytes() == program.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        "tosa",
+        pytest.param("vgf", marks=pytest.mark.slow),
+        pytest.param("ethosu --option target=ethos-u85-256", marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_recipe_makes_the_same_bytes_in_another_process_with_another_hash_seed(
+    chosen: str, qcore: Command, tmp_path: Path, folder: Path
+) -> None:
+    first, again, recipe = (tmp_path / name for name in ("first.pte", "again.pte", "recipe.toml"))
+    made = ("quantize", "shop:net", "--calibration", "rows.npz", "--backend", *chosen.split())
+    done = qcore(*made, "-o", first, "--save-recipe", recipe, "--quiet")
+    assert (done.exit_code, done.output) == (0, "")
+    command = (sys.executable, "-m", "qcore", "quantize", "--recipe", recipe, "-o", again)
+    environ = {**os.environ, "PYTHONHASHSEED": "7"}
+    subprocess.run([*command, "--quiet"], cwd=folder, env=environ, check=True)
+    assert first.read_bytes() == again.read_bytes()
 
 
 def test_what_was_saved_says_every_choice_and_fits_the_published_schema(

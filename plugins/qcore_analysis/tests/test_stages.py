@@ -40,6 +40,10 @@ def test_a_planted_bad_layer_is_named_first_with_the_error_made_in_it() -> None:
     converted = {record.module: record for record in report.stages[-1].modules}
     assert converted["2"].made_here_db < 10
     assert converted["4"].sqnr_db < 25 < converted["4"].made_here_db, "it inherits its error"
+    assert converted["2"].made_here_cosine < 0.9 < converted["4"].made_here_cosine
+    assert converted["2"].made_here_max_abs_error > 10 * converted["4"].made_here_max_abs_error
+    assert converted["2"].computed_db == converted["2"].made_here_db, "its weights lose it"
+    assert converted["1"].computed_db > 100, "rounding its value does"
 
 
 def test_a_layer_kept_in_float_makes_no_error_and_the_outputs_gain_ten_decibels() -> None:

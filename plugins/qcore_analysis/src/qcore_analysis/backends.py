@@ -11,6 +11,7 @@ import attrs
 
 from qcore.errors import QcoreError
 from qcore.report import LoweringReport, Report, as_text
+from qcore_analysis.causes import cause_of
 from qcore_analysis.errors import TimeLimitError
 from qcore_analysis.recipe import Recipe
 from qcore_analysis.samples import called
@@ -44,6 +45,8 @@ class BackendRow:
         sram_bytes: SRAM in bytes that the compiler plans; null where none does.
         executed_by: What executed it; "nobody" where no host can.
         loss: The module that loses most, and how much.
+        cause: What loses it: rounding of weights, rounding and clipping of the value, or the
+            execution; empty where nothing is lost.
         seconds: Time that the row took.
     """
 
@@ -64,6 +67,7 @@ class BackendRow:
     sram_bytes: int | None = None
     executed_by: str = "nobody"
     loss: str = ""
+    cause: str = ""
     seconds: float = 0.0
 
 
@@ -198,6 +202,7 @@ def _measured(
         cycles=cycles,
         sram_bytes=getattr(lowered, "sram_bytes", None),
         loss=f"{worst.module}: {worst.made_here_db:.1f} dB" if worst else "",
+        cause=cause_of(compared, evaluation),
     )
     if compared.outputs is None:
         return row
@@ -234,6 +239,7 @@ def _(report: BackendReport) -> str:
         else:
             notes.append(
                 f"{row.backend}: executed by {row.executed_by}; largest loss in {row.loss}"
+                + f", by {row.cause}" * bool(row.cause)
                 + f"; {row.undelegated} compute nodes outside the delegates" * bool(row.undelegated)
             )
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

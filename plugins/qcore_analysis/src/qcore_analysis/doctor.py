@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import and_
@@ -29,6 +29,7 @@ from packaging.utils import canonicalize_name
 
 import qcore
 from qcore.cli.progress import Over
+from qcore.report import figure
 from qcore_analysis.errors import InputError
 
 __all__ = ["BROKEN", "CHECKS", "WARNING", "BackendFacts", "Diagnosis", "Finding", "diagnose"]
@@ -68,6 +69,10 @@ class Finding:
         return f"{self.level}: {self.about}: {self.problem}\n    {self.fix}"
 
 
+def _texts(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
 @attrs.frozen
 class BackendFacts:
     """What a backend says of itself once it is loaded, which the conformance suite holds it to.
@@ -90,11 +95,11 @@ class BackendFacts:
     name: str
     distribution: str
     api_version: int
-    hooks: list[str]
+    hooks: tuple[str, ...] = attrs.field(converter=_texts)
     schemes: int
     training: int
     source_schemes: int
-    options: list[str]
+    options: tuple[str, ...] = attrs.field(converter=_texts)
     partial: bool
     runs: bool
     verifies: bool
@@ -116,7 +121,7 @@ class BackendFacts:
 
 @attrs.frozen
 class Diagnosis:
-    """What was looked at and what was found.
+    """The answer of ``qcore doctor``: what was looked at and what was found.
 
     Attributes:
         versions: Version by distribution: those of qcore and what they name.
@@ -130,7 +135,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     backends: tuple[BackendFacts, ...] = ()
 
-    @property
+    @figure
     def ok(self) -> bool:
         """Whether nothing is broken."""
         return all(finding.level != BROKEN for finding in self.findings)

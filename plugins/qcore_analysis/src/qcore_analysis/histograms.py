@@ -30,6 +30,10 @@ class Histogram:
         high: The largest.
         levels: How many values the grid has.
         clipped: Share of the values beyond the grid.
+        scales: How many scales there are: one, or one for each channel or group.
+        zeros: Share of a weight's values that become zero.
+        spread: How many times wider the widest channel of a weight with one scale is than the
+            narrowest.
     """
 
     module: str
@@ -39,6 +43,9 @@ class Histogram:
     high: float
     levels: int
     clipped: float = 0.0
+    scales: int = 1
+    zeros: float = 0.0
+    spread: float = 1.0
 
     @property
     def step(self) -> float:
@@ -126,6 +133,7 @@ def _weight(model: GraphModule, node: Node) -> Histogram:
     largest = float(scales[0].max()) if isinstance(scales[0], torch.Tensor) else float(scales[0])
     # Levels, not values: channels of different scales lie on one grid of integers.
     counts = torch.histc(values.float(), BINS, least, most)
+    widths = values.float().abs().flatten(1).amax(1) if values.dim() > 1 else torch.ones(1)
     module = next((module_path(user) for user in node.users if module_path(user)), "")
     return Histogram(
         module or tensor.name,
@@ -134,4 +142,7 @@ def _weight(model: GraphModule, node: Node) -> Histogram:
         least * largest,
         most * largest,
         most - least + 1,
+        scales=torch.as_tensor(scales[0]).numel(),
+        zeros=float((values == 0).float().mean()),
+        spread=1.0 if per_channel else float(widths.max() / widths.min().clamp(min=1)),
     )

@@ -10,7 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
 from qcore.files import write_whole
+from qcore.report import LoweringReport
 from qcore_analysis.errors import InputError
 from qcore_analysis.histograms import histograms_of
 from qcore_analysis.measures import NO_NOISE_DB
@@ -131,9 +134,18 @@ def _rows(report: Any) -> list[dict[str, str]]:
 
 
 def _figures(data: Mapping[str, Any]) -> dict[str, str]:
-    """Return the figures of a report that are no lists; counts by name become a list of words."""
+    """Return the figures of a report in words, and those of a backend's own records one by one.
+
+    Lists that reports of every backend have are told elsewhere.
+    """
+    known = {member.name for member in attrs.fields(LoweringReport)}
     found = {}
     for key, value in data.items():
+        if isinstance(value, list) and key not in known:
+            for number, record in enumerate(value, 1):
+                figures = _figures(record) if isinstance(record, Mapping) else {"": record}
+                words = ", ".join(f"{name} {figure}".strip() for name, figure in figures.items())
+                found[f"{key.replace('_', ' ')} {number}"] = words
         if isinstance(value, Mapping):
             value = ", ".join(
                 f"{name} {number:.2f}" if isinstance(number, float) else f"{name} x{number}"

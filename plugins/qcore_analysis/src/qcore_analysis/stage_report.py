@@ -30,11 +30,13 @@ class ModuleDistances:
         to_float: From the float model's.
         to_before: From that at the stage before.
         made_here: What it makes of right inputs, from what it should.
+        computed: The same before its value is quantized; nothing of what a runtime executes.
     """
 
     to_float: Distance = attrs.field(factory=Distance)
     to_before: Distance = attrs.field(factory=Distance)
     made_here: Distance = attrs.field(factory=Distance)
+    computed: Distance = attrs.field(factory=Distance)
 
 
 @attrs.frozen
@@ -54,6 +56,11 @@ class ModuleRecord:
         before_cosine: Cosine of the angle to that.
         before_max_abs_error: The largest difference of one element from that.
         diverges: Whether the error made here is larger than the stage should make.
+        made_here_cosine: Cosine of the angle between what it makes of right inputs and what it
+            should; null where nobody knows.
+        made_here_max_abs_error: The largest difference of one element of these.
+        computed_db: As made_here_db, before the value itself is rounded and clipped: what is lost
+            by its weights, and inside of it. Null of what is executed.
     """
 
     module: str
@@ -66,6 +73,9 @@ class ModuleRecord:
     before_cosine: float
     before_max_abs_error: float
     diverges: bool
+    made_here_cosine: float = math.nan
+    made_here_max_abs_error: float = math.nan
+    computed_db: float = math.nan
 
     @classmethod
     def of(
@@ -91,6 +101,9 @@ class ModuleRecord:
             to_before.cosine,
             to_before.largest,
             knows_own and made_here.signal > 0 and made_here.sqnr_db < least_db,
+            made_here.cosine if knows_own else math.nan,
+            made_here.largest if knows_own else math.nan,
+            found.computed.sqnr_db if found.computed.signal else math.nan,
         )
 
 

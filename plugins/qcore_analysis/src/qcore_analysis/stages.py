@@ -45,12 +45,14 @@ class Compared:
         result: The quantized model.
         program: The program; None where it was not to be executed.
         outputs: What it returned for each sample; None where nothing executed it.
+        float_values: Gives what the modules have in float for a sample, by their nodes.
     """
 
     report: StageReport
     result: QuantizedModel
     program: LoweredProgram | None
     outputs: list[Any] | None
+    float_values: Callable[[Any], Mapping[str, torch.Tensor]]
 
 
 def compare_stages(
@@ -157,7 +159,7 @@ def compare(
             )
             records.append(way.executed_record(execution, executed_modules))
     report = StageReport(quantizer.name, len(samples), least_db, tuple(records))
-    return Compared(report, result, program, outputs)
+    return Compared(report, result, program, outputs, way.float_values)
 
 
 class _Watch(Algorithm):
@@ -238,6 +240,7 @@ class _Way:
                     if node in own and _fits(own[node], values.get(node)):
                         found.to_float.add(own[node], values[node])
                         found.made_here.add(own[node], alone.values[node])
+                        found.computed.add(own[node], alone.computed[node])
                         if _fits(before.get(node), values[node]):
                             found.to_before.add(before[node], values[node])
                 before = values

@@ -132,6 +132,7 @@ class Trace(Interpreter):  # type: ignore[misc]
 
     Attributes:
         values: The value of each node, by its name.
+        computed: The same before it was quantized.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Trace(Interpreter):  # type: ignore[misc]
         self._names = names
         self._rounds = rounds
         self._references = references or {}
-        self._raw: dict[Node, Any] = {}
+        self.computed: dict[str, torch.Tensor] = {}
         self.values: dict[str, torch.Tensor] = {}
 
     def of(self, inputs: list[Any]) -> list[Any]:
@@ -165,8 +166,9 @@ class Trace(Interpreter):  # type: ignore[misc]
         """Run one node, keep its value, and put the float value in its place."""
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
-        if source in self._raw and (_is("quantize", node) or is_observer(node)):
-            args = (self._raw[source], *args[1:])  # What the module made, not what it should have.
+        made = None if source is None else self.computed.get(source.name)
+        if made is not None and (_is("quantize", node) or is_observer(node)):
+            args = (made, *args[1:])  # What the module made, not what it should have.
         if is_observer(node) and self._rounds:
             value = _rounded(self.fetch_attr(str(node.target)), args[0])
         elif is_observer(node):
@@ -177,7 +179,7 @@ class Trace(Interpreter):  # type: ignore[misc]
         if anchor is None or anchor.name not in self._names:
             return value
         if anchor is node:
-            self._raw[node] = value
+            self.computed[node.name] = value
         self.values[anchor.name] = value
         return self._references.get(anchor.name, value)
 

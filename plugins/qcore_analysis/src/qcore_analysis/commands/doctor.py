@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import attrs
 import typer
 
 from qcore.cli.options import AsJson, Quiet, answer
+from qcore.report import dump
 
 __all__ = ["doctor"]
 
@@ -35,5 +35,5 @@ def doctor(
     versions = [f"{name} {found.versions[name]}" for name in names if name in found.versions]
     told = map(str, (*found.backends, *found.findings))
     lines = [ok, *([", ".join(versions)] if versions else []), *told]
-    answer("\n".join(lines), {"ok": found.ok, **attrs.asdict(found)}, as_json, quiet)
+    answer("\n".join(lines), dump(found), as_json, quiet)
     raise typer.Exit(0 if found.ok else 1)

@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import attrs
 import typer
 
 from qcore.cli.options import AsJson, Quiet, answer
+from qcore.report import dump
+from qcore_analysis.commands.answers import Verified
 from qcore_analysis.commands.options import Batch, Data, Pictures, load_torch
 from qcore_analysis.errors import InputError
 
@@ -92,13 +93,9 @@ def verify(
     )
     if not ok:
         text += f"\nqcore compare {against} says where it is lost."
-    figures: dict[str, Any] = {
-        "sqnr_db": found.sqnr_db,
-        "cosine": found.cosine,
-        "max_abs_error": found.largest,
-    }
-    figures |= {"top1": found.top1, "samples": len(samples), "ok": ok, "min_sqnr_db": min_sqnr}
-    answer(text, figures, as_json, quiet)
+    count = len(samples)
+    figures = Verified(found.sqnr_db, found.cosine, found.largest, found.top1, count, min_sqnr, ok)
+    answer(text, dump(figures), as_json, quiet)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -121,7 +118,7 @@ def bench(
     sample = load_data(inputs, batch=batch, pictures=pictures)[0] if inputs else _random(loaded)
     with step(f"{warmup + runs} runs", quiet):
         latency = called(partial(loaded.benchmark, runs=runs, warmup=warmup), sample)
-    answer(f"{loaded.backend}: {latency}", attrs.asdict(latency), as_json, quiet)
+    answer(f"{loaded.backend}: {latency}", dump(latency), as_json, quiet)
 
 
 def _loaded(path: Path) -> LoweredProgram:

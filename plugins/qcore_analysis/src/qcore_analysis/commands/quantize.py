@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from qcore.cli.options import AsJson, Quiet, answer
+from qcore.report import dump
+from qcore_analysis.commands.answers import Quantized
 from qcore_analysis.commands.options import (
     Batch,
     Calibration,
@@ -189,12 +191,9 @@ def _tell(
     output: Path, reports: list[Report], hint: str, everything: bool, as_json: bool, quiet: bool
 ) -> None:
     """Answer with what was written: the report of what was quantized, and that of a program."""
-    data = {
-        "program": str(output),
-        "bytes": output.stat().st_size,
-        "report": reports[0].to_dict(),
-        "lowering": reports[1].to_dict() if reports[1:] else None,
-    }
+    lowering: Any = reports[1] if reports[1:] else None
+    made: Any = reports[0]
+    data = dump(Quantized(str(output), output.stat().st_size, made, lowering))
     texts = (_text(report, everything) for report in reports)
     text = "\n".join([*texts, f"Wrote {output}.{hint}"])
     answer(text, data, as_json, quiet)
@@ -210,7 +209,7 @@ def _text(report: Any, everything: bool) -> str:
         for layer in getattr(report, "layers", ()):
             lines.append(_line(layer.name, layer.kind, layer.scheme or "as it was", layer.reason))
         for node in (*getattr(report, "undelegated", ()), *getattr(report, "stray", ())):
-            lines.append(f"  {node}")
+            lines.append("  " + ". ".join(filter(None, (str(node), getattr(node, "advice", "")))))
     return "\n".join(lines)
 
 

@@ -12,6 +12,8 @@ import typer
 
 import qcore
 from qcore.cli.options import AsJson, Quiet, answer
+from qcore.report import dump
+from qcore_analysis.commands.answers import Schemes
 from qcore_analysis.commands.options import Options, settings
 
 __all__ = ["schemes", "schemes_of"]
@@ -33,7 +35,12 @@ def schemes(
         if found[key]
         for line in (f"{title}:", *(f"  {scheme}" for scheme in found[key]))
     ]
-    answer("\n".join(lines), {"backend": backend, **found}, as_json, quiet)
+    answer(
+        "\n".join(lines),
+        dump(Schemes(backend, tuple(found["pt2e"]), tuple(found["quantize_"]))),
+        as_json,
+        quiet,
+    )
 
 
 def schemes_of(backend: str, options: dict[str, Any]) -> dict[str, list[str]]:
