@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ PAGES = {
     "docs/ethosu.md": QCORE_FIRST,
     "docs/programs.md": PRELUDE,
 }
+
+# What the fragment for Lightning takes for granted, after the rest of its page.
+BEFORE_LIGHTNING = """
+import lightning
+from torch.nn.functional import cross_entropy
+from torchao.quantization.pt2e import allow_exported_model_train_eval
+graph = torch.export.export(model.train(), (batches[0][0],)).module()
+training_batches = validation_batches = torch.utils.data.DataLoader(batches, batch_size=None)
+example_inputs = (batches[0][0],)
+"""
 
 # Pages whose code is fragments of hooks, or run by tests of their own.
 RUN_ELSEWHERE = {
@@ -76,6 +87,18 @@ def test_the_code_of_a_page_runs_in_order_and_qcore_says_nothing(page: str, tmp_
 def test_the_code_of_quick_pages_runs_and_qcore_says_nothing(tmp_path: Path) -> None:
     calls = [f"exec(compile({code_of(page)!r}, {page!r}, 'exec'), {{}})" for page in TOGETHER]
     assert run(QCORE_FIRST + "\n".join(calls), tmp_path) == (0, [])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("lightning") is None, reason="Lightning is not installed")
+def test_the_code_for_lightning_trains_and_lowers(tmp_path: Path) -> None:
+    page = (ROOT / "docs/qat.md").read_text(encoding="utf-8")
+    (fragment,) = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    told = "assert program.report.delegates"
+    status, said = run(
+        "\n".join((QCORE_FIRST, code_of("docs/qat.md"), BEFORE_LIGHTNING, fragment, told)), tmp_path
+    )
+    assert status == 0, "\n".join(said)
 
 
 def test_every_page_with_code_is_run() -> None:
