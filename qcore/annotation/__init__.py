@@ -6,6 +6,7 @@
 
 from qcore.annotation.alternatives import MOVE_OUT
 from qcore.annotation.annotate import annotate_graph, decide
+from qcore.annotation.in_place import make_functional
 from qcore.annotation.layers import LAYERS, Layer, convolution_groups, layer_of
 from qcore.annotation.patterns import (
     BATCH_NORMS,
@@ -63,6 +64,7 @@ __all__ = [
     "decide",
     "is_quantized_value",
     "layer_of",
+    "make_functional",
     "product_scale_bias",
     "rewrite_by",
     "scalars_to_attributes",

@@ -68,7 +68,13 @@ def make_functional(model: GraphModule) -> int:
     What reads the tensor later reads the new value. An operator is left alone where something
     outlives it that has to see the write: a parameter, a buffer or an input of the model, or a
     value that shares its memory, as views do, and is read later; or where the new value would have
-    another type. Nodes keep their names; how many were replaced is returned.
+    another type.
+
+    Args:
+        model: A captured or exported graph; changed in place. Nodes keep their names.
+
+    Returns:
+        How many operators were replaced.
     """
     order = {node: index for index, node in enumerate(model.graph.nodes)}
     roots: dict[Node, Node] = {}

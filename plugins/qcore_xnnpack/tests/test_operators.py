@@ -300,6 +300,19 @@ def test_what_no_kernel_computes_is_named_with_what_to_do(operator: str, functio
         quantizer.lower(converted, samples[0])
 
 
+def test_a_constant_that_is_written_into_is_the_same_in_every_run() -> None:
+    def biased(m: Any, x: torch.Tensor) -> torch.Tensor:
+        bias = torch.ones(4) * 2
+        bias += torch.arange(4.0)
+        return m.linear(x) + bias
+
+    model = Fn(biased, linear=nn.Linear(8, 4)).eval()
+    program = qcore.get_quantizer("xnnpack").lower(torch.export.export(model, (IMAGE,)), (IMAGE,))
+    assert program.report.mended == ()
+    for executed in program.run_many([(IMAGE,), (IMAGE,)]):
+        torch.testing.assert_close(executed, model(IMAGE))
+
+
 @pytest.mark.parametrize(
     "clamps",
     [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import attrs
 from torch.utils import _pytree as pytree
 
+from qcore.annotation import make_functional
 from qcore.compat.torch import TRACING
 from qcore.errors import LoweringError, QcoreError
 from qcore.lowering import LoweredProgram, Runner, TensorSpec, program_specs
@@ -143,6 +144,8 @@ class ExecuTorchLowering:
             self.around(),
         ):
             with clock.stage("rewrite"):
+                # Backends compute what depends on no input when lowering: once, written by nobody.
+                make_functional(program.graph_module)
                 write_into_copies(program)
                 name_parameters(program)
                 exported = self.rewritten(program)
