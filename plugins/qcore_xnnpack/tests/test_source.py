@@ -18,7 +18,7 @@ from torchao.quantization.granularity import PerAxis, PerGroup
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qcore
-from qcore.errors import GroupSizeError, LoweringError, UnsupportedSchemeError
+from qcore.errors import CaptureError, GroupSizeError, LoweringError, UnsupportedSchemeError
 from qcore.schemes import LayerScheme
 from qcore_xnnpack import quantize_
 from qcore_xnnpack.support import SCHEMES
@@ -250,3 +250,20 @@ def test_an_untied_llama_of_any_length_runs_as_the_quantized_model_does():
     for size in (2, 12, 32):
         tokens = torch.randint(0, 128, (1, size), generator=torch.Generator().manual_seed(size))
         assert sqnr(model(tokens), program.run(tokens)) >= 40
+
+
+class ReadsItsTable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.linear = nn.Embedding(64, 32), nn.Linear(32, 32)
+
+    def forward(self, tokens):
+        return self.linear(self.table(tokens)) @ self.table.weight.t()
+
+
+def test_a_quantized_table_that_a_model_reads_itself_is_said_to_be_left_in_float():
+    model = ReadsItsTable().eval()
+    qcore.quantize_(model, "xnnpack", "8da4w", group_size=32, rules={nn.Embedding: "8w"})
+    tokens = (torch.arange(5).reshape(1, 5),)
+    with pytest.raises(CaptureError, match="something else than its layer.*in float"):
+        qcore.get_quantizer("xnnpack").lower(model, tokens)
