@@ -132,19 +132,24 @@ class Wording(Requirement):
     rename, and goes on: it asks :meth:`checked` before.
     """
 
-    def functions(self) -> list[FunctionType]:
+    def functions(self) -> tuple[FunctionType, ...]:
         """Return the functions whose words count: those of base classes in the library, too."""
-        target = self.target()
-        if not isinstance(target, type):
-            return [inspect.unwrap(target)]
-        library = target.__module__.partition(".")[0]
-        bases = [one for one in target.__mro__ if one.__module__.partition(".")[0] == library]
-        made = (vars(one).get("__init__") for one in bases)
-        return [one for one in made if isinstance(one, FunctionType)]
+        return _functions(self.target())
 
     def _check(self, target: Any, name: str) -> None:
-        if not any(name in _words(function.__code__) for function in self.functions()):
+        if not any(name in _words(function.__code__) for function in _functions(target)):
             raise self._misfit(f"uses no {name!r} in {self.owner}")
+
+
+# Graphs are asked node by node: what a library's functions say is found once.
+@functools.cache
+def _functions(target: Any) -> tuple[FunctionType, ...]:
+    if not isinstance(target, type):
+        return (inspect.unwrap(target),)
+    library = target.__module__.partition(".")[0]
+    bases = [one for one in target.__mro__ if one.__module__.partition(".")[0] == library]
+    made = (vars(one).get("__init__") for one in bases)
+    return tuple(one for one in made if isinstance(one, FunctionType))
 
 
 @functools.cache

@@ -82,7 +82,9 @@ def _partitioner() -> Any:
                 return False
             return bool(super().check_constraints(node, ep))
 
-    class SafeElu(ELU.checked()):  # type: ignore[misc]
+    elu = ELU.checked()
+
+    class SafeElu(elu):  # type: ignore[misc,valid-type]
         """ELU, which ExecuTorch's list leaves out, except of what it writes without its scale."""
 
         def check_constraints(self, node: Node, ep: ExportedProgram) -> bool:
@@ -91,8 +93,8 @@ def _partitioner() -> Any:
                 return False
             return bool(super().check_constraints(node, ep))
 
-    replaced = {configs.SoftmaxConfig: SafeSoftmax, ELU.checked(): SafeElu}
-    listed = dict.fromkeys((*configs.ALL_PARTITIONER_CONFIGS, ELU.checked()))
+    replaced = {configs.SoftmaxConfig: SafeSoftmax, elu: SafeElu}
+    listed = dict.fromkeys((*configs.ALL_PARTITIONER_CONFIGS, elu))
     chosen = [replaced.get(config, config) for config in listed]
 
     class Partitioner(partition.XnnpackPartitioner):  # type: ignore[misc,name-defined]
