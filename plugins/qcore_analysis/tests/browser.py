@@ -60,6 +60,10 @@ def find_chromium() -> str:
     return found or pytest.skip(f"no Chromium is installed ({REQUIRED}=1 makes this a failure)")
 
 
+class Refusal(Exception):
+    """What Chromium answers to a request that it does not take."""
+
+
 class Tab:
     """A page in a Chromium.
 
@@ -123,6 +127,8 @@ class Tab:
             message, _, self._pending = self._pending.partition(b"\0")
             answer = json.loads(message)
             if answer.get("id") == self._count:
+                if "error" in answer:
+                    raise Refusal(f"{method}: {answer['error']['message']}")
                 return answer["result"]
             self._note(answer.get("method"), answer.get("params", {}))
 
@@ -137,7 +143,13 @@ class Tab:
             self.complaints.append(f"{told['entry']['text']} {told['entry'].get('url', '')}")
 
     def value(self, expression: str) -> Any:
-        answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Return what an expression is; None where its page is left before it has answered."""
+        try:
+            answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        except Refusal as refusal:
+            if "navigated" not in str(refusal):
+                raise
+            return None
         return answer["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = 30) -> None:
