@@ -7,9 +7,9 @@ import inspect
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
-import importlib_metadata
 from attrs import field, frozen
 
 from qcore.errors import (
@@ -59,9 +59,7 @@ class BackendInfo:
 
     name: str
     origins: tuple[str, ...]
-    _entry_points: tuple[importlib_metadata.EntryPoint, ...] = field(
-        default=(), repr=False, eq=False
-    )
+    _entry_points: tuple[metadata.EntryPoint, ...] = field(default=(), repr=False, eq=False)
     _cls: type | None = field(default=None, repr=False, eq=False)
 
     @property
@@ -98,15 +96,15 @@ class BackendInfo:
         return check_backend_class(self.name, loaded, self.origins[0])
 
 
-def entry_points(group: str) -> Sequence[importlib_metadata.EntryPoint]:
+def entry_points(group: str) -> Sequence[metadata.EntryPoint]:
     """Return the entry points of a group; read anew when a folder of the import path changes."""
     return _entry_points(group, tuple(map(_state, sys.path)))
 
 
 @functools.lru_cache(maxsize=8)
-def _entry_points(group: str, path: object) -> Sequence[importlib_metadata.EntryPoint]:
+def _entry_points(group: str, path: object) -> Sequence[metadata.EntryPoint]:
     del path  # Only says whether what was read still holds.
-    return tuple(importlib_metadata.entry_points(group=group))
+    return tuple(metadata.entry_points(group=group))
 
 
 def _state(folder: str) -> tuple[str, int]:
@@ -127,7 +125,7 @@ def backends() -> dict[str, BackendInfo]:
     Returns:
         Name to description, sorted by name.
     """
-    found: dict[str, list[importlib_metadata.EntryPoint]] = {}
+    found: dict[str, list[metadata.EntryPoint]] = {}
     for entry_point in entry_points(BACKENDS):
         found.setdefault(entry_point.name, []).append(entry_point)
     infos = {
@@ -138,7 +136,7 @@ def backends() -> dict[str, BackendInfo]:
     return dict(sorted(infos.items()))
 
 
-def _origin(entry_point: importlib_metadata.EntryPoint) -> str:
+def _origin(entry_point: metadata.EntryPoint) -> str:
     distribution = entry_point.dist
     owner = f"{distribution.name} {distribution.version}" if distribution else "unknown"
     return f"{owner} ({entry_point.value})"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 from functools import cached_property
+from importlib import metadata
 from typing import Any, Final
 
-import importlib_metadata
 import typer
 from typer.core import TyperGroup
 
@@ -36,10 +36,10 @@ class CommandGroup(TyperGroup):
     """
 
     @cached_property
-    def _added(self) -> dict[str, list[importlib_metadata.EntryPoint]]:
+    def _added(self) -> dict[str, list[metadata.EntryPoint]]:
         """The entry points by name; finding them reads the metadata of all that is installed."""
-        found: dict[str, list[importlib_metadata.EntryPoint]] = {}
-        for point in importlib_metadata.entry_points(group=COMMANDS):
+        found: dict[str, list[metadata.EntryPoint]] = {}
+        for point in metadata.entry_points(group=COMMANDS):
             found.setdefault(point.name, []).append(point)
         return found
 
@@ -84,7 +84,7 @@ class CommandGroup(TyperGroup):
         raise typer.Exit(1)
 
 
-def _command(name: str, points: list[importlib_metadata.EntryPoint]) -> Any:
+def _command(name: str, points: list[metadata.EntryPoint]) -> Any:
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     owners = " and ".join(point.dist.name if point.dist else "?" for point in points)
     try:

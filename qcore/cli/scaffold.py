@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.resources
 import re
 import tempfile
+from importlib import metadata
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
 
-import importlib_metadata
 from attrs import frozen
 
 from qcore.errors import ScaffoldError, near_misses
@@ -45,9 +45,9 @@ class _Template:
     @classmethod
     def of(cls, name: str) -> _Template:
         if name == DEFAULT_TEMPLATE:
-            version = importlib_metadata.version("qcore-quant")
+            version = metadata.version("qcore-quant")
             return cls(name, _common() / name, _pinned("qcore-quant", version))
-        points = {point.name: point for point in importlib_metadata.entry_points(group=TEMPLATES)}
+        points = {point.name: point for point in metadata.entry_points(group=TEMPLATES)}
         if name not in points:
             known = (DEFAULT_TEMPLATE, *sorted(points))
             close = near_misses(name, known)

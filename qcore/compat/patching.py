@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from importlib import metadata
 from types import CodeType, FunctionType
 from typing import Any, Final
 
-import importlib_metadata
 from attrs import field, frozen
 
 from qcore.errors import LibraryChangedError
@@ -106,8 +106,8 @@ class Requirement:
     def installed(self) -> str:
         """The installed version; empty where there is none."""
         try:
-            return importlib_metadata.version(self.library)
-        except importlib_metadata.PackageNotFoundError:
+            return metadata.version(self.library)
+        except metadata.PackageNotFoundError:
             return ""
 
     def _version_is_in(self, versions: str) -> bool:

@@ -46,8 +46,8 @@ def test_the_commands_of_the_page_run_in_order(
 
 
 def test_the_page_names_every_command() -> None:
-    import importlib_metadata
+    from importlib import metadata
 
-    names = {point.name for point in importlib_metadata.entry_points(group="qcore.commands")}
+    names = {point.name for point in metadata.entry_points(group="qcore.commands")}
     listed = set(re.findall(r"^\| `qcore ([\w-]+)", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     assert listed == names | {"backends", "new-backend"}

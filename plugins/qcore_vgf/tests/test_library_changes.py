@@ -5,9 +5,9 @@ A test that fails here says that ExecuTorch does by itself what is changed: remo
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
-import importlib_metadata
 import pytest
 import torch
 
@@ -43,7 +43,7 @@ def test_the_converter_is_not_found_where_no_script_is_on_the_path(
 def test_a_version_without_a_runtime_for_vgf_is_refused_with_the_one_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(importlib_metadata, "version", lambda name: "1.5.1")
+    monkeypatch.setattr(metadata, "version", lambda name: "1.5.1")
     with pytest.raises(RuntimeUnavailableError) as refusal:
         qcore.get_quantizer("vgf")
     assert str(refusal.value) == (

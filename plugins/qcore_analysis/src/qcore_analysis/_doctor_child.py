@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import metadata
 from typing import Any
 
 import attrs
-import importlib_metadata
 
 import qcore
 from qcore.errors import QcoreError
@@ -19,7 +19,7 @@ def main(distribution: str) -> tuple[list[Any], list[dict[str, Any]]]:
     """Return (problem, fix) pairs, where an empty fix leaves it to the caller, and the facts."""
     found: list[Any] = []
     facts: list[dict[str, Any]] = []
-    for point in importlib_metadata.distribution(distribution).entry_points:
+    for point in metadata.distribution(distribution).entry_points:
         if not point.group.startswith("qcore."):
             continue
         try:

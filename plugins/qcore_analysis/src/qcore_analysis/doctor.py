@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
+from importlib import metadata
 from operator import and_
 from pathlib import Path
 from platform import python_version
@@ -22,7 +23,6 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import attrs
-import importlib_metadata
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -161,7 +161,7 @@ def diagnose(
     Raises:
         InputError: One of ``only`` is not installed.
     """
-    installed = [_Installed.of(one) for one in importlib_metadata.distributions()]
+    installed = [_Installed.of(one) for one in metadata.distributions()]
     by_name: dict[str, _Installed] = {}
     for one in installed:
         by_name.setdefault(one.key, one)  # The first on the path is what is imported.
@@ -311,7 +311,7 @@ def _install(name: str, asked: str, *options: str) -> str:
     if not name.startswith("qcore-"):
         return f"{command} {asked}"
     for owner in (name, "qcore-quant", "qcore-analysis"):
-        for found in importlib_metadata.distributions(name=owner):
+        for found in metadata.distributions(name=owner):
             place = json.loads(found.read_text("direct_url.json") or "{}")
             source = _beside(place, name, asked, own=owner == name)
             if source:
