@@ -320,6 +320,7 @@ def test_every_wheel_is_typed_and_says_its_licence_and_pythons(wheels: Path) -> 
             (info,) = (one for one in names if one.endswith(".dist-info/METADATA"))
             metadata = archive.read(info).decode()
         assert any(one.endswith("/py.typed") for one in names), wheel
+        assert any(one.endswith(".dist-info/licenses/LICENSE") for one in names), wheel
         assert re.search(r"^Requires-Python: .*>=3\.11", metadata, re.MULTILINE), wheel
         assert "License-Expression: Apache-2.0" in metadata, wheel
 
