@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,6 @@ def test_the_code_of_quick_pages_runs_and_qcore_says_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("lightning") is None, reason="Lightning is not installed")
 def test_the_code_for_lightning_trains_and_lowers(tmp_path: Path) -> None:
     page = (ROOT / "docs/qat.md").read_text(encoding="utf-8")
     (fragment,) = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)

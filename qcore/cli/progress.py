@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
 
 __all__ = ["Over", "Stopped", "bars", "step"]
 
 Over = Callable[[Sequence[Any]], Iterator[Any]]
 """Yields the items of a sequence, and shows how many there were and the time that is left."""
+
+
+#: How often the time of a step is shown anew, in seconds.
+_EVERY_S = 1.0
+
+#: Steps whose time is kept; the oldest go first.
+_KEPT: Final = 200
 
 
 class Stopped(BaseException):
@@ -26,20 +37,23 @@ def bars(quiet: bool) -> bool | None:
 
 
 @contextmanager
-def step(name: str, quiet: bool = False) -> Iterator[Over]:
+def step(name: str, quiet: bool = False, *, of: str | None = None) -> Iterator[Over]:
     """Show the name of a step on a terminal while it lasts, and how long it took.
 
     Args:
         name: What is done.
         quiet: Whether to show nothing; so it is where stderr is no terminal.
+        of: For a step that nothing inside counts: what it is done to, such as a file's name. Its
+            time is shown as it passes, and from the second time on what is left of the last.
 
     Yields:
         What to go with over the items that the step consists of, where their number is known.
     """
     start = time.perf_counter()
+    shown = not quiet and sys.stderr.isatty()
 
     def show(text: str, end: str = "") -> None:
-        if not quiet and sys.stderr.isatty():
+        if shown:
             print(f"\r\x1b[K{name}{text}", end=end, file=sys.stderr, flush=True)
 
     def over(items: Sequence[Any]) -> Iterator[Any]:
@@ -51,9 +65,52 @@ def step(name: str, quiet: bool = False) -> Iterator[Over]:
 
     show(" ...")
     try:
-        yield over
+        if of is not None and shown:
+            with _ticking(show, f"{name}: {of}"):
+                yield over
+        else:
+            yield over
     except Stopped as stop:
         stop.during = f" {name}"
         raise
     finally:
         show(f": {time.perf_counter() - start:.1f} s", "\n")
+
+
+@contextmanager
+def _ticking(show: Callable[[str], None], key: str) -> Iterator[None]:
+    """Show the time that has passed, and what is left of the last one of the same key; keep it."""
+    start, over, before = time.perf_counter(), threading.Event(), _seconds()
+
+    def tick() -> None:
+        while not over.wait(_EVERY_S):
+            passed = time.perf_counter() - start
+            left = before.get(key, 0.0) - passed
+            show(f" ... {passed:.0f} s" + f", about {left:.0f} s left" * (left > 0))
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+        before.pop(key, None)
+        kept = [*before.items(), (key, time.perf_counter() - start)][-_KEPT:]
+        with suppress(OSError):  # A command may need no disk.
+            _file().parent.mkdir(parents=True, exist_ok=True)
+            _file().write_text(json.dumps(dict(kept)), encoding="utf-8")
+    finally:
+        over.set()
+        thread.join()
+
+
+def _seconds() -> dict[str, float]:
+    """Return how long steps took the last time, by key; nothing where no file says so."""
+    try:
+        found = json.loads(_file().read_text(encoding="utf-8"))
+        return {key: float(value) for key, value in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _file() -> Path:
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "qcore" / "seconds.json"

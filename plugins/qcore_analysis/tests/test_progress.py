@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +51,36 @@ def test_where_the_number_of_items_is_known_the_time_that_is_left_is_told(
         "executing ... 2 of 3, 4 s left",
         "executing ... 3 of 3, 2 s left",
     ]
+
+
+def test_a_step_that_nothing_counts_tells_what_is_left_of_its_last_time(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("qcore.cli.progress._EVERY_S", 0.01)
+    kept = tmp_path / "qcore" / "seconds.json"
+    for passed in (" s", " s left"):
+        with step("reading", of="model.gguf"):
+            deadline = time.monotonic() + 10
+            while not lines(terminal)[-1].endswith(passed):
+                assert time.monotonic() < deadline, lines(terminal)
+                time.sleep(0.005)
+            monkeypatch.setattr("qcore.cli.progress._EVERY_S", 60)
+        assert list(json.loads(kept.read_text())) == ["reading: model.gguf"]
+        kept.write_text('{"reading: model.gguf": 1000}')
+        monkeypatch.setattr("qcore.cli.progress._EVERY_S", 0.01)
+
+
+def test_a_file_of_times_that_is_none_is_made_anew(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = tmp_path / "qcore" / "seconds.json"
+    kept.parent.mkdir()
+    kept.write_text('["no times"')
+    with step("reading", of="model.gguf"):
+        pass
+    assert list(json.loads(kept.read_text())) == ["reading: model.gguf"]
 
 
 @pytest.mark.parametrize("quiet", [True, False])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner, Result
 
 import qcore_llm
 from qcore.cli.app import app
+from qcore.report import schema
+from qcore_llm.answers import PerplexityFound, ProgramMade, answers_schema
 
 QUANTIZE = ["llm", "quantize"]
 
@@ -36,6 +40,7 @@ def test_quantize_writes_a_program_and_says_what_became_of_the_layers(
     assert data["program"] == str(path)
     assert data["max_context"] == 32
     assert data["report"]["by_scheme"]
+    jsonschema.validate(data, schema(ProgramMade))
 
 
 def test_chat_answers_each_line_until_an_empty_one(made: tuple[Path, Any]) -> None:
@@ -68,7 +73,14 @@ def test_a_program_without_a_tokenizer_is_not_talked_to(
 def test_perplexity_of_a_program_is_measured(made: tuple[Path, Any]) -> None:
     result = run("llm", "perplexity", made[0], "--tokens", 40, "--json")
     assert result.exit_code == 0, result.output
-    assert 1 < json.loads(result.stdout)["perplexity"] < 1000
+    found = json.loads(result.stdout)
+    assert 1 < found["perplexity"] < 1000
+    jsonschema.validate(found, schema(PerplexityFound))
+
+
+def test_the_published_schema_of_the_answers_is_current() -> None:
+    text = (files("qcore_llm") / "answers.schema.json").read_text()
+    assert json.loads(text) == answers_schema()
 
 
 @pytest.mark.parametrize("cut", [3, 200])

@@ -17,6 +17,7 @@ import qcore
 import qcore_llm
 from qcore.cli.app import app
 from qcore.errors import AlreadyQuantizedError, UnsupportedSchemeError
+from qcore.report import LoweringReport
 from qcore.source import is_quantized
 from qcore_llm import LanguageModelError
 
@@ -247,7 +248,7 @@ def test_the_command_takes_such_a_folder_and_rounds_scales_where_told(
     command = ["llm", "quantize", str(tmp_path), "-o", str(tmp_path / "m.pte"), "--text", str(text)]
     assert "--round-scales" in CliRunner().invoke(app, command).stderr
     # Lowering takes long, and is the same as for other models.
-    report = SimpleNamespace(to_dict=dict)
+    report = LoweringReport("xnnpack")
     lowered = SimpleNamespace(save=Path.touch, buffer=b"", max_context=32, report=report)
     monkeypatch.setattr(qcore_llm, "lower", lambda *_, **__: lowered)
     result = CliRunner().invoke(app, [*command, "--round-scales", "--json"])

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from qcore.cli.options import AsJson, Quiet, answer
+from qcore.report import dump
+from qcore_llm.answers import PerplexityFound, ProgramMade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +73,7 @@ def quantize(
 
     written = read_text(text)
     progress = bars(quiet)
-    with step("reading the model", quiet):
+    with step("reading the model", quiet, of=str(model.resolve())):
         loaded, tokenizer = qcore_llm.load_model(model)
     tokens = token_numbers(tokenizer, written)
     unseen, seen = tokens[:_MEASURED], tokens[_MEASURED:]
@@ -104,15 +106,11 @@ def quantize(
             progress=progress,
         )
     program.save(output)
-    figures = {
-        "program": str(output),
-        "bytes": output.stat().st_size,
-        "max_context": program.max_context,
-        "report": report.to_dict(),
-        "lowering": program.report.to_dict(),
-    }
+    made = ProgramMade(
+        str(output), output.stat().st_size, program.max_context, report, program.report
+    )
     wrote = f"Wrote {output}: {len(program.buffer) / 1e6:.1f} MB, {program.max_context} tokens."
-    answer(f"{report}\n{wrote}\nTalk to it: qcore llm chat {output}", figures, as_json, quiet)
+    answer(f"{report}\n{wrote}\nTalk to it: qcore llm chat {output}", dump(made), as_json, quiet)
 
 
 @llm.command()
@@ -171,19 +169,21 @@ def perplexity(
 ) -> None:
     """Measure how well a program, or a float model, reads text."""
     import qcore_llm
+    from qcore.cli.progress import step
     from qcore_llm.text import read_text, token_numbers
 
     written = read_text(text)
     loaded: Any
     if model.is_dir() or model.suffix == ".gguf":
-        loaded, tokenizer = qcore_llm.load_model(model)
+        with step("reading the model", quiet, of=str(model.resolve())):
+            loaded, tokenizer = qcore_llm.load_model(model)
     else:
         loaded = qcore_llm.LanguageProgram.load(model)
         tokenizer = loaded.require_tokenizer()
     numbers = token_numbers(tokenizer, written)[:tokens]
     found = qcore_llm.perplexity(loaded, numbers, quiet=quiet)
-    figures = {"perplexity": found, "tokens": len(numbers)}
-    answer(f"perplexity {found:.2f} on {len(numbers)} tokens", figures, as_json, quiet)
+    text_read = f"perplexity {found:.2f} on {len(numbers)} tokens"
+    answer(text_read, dump(PerplexityFound(found, len(numbers))), as_json, quiet)
 
 
 def _line() -> str:

@@ -20,9 +20,10 @@ from qcore_analysis.commands.options import (
     Pictures,
     Scheme,
     SomeBackend,
-    both_sets,
+    check_both_sets,
     chosen_recipe,
     load_torch,
+    read,
 )
 
 __all__ = ["compare"]
@@ -54,7 +55,6 @@ def compare(
 ) -> None:
     """Say where accuracy goes, stage by stage and module by module."""
     load_torch(quiet)
-    from qcore_analysis.models import load_model
     from qcore_analysis.stages import compare_stages
 
     chosen = chosen_recipe(
@@ -69,9 +69,12 @@ def compare(
         keep_float=keep_float,
     )
     quantizer = chosen.quantizer()
-    samples, others = both_sets(chosen.data, data, batch=chosen.batch, pictures=chosen.pictures)
+    check_both_sets(chosen.data, data)
+    loaded, (samples, others) = read(
+        model, chosen.data, data, batch=chosen.batch, pictures=chosen.pictures, quiet=quiet
+    )
     report = compare_stages(
-        load_model(model),
+        loaded,
         quantizer,
         samples,
         others,

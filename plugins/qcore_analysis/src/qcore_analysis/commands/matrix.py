@@ -15,9 +15,10 @@ from qcore_analysis.commands.options import (
     KeepFloat,
     Model,
     Pictures,
-    both_sets,
+    check_both_sets,
     chosen_recipe,
     load_torch,
+    read,
     settings,
 )
 from qcore_analysis.errors import InputError
@@ -50,7 +51,7 @@ def matrix(
     """Compare backends: a row for each, a failure is a row with its reason."""
     load_torch(quiet)
     from qcore_analysis.backends import BackendRow, compare_backends
-    from qcore_analysis.models import imported, load_model
+    from qcore_analysis.models import imported
 
     names = [name.strip() for name in backends.split(",") if name.strip()]
     if not names:
@@ -72,7 +73,10 @@ def matrix(
         option=None,
         keep_float=keep_float,
     )
-    samples, others = both_sets(chosen.data, data, batch=chosen.batch, pictures=chosen.pictures)
+    check_both_sets(chosen.data, data)
+    loaded, (samples, others) = read(
+        model, chosen.data, data, batch=chosen.batch, pictures=chosen.pictures, quiet=quiet
+    )
     measure = imported(metric, "metric", call=False) if metric else None
 
     taken: list[float] = []
@@ -87,7 +91,7 @@ def matrix(
             typer.echo(f"{row.backend}: {came} ({row.seconds:.1f} s{rest})", err=True)
 
     report = compare_backends(
-        load_model(model),
+        loaded,
         names,
         samples,
         others,

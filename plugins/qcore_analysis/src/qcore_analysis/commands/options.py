@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -30,9 +31,10 @@ __all__ = [
     "Scheme",
     "Shapes",
     "SomeBackend",
-    "both_sets",
+    "check_both_sets",
     "chosen_recipe",
     "load_torch",
+    "read",
     "settings",
 ]
 
@@ -139,32 +141,45 @@ def load_torch(quiet: bool) -> None:
     """Import what takes seconds, and say so; before the modules that need it."""
     from qcore.cli.progress import step
 
-    with step("loading PyTorch", quiet):
+    with step("loading PyTorch", quiet, of=sys.prefix):
         import_module("torch")
 
 
-def both_sets(
-    calibration: str, data: str, *, batch: int, pictures: str
-) -> tuple[list[Any], list[Any]]:
-    """Return the samples to calibrate with and those to compare on.
+def read(
+    model: str, *sets: str, batch: int, pictures: str, quiet: bool
+) -> tuple[Any, list[list[Any]]]:
+    """Read a model and sets of samples, as the command line names them, and show that it is done.
 
     Args:
-        calibration: The first, as the command line names them.
-        data: The second.
+        model: The model.
+        *sets: The sets.
         batch: Rows of a file of tensors that make one sample.
         pictures: What a model does to pictures.
+        quiet: Whether to show nothing.
+
+    Returns:
+        The model, and the samples of each set.
 
     Raises:
-        InputError: One is not named, or cannot be read.
+        InputError: One cannot be read.
     """
+    from qcore.cli.progress import step
+    from qcore_analysis.models import load_model
     from qcore_analysis.samples import load_data
 
+    with step("reading the model and the data", quiet, of=", ".join((model, *sets))):
+        loaded = load_model(model)
+        return loaded, [load_data(one, batch=batch, pictures=pictures) for one in sets]
+
+
+def check_both_sets(calibration: str, data: str) -> None:
+    """Raise where the samples to calibrate with or those to compare on are not named.
+
+    Raises:
+        InputError: One is not.
+    """
     if not calibration or not data:
         raise InputError(
             "Two sets of samples are needed: pass --calibration DATA, and --data DATA with others "
             "to compare on."
         )
-    first, second = (
-        load_data(name, batch=batch, pictures=pictures) for name in (calibration, data)
-    )
-    return first, second

@@ -11,7 +11,7 @@ import typer
 from qcore.cli.options import AsJson, Quiet, answer
 from qcore.report import dump
 from qcore_analysis.commands.answers import Verified
-from qcore_analysis.commands.options import Batch, Data, Pictures, load_torch
+from qcore_analysis.commands.options import Batch, Data, Pictures, load_torch, read
 from qcore_analysis.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,11 +72,10 @@ def verify(
 
     from qcore.cli.progress import step
     from qcore_analysis.measures import distance_of
-    from qcore_analysis.models import load_model
-    from qcore_analysis.samples import called, executed, load_data, taken_by_the_model
+    from qcore_analysis.samples import called, executed, taken_by_the_model
 
-    loaded, model = _loaded(program), load_model(against)
-    samples = load_data(data, batch=batch, pictures=pictures)
+    loaded = _loaded(program)
+    model, (samples,) = read(against, data, batch=batch, pictures=pictures, quiet=quiet)
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     expected = []
     with step("running the float model", quiet) as over:
@@ -116,7 +115,7 @@ def bench(
 
     loaded = _loaded(program)
     sample = load_data(inputs, batch=batch, pictures=pictures)[0] if inputs else _random(loaded)
-    with step(f"{warmup + runs} runs", quiet):
+    with step(f"{warmup + runs} runs", quiet, of=str(program.resolve())):
         latency = called(partial(loaded.benchmark, runs=runs, warmup=warmup), sample)
     answer(f"{loaded.backend}: {latency}", dump(latency), as_json, quiet)
 

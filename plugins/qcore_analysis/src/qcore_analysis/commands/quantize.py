@@ -26,6 +26,7 @@ from qcore_analysis.commands.options import (
     SomeBackend,
     chosen_recipe,
     load_torch,
+    read,
     settings,
 )
 from qcore_analysis.errors import InputError
@@ -90,9 +91,7 @@ def quantize(
         return
     from qcore.cli.progress import bars, step
     from qcore.files import check_writable
-    from qcore_analysis.models import load_model
     from qcore_analysis.page import write_html, write_node_data
-    from qcore_analysis.samples import load_data
 
     chosen = chosen_recipe(
         recipe,
@@ -127,11 +126,11 @@ def quantize(
                 f"{treats}there is no captured model for {output}. Name a program, such as "
                 f"{output.with_suffix('.pte')}."
             )
-    with step("reading the model and the data", quiet):
-        loaded = load_model(chosen.model)
-        samples = load_data(chosen.data, batch=chosen.batch, pictures=chosen.pictures)
-        others = load_data(data, batch=chosen.batch, pictures=chosen.pictures) if data else samples
-    compare_on = others[:_COMPARED] if report or node_data else ()
+    names = (chosen.data, data) if data else (chosen.data,)
+    loaded, (samples, *others) = read(
+        chosen.model, *names, batch=chosen.batch, pictures=chosen.pictures, quiet=quiet
+    )
+    compare_on = (*others, samples)[0][:_COMPARED] if report or node_data else ()
     used = chosen.check_made_with(loaded, samples)
     reports: list[Report]
     if output.suffix == ".qpt2" and not compare_on:
@@ -236,8 +235,7 @@ def explain(
     load_torch(quiet)
     import qcore
     from qcore.cli.progress import step
-    from qcore_analysis.models import example_inputs, load_model
-    from qcore_analysis.samples import load_data
+    from qcore_analysis.models import example_inputs
 
     chosen = chosen_recipe(
         recipe,
@@ -254,11 +252,9 @@ def explain(
             f"{chosen.scheme or backend} treats weights before the model is captured: "
             "qcore.quantize_ says what it would do. Name a scheme of the PT2E flow here."
         )
-    loaded = load_model(model)
-    if data:
-        example: Any = load_data(data, batch=chosen.batch, pictures=chosen.pictures)[0]
-    else:
-        example = example_inputs(loaded, tuple(input_shape or ()))
-    with step("capturing and annotating", quiet):
+    names = (data,) if data else ()
+    loaded, sets = read(model, *names, batch=chosen.batch, pictures=chosen.pictures, quiet=quiet)
+    example: Any = sets[0][0] if sets else example_inputs(loaded, tuple(input_shape or ()))
+    with step("capturing and annotating", quiet, of=model):
         report = qcore.explain(loaded, quantizer, example)
     answer(_text(report, everything), report.to_dict(), as_json, quiet)
