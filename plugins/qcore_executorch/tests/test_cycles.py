@@ -11,14 +11,15 @@ from qcore_executorch.cycles import split_cycles
 
 
 def tagged(tags: dict[str, str]) -> SimpleNamespace:
-    """Return the partitions of a graph: b and c read a, d reads b and c, e reads d and w."""
+    """Return the partitions of a graph: b, c read a; d reads b, c; e reads d, v, which reads w."""
     graph = torch.fx.Graph()
     a, w = graph.placeholder("a"), graph.placeholder("w")
     b, c = graph.call_function(torch.relu, (a,)), graph.call_function(torch.neg, (a,))
     d = graph.call_function(torch.add, (b, c))
-    e = graph.call_function(torch.mul, (d, w))
+    v = graph.call_function(torch.t, (w,))
+    e = graph.call_function(torch.mul, (d, v))
     graph.output((e, b))
-    for name, node in {"a": a, "b": b, "c": c, "d": d, "e": e, "w": w}.items():
+    for name, node in {"a": a, "b": b, "c": c, "d": d, "e": e, "v": v, "w": w}.items():
         node.name = name
         if name in tags:
             node.meta["delegation_tag"] = tags[name]
@@ -61,8 +62,8 @@ def test_partitions_that_wait_for_each_other_are_split():
     assert set(result.partition_tags) == set(found.values())
 
 
-def test_a_constant_stays_in_the_part_that_reads_it():
-    result = tagged({"b": "t", "e": "t", "w": "t"})
+def test_a_constant_and_what_is_made_of_it_stay_in_the_part_that_reads_it():
+    result = tagged({"b": "t", "e": "t", "v": "t", "w": "t"})
     split_cycles(result)
     found = parts(result)
-    assert found["w"] == found["e"] != found["b"]
+    assert found["w"] == found["v"] == found["e"] != found["b"]

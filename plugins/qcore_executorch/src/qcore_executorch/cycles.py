@@ -45,16 +45,20 @@ def _unit(node: Node) -> str | Node:
 def _steps(nodes: Sequence[Node]) -> Mapping[Node, int]:
     """Number the parts of each partition such that none waits for one of a higher number.
 
-    A node is one step behind the inputs that it gets from elsewhere. What is no result of a
-    computation, such as a dequantized weight, is moved back to what reads it.
+    A node is one step behind the inputs that it gets from elsewhere. What waits for nothing, such
+    as a dequantized and transposed weight, is moved back to what reads it, and so is what is
+    dequantized: a layer is fused with those only.
     """
     steps: dict[Node, int] = {}
+    free: set[Node] = set()
     for node in nodes:
         inputs = [i for i in node.all_input_nodes if i in steps]
         steps[node] = max((steps[i] + (_unit(i) != _unit(node)) for i in inputs), default=0)
+        if all(i in free for i in inputs):
+            free.add(node)
     for node in reversed(nodes):
         readers = [u for u in node.users if u in steps]
-        if readers and (node.op == "placeholder" or "dequantize" in str(node.target)):
+        if readers and (node in free or "dequantize" in str(node.target)):
             steps[node] = min(steps[u] - (_unit(u) != _unit(node)) for u in readers)
     return steps
 
