@@ -8,6 +8,7 @@ import textwrap
 import pytest
 import torch
 from torch import nn
+from torchao.quantization import IntxUnpackedToInt8Tensor
 
 import qcore
 from qcore import QuantizationScheme, registry
@@ -219,6 +220,23 @@ def test_an_embedding_and_a_tied_head_share_what_squared_error_chose():
     assert report["head"].tied_with == "embed"
     assert model.head.weight.qdata.data_ptr() == model.embed.weight.qdata.data_ptr()
     assert report["head"].algorithm == report["embed"].algorithm == "mse"
+
+
+def test_samples_look_up_rows_of_a_quantized_embedding_and_never_make_all_of_it_float(monkeypatch):
+    made: list[torch.Tensor] = []
+    theirs = IntxUnpackedToInt8Tensor.dequantize
+
+    def dequantize(self, *args, **kwargs):
+        made.append(self.qdata)
+        return theirs(self, *args, **kwargs)
+
+    monkeypatch.setattr(IntxUnpackedToInt8Tensor, "dequantize", dequantize)
+    model, tokens = Chain().eval(), torch.tensor([[7, 3, 3, 49]])
+    how = {"rules": {nn.Embedding: "8w"}, "algorithm": "gptq", "calibration_data": [tokens]}
+    qcore.quantize_(model, "xnnpack", "8da4w", **how)
+    looked_up = model.embed.weight.qdata[[3, 7, 49]]
+    assert any(torch.equal(rows, looked_up) for rows in made)
+    assert not any(rows.shape == (50, 64) for rows in made)
 
 
 def test_the_report_says_what_chose_the_weights_of_a_layer_that_no_sample_reaches():

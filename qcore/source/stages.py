@@ -14,9 +14,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from qcore.capture import Sample
+from qcore.compat.torchao import IntxUnpackedToInt8Tensor
 from qcore.progress import bar_is_off
 from qcore.source.modules import is_quantized
 from qcore.source.planning import LayerPlan
@@ -165,7 +167,27 @@ def _first(output: Any) -> Any:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _run(module: nn.Module, sample: Sample) -> Any:
-    return module(*sample.args, **sample.kwargs)
+    with _RowsAlone():
+        return module(*sample.args, **sample.kwargs)
+
+
+class _RowsAlone(TorchFunctionMode):
+    """Dequantizes the rows of an embedding that are looked up; torchao does the whole table."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        table = args[1] if func is nn.functional.embedding else None
+        if not isinstance(table, IntxUnpackedToInt8Tensor) or table.block_size[0] != 1:
+            return func(*args, **(kwargs or {}))
+        used, places = torch.unique(args[0], return_inverse=True)
+        pieces = [piece[used] for piece in (table.qdata, table.scale, table.zero_point)]
+        rows = IntxUnpackedToInt8Tensor(
+            *pieces,
+            table.target_dtype,
+            table.block_size,
+            table.dtype,
+            table.activation_quantization,
+        )
+        return func(places, rows.dequantize())
 
 
 def _with_moments(
