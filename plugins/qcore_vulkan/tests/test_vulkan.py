@@ -150,10 +150,18 @@ class PartInDouble(nn.Module):
         (Twice(), X),
         (PartInDouble(), X),
         (nn.Sequential(nn.Linear(64, 32)), X[0, 0]),
+        (nn.Sequential(nn.Linear(64, 32)), X.mT.contiguous().mT),
         (nn.Sequential(nn.Linear(64, 32), nn.ReLU()).half(), X.half()),
         (nn.Sequential(nn.Linear(64, 32), nn.ReLU()).bfloat16(), X.bfloat16()),
     ],
-    ids=["a layer called twice", "a part in double", "one dimension", "float16", "bfloat16"],
+    ids=[
+        "a layer called twice",
+        "a part in double",
+        "one dimension",
+        "in another order",
+        "float16",
+        "bfloat16",
+    ],
 )
 def test_ordinary_models_lower_and_are_verified(model, x):
     found, _ = verified(model, x)

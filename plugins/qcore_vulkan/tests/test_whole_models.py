@@ -51,6 +51,33 @@ def test_a_comparison_with_infinity_is_delegated_and_exact():
     assert torch.isfinite(model(masked)).all()
 
 
+def test_a_layer_behind_heads_in_another_order_is_in_four_bits():
+    """Torch multiplies batch by batch there, and ExecuTorch fuses no product of batches."""
+
+    def attended(layer: nn.Module, x: torch.Tensor) -> Any:
+        return layer(x.reshape(2, 4, 2, 16).transpose(1, 2).reshape(2, 4, 32))
+
+    x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    verified = lowered(Around(attended), x).verify(x)
+    assert verified.ok
+    assert verified.operators["et_vk.linear_q4gsw.default"] == 1
+
+
+def test_an_integer_and_a_float_of_the_same_value_are_two_values_of_the_graph():
+    """In Python 0 == 0.0: ExecuTorch would keep the first for both."""
+    model = Around(lambda layer, x: torch.clamp(layer(x), 0.0, 5.0).unsqueeze(0)[:, 0])
+    assert lowered(model, X).verify(X).ok
+
+
+def test_a_convolution_that_is_clamped_from_one_side_is_verified():
+    def rectified(layer: nn.Module, x: torch.Tensor) -> Any:
+        return torch.relu(torch.conv2d(layer(x).unsqueeze(0), torch.ones(1, 1, 3, 3)))
+
+    verified = lowered(Around(rectified), X).verify(X)
+    assert verified.ok
+    assert verified.operators["et_vk.conv_with_clamp.default"] == 1
+
+
 def test_what_no_tensor_goes_into_stays_outside_and_says_why():
     program = lowered(Around(lambda layer, x: layer(x) + torch.arange(32.0).unsqueeze(0)), X)
     reasons = {node.operator: node.reason for node in program.report.undelegated}

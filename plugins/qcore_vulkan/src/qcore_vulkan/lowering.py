@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -12,6 +13,7 @@ from torch.export.graph_signature import InputKind
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, NoRunner, check_options, private_copy
 from qcore_executorch import ExecuTorchLowering, import_executorch
+from qcore_vulkan.compat.executorch import scalars_by_type
 from qcore_vulkan.graph import check_outputs, decode
 from qcore_vulkan.partition import edge_passes, vulkan_partitioner
 
@@ -79,9 +81,14 @@ class VulkanLowering(ExecuTorchLowering):
     _quantized: Any = attrs.field(default=None, init=False)
     _partitioned: Any = attrs.field(default=None, init=False)
 
+    def around(self) -> AbstractContextManager[Any]:
+        """Keep numbers of two types apart."""
+        return scalars_by_type()
+
     def rewritten(self, program: ExportedProgram) -> ExportedProgram:
-        """Give each use of a weight a weight of its own."""
+        """Bring linear layers into the one form that ExecuTorch fuses."""
         _separate_weights(program)
+        _store_inputs_in_order(program)
         # Packing the weights of a delegate replaces them in the program that is lowered.
         self._quantized = private_copy(program)
         return program
@@ -160,3 +167,31 @@ def _separate_weights(program: ExportedProgram) -> None:
         if uses[stored] > 1:
             with program.graph.inserting_before(linear):
                 linear.replace_input_with(weight, program.graph.node_copy(weight, own))
+
+
+def _store_inputs_in_order(program: ExportedProgram) -> None:
+    """Copy the inputs of linear layers that are views in another order, as behind attention.
+
+    Torch multiplies such an input of three dimensions batch by batch, with a copy of the weight for
+    each. ExecuTorch fuses no product of batches: the layer would compute in float. Which inputs are
+    such views shows only when operators are decomposed, so all are copied; of those that are stored
+    in order the copies are dropped again.
+
+    Args:
+        program: The program, a copy of the caller's; changed in place.
+    """
+    *_, last_input = program.graph.find_nodes(op="placeholder")
+    for linear in program.graph.find_nodes(op="call_function", target=aten.linear.default):
+        source = linear.args[0]
+        while "quantize" in str(source.target):
+            source = source.args[0]
+        value = source.meta["val"]
+        if value.dim() < 3 or source.target is aten.clone.default:
+            continue
+        with program.graph.inserting_after(last_input if source.op == "placeholder" else source):
+            how = {"memory_format": torch.contiguous_format}
+            stored = program.graph.call_function(aten.clone.default, (source,), how)
+        stored.meta = {**source.meta, "val": value.contiguous()}
+        source.replace_all_uses_with(
+            stored, delete_user_cb=lambda user, own=stored: user is not own
+        )

@@ -79,11 +79,20 @@ def _row_parameters(
     return choose(x, mapping, block, torch.int8, low, high, None, None, torch.int8)
 
 
+def _clamped_convolution(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    # A bound that is the largest double is none in float32, where torch refuses to convert it.
+    *arguments, low, high = rest
+    limits = torch.finfo(x.dtype)
+    bounds = (None if b is None else min(max(b, limits.min), limits.max) for b in (low, high))
+    return torch.clamp(torch.convolution(x, *arguments), *bounds)
+
+
 _OURS: Final[dict[str, Callable[..., Any]]] = {
     "et_vk.prepack.default": lambda x: x,
     "torchao.choose_qparams_affine.default": _row_parameters,
     "et_vk.linear_dq8ca_q4gsw.default": _dynamic_linear,
     "et_vk.linear_qcs4w.default": _row_linear,
+    "et_vk.conv_with_clamp.default": _clamped_convolution,
     "aten._weight_int8pack_mm.default": _int8_linear,
 }
 

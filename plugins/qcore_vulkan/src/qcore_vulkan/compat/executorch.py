@@ -1,12 +1,13 @@
-"""What is changed of ExecuTorch's Vulkan partitioner while a model is partitioned."""
+"""What is changed of ExecuTorch's lowering to Vulkan while a model is lowered."""
 
 from __future__ import annotations
 
-from typing import Final
+from contextlib import AbstractContextManager
+from typing import Any, Final
 
 from qcore.compat import Change, Requirement
 
-__all__ = ["COPIES", "NODES", "OPERATORS", "PARTITIONER", "VALUES"]
+__all__ = ["COPIES", "NODES", "OPERATORS", "PARTITIONER", "VALUES", "scalars_by_type"]
 
 _VERSIONS: Final = ">=1.4.1,<1.6"
 PARTITIONER: Final = "executorch.backends.vulkan.partitioner.vulkan_partitioner"
@@ -61,3 +62,27 @@ COPIES: Final = Requirement(
     ["_should_remove", "_src_arg1_ops"],
     why="it also drops copies that change the order of a tensor in memory.",
 )
+
+_SCALARS: Final = Change(
+    __name__,
+    "executorch",
+    _VERSIONS,
+    "executorch.backends.vulkan.serialization.vulkan_graph_builder:VkGraphBuilder",
+    ["get_or_create_scalar_value"],
+    why="it keeps one value of numbers that Python holds for equal: of 0 and 0.0 the first.",
+)
+
+
+def scalars_by_type() -> AbstractContextManager[None]:
+    """Give a Vulkan graph an integer and a float where a model has 0 and 0.0."""
+    (theirs,) = _SCALARS.originals()
+
+    def get_or_create(self: Any, scalar: Any) -> Any:
+        known, key = self.const_scalar_to_value_ids, repr(scalar)
+        if key not in known:
+            self.const_scalar_to_value_ids = {}
+            known[key] = theirs(self, scalar)
+            self.const_scalar_to_value_ids = known
+        return known[key]
+
+    return _SCALARS.applied(get_or_create)
