@@ -132,7 +132,7 @@ def test_light_commands_start_at_once_and_import_no_torch(arguments: tuple[str, 
             [sys.executable, "-c", at_exit + code, *arguments],
             capture_output=True,
             text=True,
-            check=True,
+            check=False,  # The doctor of a broken installation has an exit status.
         )
         imported, taken = done.stdout.splitlines()[-1].split()
         assert imported == "False"

@@ -186,7 +186,7 @@ def test_a_missing_driver_is_a_warning_and_a_wrong_converter_is_not(
 
     monkeypatch.setenv("VK_DRIVER_FILES", str(tmp_path / "none.json"))
     monkeypatch.setenv("MODEL_CONVERTER_PATH", str(tmp_path / "none"))
-    converter, driver = check()
+    *_, converter, driver = check()  # Before them: a version without a runtime.
     assert converter[1] == "unset MODEL_CONVERTER_PATH"
     assert driver[1:] == ("apt-get install libvulkan1 mesa-vulkan-drivers", "warning")
 

@@ -16,6 +16,7 @@ from qcore.lowering import LoweredProgram, Runner, TensorSpec, program_specs
 from qcore.progress import stage
 from qcore.quiet import quiet, spared_gc
 from qcore.report import NodeRecord
+from qcore_executorch.affine import write_out_affine
 from qcore_executorch.compat.executorch import (
     quick_merging,
     quick_passes,
@@ -149,6 +150,8 @@ class ExecuTorchLowering:
                 write_into_copies(program)
                 name_parameters(program)
                 exported = self.rewritten(program)
+                if veto is None or veto.refused:
+                    write_out_affine(exported.graph_module, veto and veto.refused)
                 name_origins(exported)
             inputs, outputs = program_specs(exported)
             structure = _flat_if_unwritable(exported)

@@ -1,0 +1,56 @@
+"""torchao's quantization written as arithmetic, for ExecuTorch has no kernels of it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Container
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qcore.annotation.rewriting import rewrite_by
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+__all__ = ["write_out_affine"]
+
+
+def write_out_affine(model: GraphModule, refused: Container[str] | None) -> None:
+    """Write out the quantization of what no delegate may take.
+
+    Delegates fuse torchao's operators into the layer that reads them. A layer that stays outside
+    reads values that kernels of ordinary operators make.
+
+    Args:
+        model: The graph of a model treated by ``quantize_``; changed in place.
+        refused: The names of the nodes that stay outside; None: all do.
+    """
+    for node in list(model.graph.nodes):
+        if _is_affine(node) and all(_stays_outside(r, refused) for r in _readers(node)):
+            rewrite_by(model, node, node.target.decompose, lambda _: True, whole=False)
+
+
+def _is_affine(node: Node) -> bool:
+    target: Any = node.target
+    return getattr(target, "namespace", "") == "torchao" and "_affine" in str(target)
+
+
+def _stays_outside(reader: Node, refused: Container[str] | None) -> bool:
+    # A quantized embedding has a kernel.
+    is_table = reader.target is torch.ops.aten.embedding.default
+    return not is_table and (refused is None or reader.name in refused)
+
+
+def _readers(node: Node) -> set[Node]:
+    """Return what reads a quantized value, behind the operators that belong to quantization."""
+    found: set[Node] = set()
+    pending, seen = [node], {node}
+    while pending:
+        for user in pending.pop().users:
+            if not _is_affine(user) and user.target is not operator.getitem:
+                found.add(user)
+            elif user not in seen:
+                seen.add(user)
+                pending.append(user)
+    return found
