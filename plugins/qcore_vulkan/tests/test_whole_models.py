@@ -139,7 +139,7 @@ def test_a_graph_that_returns_too_little_is_an_error_or_left_to_portable_kernels
         lowered(Around(two_copies), X, check=False)
     program = lowered(Around(two_copies), X)
     assert program.report.mended
-    assert program.verify(X).ok
+    assert program.verify(X).sqnr_db > 100  # Where the layer itself is left, so are its weights.
 
 
 def test_the_report_says_that_nothing_here_executes_the_program():
