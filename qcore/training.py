@@ -13,8 +13,6 @@ from torch.fx import GraphModule, Node
 
 from qcore.compat.torchao import (
     AVERAGES,
-    EXTREMES,
-    FAKES,
     HISTOGRAM,
     FakeQuantize,
     FakeQuantizeBase,
@@ -26,6 +24,7 @@ from qcore.compat.torchao import (
     PlaceholderObserver,
     QuantizationConfig,
     QuantizationSpec,
+    check_observers,
     disable_fake_quant,
     enable_fake_quant,
     made_by,
@@ -134,8 +133,7 @@ def observe_alone(model: GraphModule) -> Callable[[], None]:
     Moving averages, which are mostly of the first sample where values do not change, become the
     extremes of all samples. What is returned ends it, after the samples.
     """
-    for requirement in (FAKES, *AVERAGES, *EXTREMES):
-        requirement.checked()
+    check_observers(*AVERAGES)
     model.apply(disable_fake_quant)
     running = []
     for module in model.modules():

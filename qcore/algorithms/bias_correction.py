@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 
 from qcore.algorithms.protocol import Algorithm
 from qcore.annotation.layers import Layer, layer_of
-from qcore.compat.torchao import EXTREMES, FAKES
+from qcore.compat.torchao import check_observers
 from qcore.graph import insert_constant, tensor_attribute
 
 __all__ = ["BiasCorrection"]
@@ -107,8 +107,7 @@ def _is_static(graph: GraphModule, node: Node) -> bool:
     activation, weight = _observed(graph, node.args[0]), _observed(graph, node.args[1])
     if activation is None or weight is None or weight[1].op != "get_attr":
         return False
-    for requirement in (FAKES, *EXTREMES):
-        requirement.checked()
+    check_observers()
     return not getattr(activation[0], "is_dynamic", False)
 
 

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from qcore.capture import Sample
-from qcore.compat.torchao import EXTREMES, FAKES
+from qcore.compat.torchao import check_observers
 from qcore.graph import control_flow_bodies, is_observer
 
 __all__ = ["Inspection", "Kept"]
@@ -169,8 +169,7 @@ def _say(samples: list[int], count: int, what: str, advice: str) -> str:
 
 def _static_observers(graph: GraphModule) -> Iterator[Any]:
     """Yield what measures one range for the values of a node, and not for a constant."""
-    for requirement in (FAKES, *EXTREMES):
-        requirement.checked()
+    check_observers()
     for node in filter(is_observer, graph.graph.nodes):
         module: Any = operator.attrgetter(str(node.target))(graph)
         observer = getattr(module, "activation_post_process", module)

@@ -95,6 +95,7 @@ __all__ = [
     "SharedQuantizationSpec",
     "TorchAOBaseTensor",
     "UnwrapTensorSubclass",
+    "check_observers",
     "convert_pt2e",
     "disable_fake_quant",
     "enable_fake_quant",
@@ -155,6 +156,21 @@ FAKES: Final = Wording(
     ["activation_post_process", "is_dynamic"],
     why="fake quantization without it is taken for an observer of its own.",
 )
+
+
+def check_observers(*more: Requirement) -> None:
+    """Raise where observers no longer keep their ranges as they are read.
+
+    Args:
+        *more: What else is read of them.
+
+    Raises:
+        LibraryChangedError: They have other names for it.
+    """
+    for requirement in (FAKES, *EXTREMES, *more):
+        requirement.checked()
+
+
 _SPECS: Final = Wording(
     __name__,
     "torchao",

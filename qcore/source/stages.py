@@ -171,7 +171,7 @@ def _run(module: nn.Module, sample: Sample) -> Any:
         return module(*sample.args, **sample.kwargs)
 
 
-class _RowsAlone(TorchFunctionMode):
+class _RowsAlone(TorchFunctionMode):  # type: ignore[misc]
     """Dequantizes the rows of an embedding that are looked up; torchao does the whole table."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

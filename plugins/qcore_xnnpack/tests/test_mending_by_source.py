@@ -1,4 +1,4 @@
-"""A layer in four bits that the delegate gets wrong is computed by portable kernels, and is right."""
+"""A layer in four bits that the delegate gets wrong is computed by kernels, and is right."""
 
 from __future__ import annotations
 

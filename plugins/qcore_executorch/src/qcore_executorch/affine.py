@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qcore.annotation.rewriting import rewrite_by
+from qcore.annotation import rewrite_by
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node

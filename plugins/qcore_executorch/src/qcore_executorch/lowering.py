@@ -151,7 +151,7 @@ class ExecuTorchLowering:
                 name_parameters(program)
                 exported = self.rewritten(program)
                 if veto is None or veto.refused:
-                    write_out_affine(exported.graph_module, veto and veto.refused)
+                    write_out_affine(exported.graph_module, None if veto is None else veto.refused)
                 name_origins(exported)
             inputs, outputs = program_specs(exported)
             structure = _flat_if_unwritable(exported)
