@@ -135,6 +135,16 @@ class Twice(nn.Module):
         return y, None, self.layer(torch.relu(y))
 
 
+class InputReturned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.relu(x)
+        return y, self.layer(y)
+
+
 class PartInDouble(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -148,6 +158,7 @@ class PartInDouble(nn.Module):
     ("model", "x"),
     [
         (Twice(), X),
+        (InputReturned(), X),
         (PartInDouble(), X),
         (nn.Sequential(nn.Linear(64, 32)), X[0, 0]),
         (nn.Sequential(nn.Linear(64, 32)), X.mT.contiguous().mT),
@@ -156,6 +167,7 @@ class PartInDouble(nn.Module):
     ],
     ids=[
         "a layer called twice",
+        "what a layer reads is returned",
         "a part in double",
         "one dimension",
         "in another order",

@@ -192,6 +192,5 @@ def _store_inputs_in_order(program: ExportedProgram) -> None:
             how = {"memory_format": torch.contiguous_format}
             stored = program.graph.call_function(aten.clone.default, (source,), how)
         stored.meta = {**source.meta, "val": value.contiguous()}
-        source.replace_all_uses_with(
-            stored, delete_user_cb=lambda user, own=stored: user is not own
-        )
+        for user in [user for user in source.users if user is not stored and user.op != "output"]:
+            user.replace_input_with(source, stored)
