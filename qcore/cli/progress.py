@@ -94,7 +94,7 @@ def _ticking(show: Callable[[str], None], key: str) -> Iterator[None]:
         yield
         before.pop(key, None)
         kept = [*before.items(), (key, time.perf_counter() - start)][-_KEPT:]
-        with suppress(OSError):  # A command may need no disk.
+        with suppress(OSError, RuntimeError):  # A command may need no disk, and nobody a home.
             _file().parent.mkdir(parents=True, exist_ok=True)
             _file().write_text(json.dumps(dict(kept)), encoding="utf-8")
     finally:
@@ -107,7 +107,7 @@ def _seconds() -> dict[str, float]:
     try:
         found = json.loads(_file().read_text(encoding="utf-8"))
         return {key: float(value) for key, value in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError):
         return {}
 
 

@@ -83,6 +83,19 @@ def test_a_file_of_times_that_is_none_is_made_anew(
     assert list(json.loads(kept.read_text())) == ["reading: model.gguf"]
 
 
+def test_where_nothing_can_be_kept_the_step_is_shown_all_the_same(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with step("reading", of="model.gguf"):
+        pass
+    assert lines(terminal)[-1].startswith("reading: ")
+
+
 @pytest.mark.parametrize("quiet", [True, False])
 def test_nothing_is_shown_to_who_wants_quiet_or_has_no_terminal(
     quiet: bool, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
