@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from qcore.errors import QcoreError
+from qcore.files import write_whole
+
 __all__ = ["Over", "Stopped", "bars", "step"]
 
 Over = Callable[[Sequence[Any]], Iterator[Any]]
@@ -94,9 +97,11 @@ def _ticking(show: Callable[[str], None], key: str) -> Iterator[None]:
         yield
         before.pop(key, None)
         kept = [*before.items(), (key, time.perf_counter() - start)][-_KEPT:]
-        with suppress(OSError, RuntimeError):  # A command may need no disk, and nobody a home.
-            _file().parent.mkdir(parents=True, exist_ok=True)
-            _file().write_text(json.dumps(dict(kept)), encoding="utf-8")
+        # A command may need no disk, and nobody a home.
+        with suppress(OSError, RuntimeError, QcoreError):
+            file = _file()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(dict(kept)).encode(), "times", file.name, QcoreError)
     finally:
         over.set()
         thread.join()

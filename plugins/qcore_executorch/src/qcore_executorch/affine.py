@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from qcore.annotation import rewrite_by
+from qcore_executorch.inspection import quantizes
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -32,8 +33,7 @@ def write_out_affine(model: GraphModule, refused: Container[str] | None) -> None
 
 
 def _is_affine(node: Node) -> bool:
-    target: Any = node.target
-    return getattr(target, "namespace", "") == "torchao" and "_affine" in str(target)
+    return getattr(node.target, "namespace", "") == "torchao" and quantizes(node)
 
 
 def _stays_outside(reader: Node, refused: Container[str] | None) -> bool:
