@@ -274,7 +274,7 @@ def test_the_tutorial_ends_with_a_conforming_backend(environment: Make) -> None:
 def test_the_first_page_ends_with_a_verified_program(environment: Make) -> None:
     page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     commands = commands_of(page)
-    assert f"\n{len(commands)} commands," in page
+    assert re.search(rf"^{len(commands)} commands\b", page, re.MULTILINE)
     (install,) = (command for command in commands if command.startswith("pip install"))
     made = environment(shlex.split(install)[-1])
     _, _, rest = page.partition(f"{install}\n")  # What is before it, the fixture did.
