@@ -14,9 +14,9 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import IO, Any, ClassVar, NoReturn
 
 from qcore.errors import RuntimeCrashError, RuntimeExecutionError, RuntimeUnavailableError
 from qcore.lowering.forkserver import Forked, ForkServer
@@ -37,11 +37,28 @@ def _file_of(module: str) -> str:
     return spec.origin
 
 
-def _server(key: Hashable, make: Callable[[], ForkServer]) -> ForkServer:
-    """Return the server of a key, which is made where there is none that lives."""
+def _surroundings(env: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return a child's environment, and where it looks for modules."""
+    # The child sees the modules that this process sees, and not those of the current folder.
+    here = str(Path(__file__).resolve().parents[2])
+    paths = [*env.get("PYTHONPATH", "").split(os.pathsep), here]
+    paths = [path for path in (*paths, *(os.path.abspath(p) for p in sys.path if p)) if path]
+    environ = {
+        **os.environ,
+        **env,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONFAULTHANDLER": "",  # its stack dump would bury what the runtime said last
+    }
+    return environ, paths
+
+
+def _server(env: Mapping[str, str], preload: Sequence[str], log: IO[bytes]) -> ForkServer:
+    """Return the server of children with these variables, made where there is none that lives."""
+    key = (os.getpid(), tuple(preload), tuple(sorted(env.items())))
     with _LOCK:
         if key not in _SERVERS or _SERVERS[key].is_closed:
-            _SERVERS[key] = make()
+            modules = ("qcore.lowering.serving", *preload)
+            _SERVERS[key] = ForkServer(modules, _surroundings(env)[0], log)
         return _SERVERS[key]
 
 
@@ -100,19 +117,24 @@ class ChildProcess:
             self.close()
             raise
 
+    @classmethod
+    def prepare(cls, *, env: Mapping[str, str], preload: Sequence[str]) -> None:
+        """Import what children need while the caller does something else.
+
+        A child that is started before that is done waits for it.
+
+        Args:
+            env: As for the children.
+            preload: As for the children.
+        """
+        # Whoever starts a child is told what prevents it.
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as log:
+            _server(env, preload, log)
+
     def _start(self, server: str, env: Mapping[str, str], preload: Sequence[str]) -> None:
         answers, child_answers = os.pipe()
         child_lifeline, lifeline = os.pipe()
-        # The child sees the modules that this process sees, and not those of the current folder.
-        here = str(Path(__file__).resolve().parents[2])
-        paths = [*env.get("PYTHONPATH", "").split(os.pathsep), here]
-        paths = [path for path in (*paths, *(os.path.abspath(p) for p in sys.path if p)) if path]
-        environ = {
-            **os.environ,
-            **env,
-            "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONFAULTHANDLER": "",  # its stack dump would bury what the runtime said last
-        }
+        environ, paths = _surroundings(env)
         start = {
             "file": _file_of(server),
             "arguments": [str(self.folder)],
@@ -122,12 +144,10 @@ class ChildProcess:
         (self.folder / "start.json").write_text(json.dumps(start), encoding="utf-8")
         try:
             with self._log.open("wb") as log:
-                key = (os.getpid(), tuple(preload), tuple(sorted(env.items())))
-                modules = ("qcore.lowering.serving", *preload)
                 inherited = (child_answers, child_lifeline)
 
                 def forked() -> Forked:
-                    forking = _server(key, lambda: ForkServer(modules, environ, log))
+                    forking = _server(env, preload, log)
                     return forking.fork(self.folder / "start.json", log, inherited, self._timeout_s)
 
                 try:

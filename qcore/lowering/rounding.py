@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Final
 
 import attrs
@@ -114,9 +114,8 @@ class _Disturbed(Interpreter):  # type: ignore[misc]
         step = self._steps.get(target)
         if step is not None and self._random is not None:
             value, *rest = args
-            noise = torch.rand(value.shape, generator=self._random) * 2 - 1
-            moved = value + (noise * _AMPLITUDE * step(value, *rest)).to(value.dtype)
-            args = (moved, *rest)
+            width = _AMPLITUDE * step(value, *rest)
+            args = (value + (self._noise(value) * width).to(value.dtype), *rest)
         result = super().call_function(target, args, kwargs)
         if self._random is None or not _computes(target) or not isinstance(result, torch.Tensor):
             return result
@@ -125,9 +124,23 @@ class _Disturbed(Interpreter):  # type: ignore[misc]
             return result
         if not result.is_floating_point():
             return result
-        noise = torch.rand(result.shape, generator=self._random) * 2 - 1
-        relative = noise * _FLOAT_NOISE * torch.finfo(result.dtype).eps
-        return result + (result * relative).to(result.dtype)
+        relative = _FLOAT_NOISE * torch.finfo(result.dtype).eps
+        return result.addcmul(result, self._noise(result).to(result.dtype), value=relative)
+
+    def _noise(self, like: torch.Tensor) -> torch.Tensor:
+        """Return values from -1 to 1: a piece of a table, for to draw them takes most of a run."""
+        count, table = like.numel(), _noise_table()
+        start = int(torch.randint(table.numel(), (), generator=self._random))
+        if start + count <= table.numel():
+            return table[start : start + count].view(like.shape)
+        repeats = -(-(start + count) // table.numel())
+        return table.repeat(repeats)[start : start + count].view(like.shape)
+
+
+@cache
+def _noise_table() -> torch.Tensor:
+    # An odd length: values a power of two apart get different ones where it begins again.
+    return torch.rand(2**20 + 7, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def _computes(target: Any) -> bool:

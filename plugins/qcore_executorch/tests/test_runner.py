@@ -109,6 +109,14 @@ def test_children_are_started_again_when_what_forks_them_was_killed(program, sam
     program.run(sample)
 
 
+def test_an_expected_session_finds_what_forks_children_at_work(program, sample):
+    runner = ExecuTorchRunner(env={"QCORE_TEST_LAYER": "expected"})
+    runner.expect()
+    forking = list(process._SERVERS.values())
+    run_program(program.buffer, [sample], runner=runner)
+    assert list(process._SERVERS.values()) == forking
+
+
 def test_a_process_that_was_forked_has_children_of_its_own(program, sample):
     expected = program.run(sample)
     with multiprocessing.get_context("fork").Pool(1) as pool:

@@ -98,6 +98,8 @@ class ExecuTorchLowering:
         if self.executorch_config is None:
             _require_bounds(program_specs(program)[0], self.backend)
         if self.check:
+            if isinstance(self.runner, ExecuTorchRunner):
+                self.runner.expect()
             return lower_checked(self.lowered_once, program, self.backend, self.executed)
         return self.lowered_once(program, Veto())
 
@@ -150,8 +152,7 @@ class ExecuTorchLowering:
                 write_into_copies(program)
                 name_parameters(program)
                 exported = self.rewritten(program)
-                if veto is None or veto.refused:
-                    write_out_affine(exported.graph_module, None if veto is None else veto.refused)
+                write_out_affine(exported.graph_module, None if veto is None else veto.refused)
                 name_origins(exported)
             inputs, outputs = program_specs(exported)
             structure = _flat_if_unwritable(exported)
