@@ -135,11 +135,6 @@ def exported_program(
                 "Take a first sample whose size there is 2 or more and may be another, or leave "
                 "that dimension out of dynamic_shapes."
             )
-        if "cast NotImplemented" in first:
-            fixed.append(
-                "A quantized weight is read by something else than its layer, as by a head that "
-                "has the weight of an embedding: leave that layer in float (rules={name: None})."
-            )
         said = [first, *fixed]
         raise CaptureError(
             f"torch.export.export cannot capture {type(model).__name__}: {' '.join(said)}\n"

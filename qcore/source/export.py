@@ -10,6 +10,7 @@ import torch
 from attrs import evolve
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.utils import parametrize
 
 from qcore.capture import Sample, exported_program
 from qcore.compat.torchao import IntxUnpackedToInt8Tensor, unwrap_tensor_subclass
@@ -77,13 +78,49 @@ def export_quantized(
     # Unwrapping replaces parameters: it gets modules of its own, and the same tensors.
     with quiet():
         own = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
-        for layer in filter(is_quantized, own.modules()):
+        layers = [module for module in own.modules() if is_quantized(module)]
+        for layer in layers:
             _compute_in_float32(layer)
         unwrap_tensor_subclass(own)
+        for layer in layers:
+            _read_as_values(layer)
     # Without gradients there are no torch.no_grad() bodies, which the operators of older torchao
     # modules would otherwise be wrapped in.
     with quiet(), torch.no_grad():
         return exported_program(own, sample, dynamic_shapes)
+
+
+class _Values(nn.Module):  # type: ignore[misc]
+    """Gives a layer its quantized weight, and whoever else reads it the values it stands for.
+
+    A head that has an embedding's table transposes it, which no quantized weight knows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_layer = False
+
+    def forward(self, weight: Any) -> torch.Tensor:
+        values: torch.Tensor = weight if self.in_layer else weight.dequantize()
+        return values
+
+
+def _read_as_values(layer: nn.Module) -> None:
+    if not parametrize.is_parametrized(layer, "weight"):
+        return
+    values = _Values()
+    parametrize.register_parametrization(layer, "weight", values, unsafe=True)
+    compute = layer.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        values.in_layer = True
+        try:
+            result: torch.Tensor = compute(x)
+        finally:
+            values.in_layer = False
+        return result
+
+    layer.forward = forward
 
 
 def _compute_in_float32(layer: nn.Module) -> None:

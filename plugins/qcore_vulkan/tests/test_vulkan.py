@@ -154,10 +154,22 @@ class PartInDouble(nn.Module):
         return self.second(self.first(x).double()).float()
 
 
+class ReadsItsWeight(nn.Module):
+    """Multiplies by the weight of a layer that it calls as well, as a head by a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) @ self.layer.weight.t()
+
+
 @pytest.mark.parametrize(
     ("model", "x"),
     [
         (Twice(), X),
+        (ReadsItsWeight(), X),
         (InputReturned(), X),
         (PartInDouble(), X),
         (nn.Sequential(nn.Linear(64, 32)), X[0, 0]),
@@ -167,6 +179,7 @@ class PartInDouble(nn.Module):
     ],
     ids=[
         "a layer called twice",
+        "a weight read as values",
         "what a layer reads is returned",
         "a part in double",
         "one dimension",

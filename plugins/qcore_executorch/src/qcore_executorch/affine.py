@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["write_out_affine"]
 
 
+_LAYERS: Final = {torch.ops.aten.linear.default, torch.ops.aten.conv2d.default}
+
+
 def write_out_affine(model: GraphModule, refused: Container[str] | None) -> None:
     """Write out the quantization of what no delegate may take.
 
-    Delegates fuse torchao's operators into the layer that reads them. A layer that stays outside
-    reads values that kernels of ordinary operators make.
+    Delegates fuse torchao's operators into the layer that reads them. A layer that stays outside,
+    and whatever reads a layer's weight and is none, read values that ordinary operators make.
 
     Args:
         model: The graph of a model treated by ``quantize_``; changed in place.
@@ -38,8 +41,9 @@ def _is_affine(node: Node) -> bool:
 
 def _stays_outside(reader: Node, refused: Container[str] | None) -> bool:
     # A quantized embedding has a kernel.
-    is_table = reader.target is torch.ops.aten.embedding.default
-    return not is_table and (refused is None or reader.name in refused)
+    if reader.target is torch.ops.aten.embedding.default:
+        return False
+    return reader.target not in _LAYERS or refused is None or reader.name in refused
 
 
 def _readers(node: Node) -> set[Node]:

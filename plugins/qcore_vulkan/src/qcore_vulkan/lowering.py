@@ -164,7 +164,8 @@ def _separate_weights(program: ExportedProgram) -> None:
             continue
         stored = names[weight.args[0].name]
         uses[stored] += 1
-        if uses[stored] > 1:
+        read_elsewhere = any(len(tensor.users) > 1 for tensor in weight.all_input_nodes)
+        if uses[stored] > 1 or read_elsewhere:
             with program.graph.inserting_before(linear):
                 linear.replace_input_with(weight, program.graph.node_copy(weight, own))
 

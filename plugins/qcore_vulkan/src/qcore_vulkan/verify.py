@@ -103,6 +103,8 @@ def _model_weights(program: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
         name = str(node.target)
         if node not in used or "dequantize" not in name or "per_tensor" in name:
             continue
+        if not any(user.target is torch.ops.aten.linear.default for user in node.users):
+            continue  # Of no layer: read as values.
         source, scales = node.args[0], node.args[2 if "affine" in name else 1]
         if all(isinstance(n, Node) and n.name in held for n in (source, scales)):
             found.append((held[source.name], held[scales.name]))
