@@ -143,22 +143,29 @@ def _decide(
     match = table.match(node, selection.config, plan)
     if match is None:
         return {node: _float(node, _not_in_table(node, table, backend))}
-    config = _settled(match.pattern, selection.config)
-    rejection = _reject(match, config, model, backend)
+    config, scheme = _settled(match.pattern, selection.config)
+    rejection = _reject(match, config, scheme, model, backend)
     if rejection is None:
         assert match.pattern.rule is not None, f"the pattern {match.pattern.name} has no rule"
         rejection = match.pattern.rule(match, config)
     if rejection is not None:
         return {node: _float(node, rejection)}
-    return {member: _quantized(member, config, match.label) for member in match.nodes}
+    named = str(scheme)
+    return {
+        member: _decision(member, scheme=named, pattern=match.label, config=config)
+        for member in match.nodes
+    }
 
 
-def _settled(pattern: OperatorPattern, config: QuantizationConfig) -> QuantizationConfig:
+def _settled(
+    pattern: OperatorPattern, config: QuantizationConfig
+) -> tuple[QuantizationConfig, QuantizationScheme]:
     """Scale weights as a row says, where the configuration leaves that to the backend."""
-    is_open = QuantizationScheme.from_config(config).granularity == "per_operator"
-    if not is_open or not hasattr(pattern.rule, "weight"):
-        return config
-    return with_weight_scales(config, pattern.granularity != "per_tensor")
+    scheme = QuantizationScheme.from_config(config)
+    if scheme.granularity != "per_operator" or not hasattr(pattern.rule, "weight"):
+        return config, scheme
+    config = with_weight_scales(config, pattern.granularity != "per_tensor")
+    return config, QuantizationScheme.from_config(config)
 
 
 def _follow_input(
@@ -179,7 +186,8 @@ def _follow_input(
         return _float(node, rejection)
     shared = sharing_with(source)
     write_annotation(node, {source: shared}, shared)
-    return _quantized(node, before.config, pattern.name)
+    scheme = str(QuantizationScheme.from_config(before.config))
+    return _decision(node, scheme=scheme, pattern=pattern.name, config=before.config)
 
 
 def decide_float(node: Node, selection: Selection) -> Decision:
@@ -187,11 +195,6 @@ def decide_float(node: Node, selection: Selection) -> Decision:
     if selection.is_unset:
         return _float(node, Rejection(explain(selection), "Select it with set_global(...)."))
     return _float(node, Rejection(explain(selection)))
-
-
-def _quantized(node: Node, config: QuantizationConfig, pattern: str) -> Decision:
-    scheme = str(QuantizationScheme.from_config(config))
-    return _decision(node, scheme=scheme, pattern=pattern, config=config)
 
 
 def _float(node: Node, rejection: Rejection) -> Decision:
@@ -203,7 +206,11 @@ def _decision(node: Node, **what: Any) -> Decision:
 
 
 def _reject(
-    match: OperatorMatch, config: QuantizationConfig, model: GraphModule, backend: str
+    match: OperatorMatch,
+    config: QuantizationConfig,
+    scheme: QuantizationScheme,
+    model: GraphModule,
+    backend: str,
 ) -> Rejection | None:
     pattern = match.pattern
     if config.input_activation is None and not hasattr(pattern.rule, "weight"):
@@ -211,7 +218,6 @@ def _reject(
             "it has no weight, and a weight-only configuration quantizes nothing else",
             "Give it a configuration with input_activation set, or leave it in float.",
         )
-    scheme = QuantizationScheme.from_config(config)
     if pattern.granularity not in (None, scheme.granularity):
         wanted, asked = (
             str(g).replace("_", "-") for g in (pattern.granularity, scheme.granularity)
