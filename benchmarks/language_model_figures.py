@@ -7,11 +7,13 @@ the process, measured anew from the step on that it belongs to, as Linux counts 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import psutil
 import torch
@@ -41,15 +43,29 @@ def texts(tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Cost:
-    """What runs in a context costs: CPU and wall time in seconds, and memory in megabytes."""
+    """What runs in a context costs: CPU and wall time in seconds, and memory in megabytes.
+
+    ``grown_mb`` is what was allocated at the peak beyond what was before: of the memory that the
+    process has, the kernel takes back what nobody has read for long, and gives it again.
+    """
 
     def __enter__(self) -> Cost:
         Path("/proc/self/clear_refs").write_text("5")  # Forget the peak before.
         self.before_mb = _status("VmRSS")
         self._start, self._cpu = time.perf_counter(), _cpu_seconds()
+        self.grown_mb = 0.0
+        self._ends = threading.Event()
+        self._watch = threading.Thread(target=self._look, args=(_allocated_mb(),))
+        self._watch.start()
         return self
 
+    def _look(self, before: float) -> None:
+        while not self._ends.wait(0.005):
+            self.grown_mb = max(self.grown_mb, _allocated_mb() - before)
+
     def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._watch.join()
         self.wall_s = time.perf_counter() - self._start
         self.cpu_s = _cpu_seconds() - self._cpu
         self.peak_mb = _status("VmHWM")
@@ -57,6 +73,25 @@ class Cost:
     def figures(self) -> Figures:
         """Return them by name."""
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+
+
+class _Mallinfo(ctypes.Structure):
+    """What glibc's ``mallinfo2`` returns."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def _allocated_mb() -> float:
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallinfo2.restype = _Mallinfo
+    found = libc.mallinfo2()
+    return float(found.uordblks + found.hblkhd) / 1e6
 
 
 def _status(key: str) -> float:
@@ -94,10 +129,12 @@ def gptq(options: argparse.Namespace) -> Figures:
     widths["down"] = "mlp.down_proj"
     sizes = [block.get_submodule(name).in_features for name in widths.values()]
     float_mb = sum(weight.nbytes for weight in model.parameters()) / 1e6
-    # What is imported at first use is not of the model's size.
+    # What is imported and set up at first use is not of the model's size.
     small = torch.nn.Sequential(torch.nn.Embedding(64, 64), torch.nn.Linear(64, 64))
     rows = [torch.arange(8)[None]]
     qcore.quantize_(small, "xnnpack", "8da4w", algorithm="gptq", calibration_data=rows)
+    with torch.no_grad():
+        model(seen[None, :8], use_cache=False)
     with Cost() as cost:
         report = qcore_llm.quantize(model, tokens=seen)
     return cost.figures() | {

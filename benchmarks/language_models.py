@@ -191,17 +191,16 @@ def gptq(options: argparse.Namespace, console: Console) -> Figures:
     console.print("GPTQ, nothing resumed")
     found = ours("gptq", options, VARIANTS[0])
     bound = found["float_mb"] + found["block_mb"] + found["statistics_mb"]
-    grown = found["peak_mb"] - found["before_mb"]
     show(
         f"GPTQ of {found['layers']} layers, {options.threads} threads",
-        ("CPU", "wall", "memory before", "peak", "more", "a block and its statistics"),
+        ("CPU", "wall", "resident before", "peak", "allocated", "a block and its statistics"),
         [
             (
                 f"{found['cpu_s']:.0f} s",
                 f"{found['wall_s']:.0f} s",
                 f"{found['before_mb']:.0f} MB",
                 f"{found['peak_mb']:.0f} MB",
-                f"{grown:.0f} MB",
+                f"+{found['grown_mb']:.0f} MB",
                 f"{bound - found['float_mb']:.0f} MB",
             )
         ],

@@ -309,6 +309,25 @@ def test_samples_go_no_further_than_the_last_block_where_blocks_are_a_chain(turn
     assert len(calls) == heads
 
 
+@pytest.mark.parametrize(("writes", "expected"), [(False, [1, 1]), (True, [1, 24, 1, 24])])
+def test_a_head_computes_one_row_to_see_what_feeds_what_unless_its_rows_are_written(
+    writes, expected
+):
+    class Speaks(Chain):
+        def forward(self, tokens):
+            logits = super().forward(tokens)
+            rows.append(logits.untyped_storage().nbytes() // logits[0, 0].nbytes)
+            return logits.mul_(2.0) if writes else logits
+
+    torch.manual_seed(0)
+    model, rows = Speaks().eval(), []
+    model.head = nn.Linear(64, 1024, bias=False)
+    data = list(torch.randint(0, 50, (4, 1, 24)))
+    rules = {"head": None}
+    qcore.quantize_(model, "xnnpack", "8da4w", rules=rules, algorithm="gptq", calibration_data=data)
+    assert rows == expected
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is Linux's to tell")
 def test_gptq_holds_the_statistics_of_one_block_beside_the_float_model():

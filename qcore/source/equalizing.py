@@ -24,6 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from qcore.capture import Sample
 from qcore.source.modules import is_quantized
 from qcore.source.planning import LayerPlan
+from qcore.source.stages import with_one_row
 
 __all__ = ["equalize"]
 
@@ -52,6 +53,20 @@ def equalize(model: nn.Module, plans: Sequence[LayerPlan], sample: Sample) -> No
         and not is_quantized(plan.layer.module)
     }
     layers = {weight: layer for weight, layer in layers.items() if owners[weight] == 1}
+    trace = with_one_row(lambda: _traced(model, layers, owners, sample))
+    if not layers.keys() <= {taker for _, taker in trace.edges}:
+        return
+    for norm, offset in trace.offsets.items():
+        behind = {taker for source, taker in trace.edges if source is norm}
+        if offset is None or not behind or None in behind:
+            continue
+        if all(source is norm for source, taker in trace.edges if taker in behind):
+            _even_out(norm, offset, [layers[taker] for taker in behind if taker is not None])
+
+
+def _traced(
+    model: nn.Module, layers: Mapping[int, nn.Module], owners: Mapping[int, int], sample: Sample
+) -> _Trace:
     trace = _Trace(layers)
     handles = [
         module.register_forward_hook(trace.leave, with_kwargs=True)
@@ -64,14 +79,7 @@ def equalize(model: nn.Module, plans: Sequence[LayerPlan], sample: Sample) -> No
     finally:
         for handle in handles:
             handle.remove()
-    if not layers.keys() <= {taker for _, taker in trace.edges}:
-        return
-    for norm, offset in trace.offsets.items():
-        behind = {taker for source, taker in trace.edges if source is norm}
-        if offset is None or not behind or None in behind:
-            continue
-        if all(source is norm for source, taker in trace.edges if taker in behind):
-            _even_out(norm, offset, [layers[taker] for taker in behind if taker is not None])
+    return trace
 
 
 def _even_out(norm: nn.Module, offset: float, layers: Sequence[nn.Module]) -> None:
