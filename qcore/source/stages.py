@@ -98,8 +98,9 @@ def _row(model: nn.Module, groups: Sequence[Sequence[LayerPlan]]) -> list[nn.Mod
     return [] if best is None or 2 * holds(best) < len(layers) else list(best)
 
 
-#: A layer with so many times as many outputs as inputs is a head: no other layer comes near.
-_HEAD: Final = 8
+#: The least outputs of a head, and how many times as many they are as its inputs: the layers in a
+#: block have 4 times as many.
+_HEAD: Final = (1024, 8)
 
 Looked = TypeVar("Looked")
 
@@ -227,8 +228,10 @@ class _LastRowAlone(TorchFunctionMode):  # type: ignore[misc]
 
 
 def _is_head(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    if x.dim() < 2 or weight.dim() != 2:
+        return False
     outputs, inputs = weight.shape
-    return x.dim() > 1 and bool(outputs > _HEAD * inputs)
+    return bool(outputs >= max(_HEAD[0], _HEAD[1] * inputs))
 
 
 def _with_moments(
