@@ -15,7 +15,7 @@ from qcore.compat.torch import TRACING
 
 __all__ = ["Rounding", "run_disturbed", "sqnr_db", "step_of"]
 
-_DISTURBED: Final = (4, 32)
+_DISTURBED: Final = (2, 4, 32)
 """Disturbed runs of the converted model, and how many where a program differs from these.
 
 What lies in the middle between two steps, such as the mean of integers, is rounded to either side:
