@@ -12,6 +12,7 @@ import typer
 
 from qcore.cli.app import app
 from qcore.report import schema
+from qcore_analysis.doctor import diagnose
 from qcore_analysis.report_schema import ANSWERS, answers_schema
 
 XNNPACK = ("--backend", "xnnpack")
@@ -59,7 +60,9 @@ def test_each_command_here_has_a_schema() -> None:
 def test_the_answer_fits_the_published_schema(
     command: str, program: Path, in_json: Callable[..., Any]
 ) -> None:
-    answer = in_json(command, *CALLS[command])
+    # What is installed may not fit together, as ExecuTorch 1.5 and the plugin for VGF.
+    status = int(command == "doctor" and not diagnose(quick=True).ok)
+    answer = in_json(command, *CALLS[command], status=status)
     own = schema(ANSWERS[command]) if command in ANSWERS else answers_schema()
     jsonschema.validate(answer, own)
 
