@@ -128,7 +128,6 @@ def gptq(options: argparse.Namespace) -> Figures:
     widths = {"qkv": "self_attn.q_proj", "o": "self_attn.o_proj", "up": "mlp.up_proj"}
     widths["down"] = "mlp.down_proj"
     sizes = [block.get_submodule(name).in_features for name in widths.values()]
-    float_mb = sum(weight.nbytes for weight in model.parameters()) / 1e6
     # What is imported and set up at first use is not of the model's size.
     small = torch.nn.Sequential(torch.nn.Embedding(64, 64), torch.nn.Linear(64, 64))
     rows = [torch.arange(8)[None]]
@@ -139,7 +138,6 @@ def gptq(options: argparse.Namespace) -> Figures:
         report = qcore_llm.quantize(model, tokens=seen)
     return cost.figures() | {
         "layers": sum(layer.algorithm == "gptq" for layer in report.layers),
-        "float_mb": float_mb,
         "block_mb": sum(weight.nbytes for weight in block.parameters()) / 1e6,
         "statistics_mb": sum(4 * size * size for size in sizes) / 1e6,
     }

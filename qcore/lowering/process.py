@@ -71,8 +71,6 @@ class ChildProcess:
         config: Its configuration, as plain data.
         env: Environment variables the child gets on top of this process's own.
         timeout_s: Longest time in seconds for the start and for each request.
-        preload: Modules that take long to import and start no threads, such as torch: imported
-            once, for all children with the same ``env``.
 
     Raises:
         RuntimeUnavailableError: What the child needs is missing.
@@ -83,6 +81,10 @@ class ChildProcess:
     #: Beginnings of lines that the child prints on every start, wrong or right.
     noise: ClassVar[tuple[str, ...]] = ()
 
+    #: Modules that take long to import and start no threads, such as torch: imported once, for all
+    #: children with the same ``env``.
+    preload: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         server: str,
@@ -91,7 +93,6 @@ class ChildProcess:
         config: Mapping[str, Any],
         env: Mapping[str, str],
         timeout_s: float,
-        preload: Sequence[str] = (),
     ) -> None:
         self._timeout_s = timeout_s
         self._pending = b""
@@ -102,7 +103,7 @@ class ChildProcess:
             for name, content in files.items():
                 (self.folder / name).write_bytes(content)
             (self.folder / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
-            self._start(server, env, preload)
+            self._start(server, env)
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
@@ -118,20 +119,19 @@ class ChildProcess:
             raise
 
     @classmethod
-    def prepare(cls, *, env: Mapping[str, str], preload: Sequence[str]) -> None:
+    def prepare(cls, env: Mapping[str, str]) -> None:
         """Import what children need while the caller does something else.
 
         A child that is started before that is done waits for it.
 
         Args:
             env: As for the children.
-            preload: As for the children.
         """
         # Whoever starts a child is told what prevents it.
         with contextlib.suppress(OSError), open(os.devnull, "wb") as log:
-            _server(env, preload, log)
+            _server(env, cls.preload, log)
 
-    def _start(self, server: str, env: Mapping[str, str], preload: Sequence[str]) -> None:
+    def _start(self, server: str, env: Mapping[str, str]) -> None:
         answers, child_answers = os.pipe()
         child_lifeline, lifeline = os.pipe()
         environ, paths = _surroundings(env)
@@ -147,7 +147,7 @@ class ChildProcess:
                 inherited = (child_answers, child_lifeline)
 
                 def forked() -> Forked:
-                    forking = _server(env, preload, log)
+                    forking = _server(env, self.preload, log)
                     return forking.fork(self.folder / "start.json", log, inherited, self._timeout_s)
 
                 try:

@@ -109,9 +109,9 @@ def test_children_are_started_again_when_what_forks_them_was_killed(program, sam
     program.run(sample)
 
 
-def test_an_expected_session_finds_what_forks_children_at_work(program, sample):
-    runner = ExecuTorchRunner(env={"QCORE_TEST_LAYER": "expected"})
-    runner.expect()
+def test_a_prepared_session_finds_what_forks_children_at_work(program, sample):
+    runner = ExecuTorchRunner(env={"QCORE_TEST_LAYER": "prepared"})
+    runner.prepare()
     forking = list(process._SERVERS.values())
     run_program(program.buffer, [sample], runner=runner)
     assert list(process._SERVERS.values()) == forking

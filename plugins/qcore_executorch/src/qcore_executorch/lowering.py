@@ -99,7 +99,7 @@ class ExecuTorchLowering:
             _require_bounds(program_specs(program)[0], self.backend)
         if self.check:
             if isinstance(self.runner, ExecuTorchRunner):
-                self.runner.expect()
+                self.runner.prepare()
             return lower_checked(self.lowered_once, program, self.backend, self.executed)
         return self.lowered_once(program, Veto())
 

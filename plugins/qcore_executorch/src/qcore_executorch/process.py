@@ -28,7 +28,6 @@ _ERROR_NAMES = {
     0x31: "DelegateMemoryAllocationFailed",
     0x32: "DelegateInvalidHandle",
 }
-_PRELOAD = ("torch",)
 # What the runtime prints about the processor on every start, wrong or right.
 _NOISE = ("[cpuinfo_utils.cpp",)
 
@@ -51,6 +50,7 @@ class ProgramProcess(ChildProcess):
     """
 
     noise = _NOISE
+    preload = ("torch",)
 
     def __init__(
         self,
@@ -69,17 +69,7 @@ class ProgramProcess(ChildProcess):
             config=config,
             env=env,
             timeout_s=timeout_s,
-            preload=_PRELOAD,
         )
-
-    @classmethod
-    def expect(cls, env: Mapping[str, str]) -> None:
-        """Import torch for the first program while the caller does something else.
-
-        Args:
-            env: The environment variables that the program's process will get.
-        """
-        cls.prepare(env=env, preload=_PRELOAD)
 
     def _refusal(self, reply: Mapping[str, Any]) -> RuntimeExecutionError | RuntimeUnavailableError:
         text = reply["text"]

@@ -110,14 +110,14 @@ class ExecuTorchRunner:
         finally:
             child.close()
 
-    def expect(self) -> None:
+    def prepare(self) -> None:
         """Get ready for the first session while the caller does something else, as it lowers.
 
         A process that forks the others imports torch, which takes longer than most programs do.
         """
         from qcore_executorch.process import ProgramProcess
 
-        ProgramProcess.expect(self.env)
+        ProgramProcess.prepare(self.env)
 
     def needs(self) -> dict[str, Any]:
         """Return what a saved program takes along; the environment is the machine's own."""
