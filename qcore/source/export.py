@@ -79,11 +79,10 @@ def export_quantized(
     with quiet():
         own = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
         layers = [module for module in own.modules() if is_quantized(module)]
-        for layer in layers:
-            _compute_in_float32(layer)
+        dtypes = [_compute_in_float32(layer) for layer in layers]
         unwrap_tensor_subclass(own)
-        for layer in layers:
-            _read_as_values(layer)
+        for layer, dtype in zip(layers, dtypes, strict=True):
+            _read_as_values(layer, dtype)
     # Without gradients there are no torch.no_grad() bodies, which the operators of older torchao
     # modules would otherwise be wrapped in.
     with quiet(), torch.no_grad():
@@ -96,19 +95,20 @@ class _Values(nn.Module):  # type: ignore[misc]
     A head that has an embedding's table transposes it, which no quantized weight knows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_layer = False
+        self._dtype = dtype
 
     def forward(self, weight: Any) -> torch.Tensor:
         values: torch.Tensor = weight if self.in_layer else weight.dequantize()
-        return values
+        return values if self.in_layer or values.dtype == self._dtype else values.to(self._dtype)
 
 
-def _read_as_values(layer: nn.Module) -> None:
+def _read_as_values(layer: nn.Module, dtype: torch.dtype) -> None:
     if not parametrize.is_parametrized(layer, "weight"):
         return
-    values = _Values()
+    values = _Values(dtype)
     parametrize.register_parametrization(layer, "weight", values, unsafe=True)
     compute = layer.forward
 
@@ -123,13 +123,18 @@ def _read_as_values(layer: nn.Module) -> None:
     layer.forward = forward
 
 
-def _compute_in_float32(layer: nn.Module) -> None:
+def _compute_in_float32(layer: nn.Module) -> torch.dtype:
     """Let a layer take rows of float32 alone, which is what compilers know as a quantized layer.
 
     Inputs of one dimension are a row; other types are cast, and the result is cast back.
+
+    Returns:
+        The type that the rest of the model knows the weight in.
     """
     weight: Any = stored_weight(layer)
-    dtype = weight.dtype if isinstance(weight, IntxUnpackedToInt8Tensor) else torch.float32
+    dtype: torch.dtype = (
+        weight.dtype if isinstance(weight, IntxUnpackedToInt8Tensor) else torch.float32
+    )
     if dtype != torch.float32:
         layer.weight = nn.Parameter(weight.to(torch.float32), requires_grad=False)
         bias = getattr(layer, "bias", None)
@@ -143,3 +148,4 @@ def _compute_in_float32(layer: nn.Module) -> None:
         return y if dtype == torch.float32 else y.to(dtype)
 
     layer.forward = forward
+    return dtype

@@ -170,6 +170,7 @@ class ReadsItsWeight(nn.Module):
     [
         (Twice(), X),
         (ReadsItsWeight(), X),
+        (ReadsItsWeight().half(), X.half()),
         (InputReturned(), X),
         (PartInDouble(), X),
         (nn.Sequential(nn.Linear(64, 32)), X[0, 0]),
@@ -180,6 +181,7 @@ class ReadsItsWeight(nn.Module):
     ids=[
         "a layer called twice",
         "a weight read as values",
+        "a weight read as values in float16",
         "what a layer reads is returned",
         "a part in double",
         "one dimension",
