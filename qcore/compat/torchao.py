@@ -111,13 +111,11 @@ __all__ = [
     "unwrap_tensor_subclass",
 ]
 
-_VERSIONS: Final = ">=0.18,<0.19"
+_TORCHAO: Final = (__name__, "torchao", ">=0.18,<0.19")
 
 #: The observer whose search for a range is ours.
 HISTOGRAM: Final = Requirement(
-    __name__,
-    "torchao",
-    _VERSIONS,
+    *_TORCHAO,
     "torchao.quantization.pt2e.observer:HistogramObserver",
     ["_non_linear_param_search"],
     why="its search for a range takes most of the time of converting a model, and is overridden.",
@@ -126,9 +124,7 @@ _OBSERVERS: Final = "torchao.quantization.pt2e.observer"
 #: The extremes that observers keep.
 EXTREMES: Final = tuple(
     Wording(
-        __name__,
-        "torchao",
-        _VERSIONS,
+        *_TORCHAO,
         f"{_OBSERVERS}:{name}",
         ["min_val", "max_val", "is_dynamic"],
         why="what the calibration samples show is read there.",
@@ -138,9 +134,7 @@ EXTREMES: Final = tuple(
 #: What moving averages take of each new extreme.
 AVERAGES: Final = tuple(
     Wording(
-        __name__,
-        "torchao",
-        _VERSIONS,
+        *_TORCHAO,
         f"{_OBSERVERS}:{name}",
         ["averaging_constant"],
         why="while samples run, averages keep the extremes of all.",
@@ -149,9 +143,7 @@ AVERAGES: Final = tuple(
 )
 #: The observer in fake quantization.
 FAKES: Final = Wording(
-    __name__,
-    "torchao",
-    _VERSIONS,
+    *_TORCHAO,
     "torchao.quantization.pt2e.fake_quantize:FakeQuantize",
     ["activation_post_process", "is_dynamic"],
     why="fake quantization without it is taken for an observer of its own.",
@@ -172,33 +164,25 @@ def check_observers(*more: Requirement) -> None:
 
 
 _SPECS: Final = Wording(
-    __name__,
-    "torchao",
-    _VERSIONS,
+    *_TORCHAO,
     "torchao.quantization.pt2e.quantizer:QuantizationSpec",
     ["observer_or_fake_quant_ctr"],
     why="a specification without it is taken for one without an observer.",
 )
 _PARTIALS: Final = Wording(
-    __name__,
-    "torchao",
-    _VERSIONS,
+    *_TORCHAO,
     f"{_OBSERVERS}:PartialWrapper",
     ["p"],
     why="what has no such part is taken for an observer without options.",
 )
 _PREPARATION: Final = Wording(
-    __name__,
-    "torchao",
-    _VERSIONS,
+    *_TORCHAO,
     "torchao.quantization.pt2e.quantize_pt2e:prepare_pt2e",
     ["node_name_to_scope"],
     why="it has the names of nodes before batch norms are folded, which rules go by.",
 )
 _FUSIONS: Final = Change(
-    __name__,
-    "torchao",
-    _VERSIONS,
+    *_TORCHAO,
     "torchao.quantization.pt2e.qat_utils",
     ["_fuse_conv_bn_qat_helper", "_fold_conv_bn_qat_helper"],
     why="for quantization-aware training it exports some 100 patterns in convert_pt2e, a quarter "
@@ -207,9 +191,7 @@ _FUSIONS: Final = Change(
 )
 
 _FOLDS: Final = Change(
-    __name__,
-    "torchao",
-    _VERSIONS,
+    *_TORCHAO,
     "torchao.quantization.pt2e.utils",
     ["fold_bn_weights_into_conv_node", "fold_bn_weights_into_linear_node"],
     why="before it asks a quantizer, it folds batch norms into layers whose result or weight "

@@ -26,7 +26,7 @@ __all__ = [
     "without_edge",
 ]
 
-_VERSIONS: Final = ">=1.4.1,<1.6"
+_EXECUTORCH: Final = (__name__, "executorch", ">=1.4.1,<1.6")
 # Arguments of operators that are what they are.
 _TORCHS: Final = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _PLAIN: Final = (bool, int, float, complex, str, *_TORCHS)
@@ -34,75 +34,57 @@ _GROUPS: Final = "executorch.exir.backend.canonical_partitioners.group_partition
 
 #: What a partitioner logs of a node that it leaves.
 REASONS: Final = Wording(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.exir.backend.utils:WhyNoPartition",
     ["node", "reason"],
     why="why a node is left to portable kernels is read there.",
 )
 #: What a program says of a call of a kernel.
 KERNEL_CALLS: Final = Wording(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.exir.schema:KernelCall",
     ["op_index"],
     why="the operators outside of delegates are found by it.",
 )
 #: Where a partitioner marks what it delegates.
 TAGS: Final = Wording(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.exir.backend.utils:tag_constant_data",
     ["delegation_tag"],
     why="what is delegated, and what is taken out again, goes by this mark.",
 )
 _DELEGATES: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.exir.delegate",
     ["executorch_call_delegate"],
     why="delegates are found by the operator that calls them.",
 )
 _EDGE_OPERATORS: Final = Wording(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.exir.dialects.edge._ops:EdgeOpOverload",
     ["_op"],
     why="an operator of the edge dialect is known by the one of ATen that it wraps.",
 )
 _PROXIES: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.exir.pass_base",
     ["ProxyValue"],
     why="what passes remember of an operator goes by the values in these.",
 )
 _DEPENDENCIES: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     _GROUPS,
     ["_DependencyViewer"],
     why="it keeps a set of nodes for each node: gigabytes for a language model.",
 )
 _MERGING: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_GROUPS}:GroupBasedPartitioner",
     ["_can_merge_partitions"],
     why="it walks the graph behind both partitions, for each pair of partitions.",
 )
 _EDGE: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.exir.program._program",
     ["_gen_edge_manager_for_partitioners"],
     why="it traces the whole model three times, of which one changes something.",
@@ -116,9 +98,7 @@ _DECOMPOSITIONS: Final = Change(
     why="it traces a program where no operator of the table is in it, too.",
 )
 _OPERATORS: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.exir.pass_base:_ExportPassBase",
     ["_fx"],
     why="each of a hundred passes executes each operator on tensors without values again: a third "

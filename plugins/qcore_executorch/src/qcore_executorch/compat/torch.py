@@ -16,12 +16,10 @@ from qcore.compat.torch import CODE_GENERATORS
 
 __all__ = ["deferred_code", "quick_decompositions", "quick_fakes", "shared_provenance"]
 
-_VERSIONS: Final = ">=2.13,<2.14"
+_TORCH: Final = (__name__, "torch", ">=2.13,<2.14")
 
 _SHARED_PROVENANCE: Final = Change(
-    __name__,
-    "torch",
-    _VERSIONS,
+    *_TORCH,
     "torch.fx.traceback:NodeSource",
     ["__deepcopy__"],
     why="every pass of a compiler wraps the record of where a node came from in a new one and "
@@ -29,34 +27,26 @@ _SHARED_PROVENANCE: Final = Change(
     adds=True,
 )
 _LISTINGS: Final = Change(
-    __name__,
-    "torch",
-    _VERSIONS,
+    *_TORCH,
     "torch._export.utils",
     ["_materialize_cpp_cia_ops", "_collect_all_valid_cia_ops_for_namespace"],
     why="it lists all operators again for each decomposition of a graph, however small.",
 )
 _KERNELS: Final = Change(
-    __name__,
-    "torch",
-    _VERSIONS,
+    *_TORCH,
     "torch._ops:OperatorBase",
     ["py_impl"],
     why="it reads the type hints of some hundred kernels for each decomposition of a graph.",
 )
 _CALLS: Final = Change(
-    __name__,
-    "torch",
-    _VERSIONS,
+    *_TORCH,
     "torch._ops:OpOverload",
     ["__call__"],
     why="torchao's operators find sizes and types by fifteen others: where sizes are symbols, a "
     "third of the lowering of a language model.",
 )
 _CODE: Final = Change(
-    __name__,
-    "torch",
-    _VERSIONS,
+    *_TORCH,
     "torch.fx:GraphModule",
     ["recompile"],
     why="it generates and compiles the code of a graph whenever one is made or changed, also where "

@@ -24,33 +24,27 @@ __all__ = [
     "untidied",
 ]
 
-_VERSIONS: Final = ">=1.4.1,<1.6"
+_EXECUTORCH: Final = (__name__, "executorch", ">=1.4.1,<1.6")
 _PASSES: Final = "executorch.backends.arm._passes"
 _SUPPORT: Final = "executorch.backends.arm.operator_support.tosa_supported_operators"
 
 #: The passes that prepare a graph for annotation.
 ANNOTATION: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_PASSES}:ArmPassManager",
     ["_transform_graph_module", "add_pass", "transform_for_annotation_pipeline"],
     why="between the passes it generates the code of a graph again, and is overridden.",
 )
 #: The one of them that rewrites nodes that are to be kept, too.
 LIMITS: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     _PASSES,
     ["ReplaceInfAndLimitValuesPass"],
     why="it replaces infinite arguments of nodes that stay in float, which are put back.",
 )
 #: The partitioner of TOSA, which those of the devices inherit from.
 PARTITIONER: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.backends.arm.tosa.partitioner:TOSAPartitioner",
     ["_tag_module", "partition"],
     why="it delegates constants, and is overridden.",
@@ -58,27 +52,21 @@ PARTITIONER: Final = Requirement(
 
 #: The key under which a node tells the passes to leave it alone.
 KEPT: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.backends.arm.constants",
     ["DISALLOW_TFA_META_KEY"],
     why="what stays in float would be decomposed as if it were quantized.",
 )
 #: The key under which a node tells the partitioner that it computes in integers.
 INFO: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.backends.arm.common.annotation_meta:ArmAnnotationInfo",
     ["CUSTOM_META_KEY"],
     why="what is quantized would be left out of the delegates, or delegated in float.",
 )
 #: A configuration of ExecuTorch's quantizer for Arm.
 CONFIGURATIONS: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.backends.arm.quantizer.quantization_config:QuantizationConfig",
     ["get_weight_qspec"],
     why="such a configuration is known by it, and turned into one of torchao's.",
@@ -86,9 +74,7 @@ CONFIGURATIONS: Final = Requirement(
 # The parameters of ELU and its relatives, and the ranges of results, once the passes are at it.
 _IN_METADATA: Final = tuple(
     Wording(
-        __name__,
-        "executorch",
-        _VERSIONS,
+        *_EXECUTORCH,
         f"{_PASSES}.{owner}.call",
         keys,
         why="operators that differ in this metadata are no duplicates.",
@@ -103,17 +89,13 @@ _IN_METADATA: Final = tuple(
 )
 
 _REPORTER: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.exir.backend.utils:WhyNoPartitionReporter",
     ["report_reject"],
     why="it gives the partitioner's reasons as a table for people, without the nodes.",
 )
 _CONVOLUTIONS: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_PASSES}.rewrite_conv_pass:RewriteConvPass",
     ["_has_int32_rescale_user"],
     only="<1.5",
@@ -121,18 +103,14 @@ _CONVOLUTIONS: Final = Change(
     "readers do not take, and additions overflow without the saturation to 16 bits.",
 )
 _DUPLICATES: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_PASSES}.fuse_duplicate_users_pass:FuseDuplicateUsersPass",
     ["_build_user_signature"],
     why="operators that differ in their metadata alone are taken for duplicates, and of two "
     "outputs that are one value the runtime of VGF writes one.",
 )
 _ARGMAX: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_SUPPORT}:CheckInt64InputsAndOutputs",
     ["_check_int64_input_nodes", "_is_tosa_argmax_dtype_supported"],
     why="the cast of positions to int32 stays outside of the delegate, which so promises an int64 "
@@ -140,49 +118,37 @@ _ARGMAX: Final = Change(
 )
 
 _TABLES: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_PASSES}.insert_table_ops:TableOps",
     ["unary_table_ops", "special_table_ops"],
     why="it says which operators become tables.",
 )
 _RESULTS: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_PASSES}.arm_pass:ArmPass",
     ["call_operator"],
     why="what becomes a table gives floats until it is one, and pooling that reads them stops.",
 )
 _EQUALS: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_PASSES}.fuse_equal_placeholders_pass:FuseEqualPlaceholdersPass",
     ["_get_param_key"],
     why="Vela stops where the kernel of a convolution is what another operator reads, too.",
 )
 _BOUNDS: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_PASSES}.convert_to_clamp_pass",
     ["get_clamp_params"],
     why="it reads the bounds of hardtanh, which are not there where they are the defaults.",
 )
 _CLAMPS: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_PASSES}.fuse_quantized_activation_pass:FuseQuantizedActivationPass",
     ["_is_fuseable_quantized_activation"],
     why="it reads the lower bound of hardtanh, as above.",
 )
 _SCALES: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.backends.arm.operators.op_tosa_rescale",
     ["_compute_multiplier_and_shift"],
     why="it stops at factors beyond TOSA's, where any value but zero is clipped in any case.",
@@ -190,9 +156,7 @@ _SCALES: Final = Change(
 # A multiplier has 31 bits, and two of them are shifted out again at least.
 _LARGEST_SCALE: Final = float((1 << 31) - 1) / 4
 _TIDYING: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_PASSES}.propagate_view_copy_permute_pass:PropagateViewCopyPermutePass",
     ["call"],
     why="it only saves permutes and views, and stops at some models by itself.",
@@ -200,9 +164,7 @@ _TIDYING: Final = Change(
 )
 _MOVES: Final = tuple(
     Change(
-        __name__,
-        "executorch",
-        _VERSIONS,
+        *_EXECUTORCH,
         f"{_PASSES}.propagate_view_copy_permute_pass:PropagateViewCopyPermute{way}Pass",
         ["_move_node"],
         why="it moves views by the shapes of operators that it has moved others across, which it "
@@ -213,9 +175,7 @@ _MOVES: Final = tuple(
 )
 
 _CONCATENATIONS: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{_PASSES}.propagate_view_copy_permute_pass:PropagateViewCopyPermuteUpPass",
     ["_maybe_split_upwards_cat_fanout"],
     why="of a value that is concatenated with itself it keeps one.",

@@ -9,14 +9,12 @@ from qcore.errors import RuntimeUnavailableError
 
 __all__ = ["COMPILER", "CONVERTER", "require_runtime"]
 
-_VERSIONS: Final = ">=1.4.1,<1.5"
+_EXECUTORCH: Final = (__name__, "executorch", ">=1.4.1,<1.5")
 _BACKEND: Final = "executorch.backends.arm.vgf.backend"
 
 #: The function that calls Arm's model converter.
 COMPILER: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     _BACKEND,
     ["vgf_compile"],
     why="the TOSA graph and the VGF made of it are lost, or kept in files whose path is inside the "
@@ -25,9 +23,7 @@ COMPILER: Final = Change(
 
 #: The function that looks for the converter.
 CONVERTER: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     _BACKEND,
     ["require_model_converter_executable"],
     why="it looks on the PATH, where an environment that is not activated has no scripts, and in a "
@@ -45,5 +41,5 @@ def require_runtime() -> None:
         raise RuntimeUnavailableError(
             f"vgf: the package of ExecuTorch {COMPILER.installed} has no runtime for VGF programs, "
             "so none could be checked or run here. Install one that has: "
-            f"pip install 'executorch[vgf]{_VERSIONS}'."
+            f"pip install 'executorch[vgf]{COMPILER.versions}'."
         )

@@ -9,14 +9,12 @@ from qcore.compat import Change, Requirement
 
 __all__ = ["COPIES", "NODES", "OPERATORS", "PARTITIONER", "VALUES", "scalars_by_type"]
 
-_VERSIONS: Final = ">=1.4.1,<1.6"
+_EXECUTORCH: Final = (__name__, "executorch", ">=1.4.1,<1.6")
 PARTITIONER: Final = "executorch.backends.vulkan.partitioner.vulkan_partitioner"
 
 #: Its class of supported operators, which can be given in no other way.
 OPERATORS: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     PARTITIONER,
     ["VulkanSupportedOperators"],
     why="it takes operators into a delegate that its serialization then stops at.",
@@ -24,9 +22,7 @@ OPERATORS: Final = Change(
 
 #: The same class: what is overridden of it.
 NODES: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     f"{PARTITIONER}:VulkanSupportedOperators",
     ["is_node_supported", "log_skip"],
     why="it decides about each node, and says why, in these methods.",
@@ -34,9 +30,7 @@ NODES: Final = Requirement(
 
 #: The kinds of values in a graph.
 VALUES: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.backends.vulkan.serialization.vulkan_graph_schema",
     [
         "BoolList",
@@ -55,18 +49,14 @@ VALUES: Final = Requirement(
 
 #: The pass that drops copies.
 COPIES: Final = Requirement(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.backends.vulkan._passes.remove_redundant_ops:RemoveRedundantOpsTransform",
     ["_should_remove", "_src_arg1_ops"],
     why="it also drops copies that change the order of a tensor in memory.",
 )
 
 _SCALARS: Final = Change(
-    __name__,
-    "executorch",
-    _VERSIONS,
+    *_EXECUTORCH,
     "executorch.backends.vulkan.serialization.vulkan_graph_builder:VkGraphBuilder",
     ["get_or_create_scalar_value"],
     why="it keeps one value of numbers that Python holds for equal: of 0 and 0.0 the first.",

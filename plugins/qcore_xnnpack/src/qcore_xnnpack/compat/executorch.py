@@ -10,11 +10,11 @@ from qcore.compat import Change, Requirement
 
 __all__ = ["ELU", "SOFTMAX", "quick_passes"]
 
+_EXECUTORCH: Final = (__name__, "executorch", ">=1.4.1,<1.6")
+
 #: Its rules for softmax.
 SOFTMAX: Final = Requirement(
-    __name__,
-    "executorch",
-    ">=1.4.1,<1.6",
+    *_EXECUTORCH,
     "executorch.backends.xnnpack.partition.config:SoftmaxConfig",
     ["check_constraints"],
     why="it delegates the softmax of images beside convolutions, which XNNPACK computes over the "
@@ -23,27 +23,21 @@ SOFTMAX: Final = Requirement(
 
 #: Its rules for ELU.
 ELU: Final = Requirement(
-    __name__,
-    "executorch",
-    ">=1.4.1,<1.6",
+    *_EXECUTORCH,
     "executorch.backends.xnnpack.partition.config.generic_node_configs:EluConfig",
     ["check_constraints"],
     why="its list of what it delegates leaves out ELU, and what it writes has no scale.",
 )
 
 _PASSES: Final = Change(
-    __name__,
-    "executorch",
-    ">=1.4.1,<1.6",
+    *_EXECUTORCH,
     "executorch.backends.xnnpack._passes:XNNPACKPassManager",
     ["transform"],
     why="each of its passes interprets the whole delegate again, where it matches nothing, too.",
 )
 
 _COPIES: Final = Change(
-    __name__,
-    "executorch",
-    ">=1.4.1,<1.6",
+    *_EXECUTORCH,
     "executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass:"
     "ChannelsLastTaggedReshapePass",
     ["insert_copy_q_dq"],
@@ -67,9 +61,7 @@ _FOR: Final = {
 
 
 _SPARED: Final = Requirement(
-    __name__,
-    "executorch",
-    ">=1.4.1,<1.6",
+    *_EXECUTORCH,
     "executorch.backends.xnnpack._passes",
     list(_FOR),
     why="a pass that is known by none of these names runs where nothing is for it, too.",
