@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
 import torch
@@ -68,17 +69,13 @@ def _traced(
     model: nn.Module, layers: Mapping[int, nn.Module], owners: Mapping[int, int], sample: Sample
 ) -> _Trace:
     trace = _Trace(layers)
-    handles = [
-        module.register_forward_hook(trace.leave, with_kwargs=True)
-        for module in model.modules()
-        if not list(module.children()) and all(owners[id(p)] == 1 for p in module.parameters())
-    ]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if list(module.children()) or any(owners[id(p)] != 1 for p in module.parameters()):
+                continue
+            hooks.enter_context(module.register_forward_hook(trace.leave, with_kwargs=True))
         with trace:
             trace.use(model(*sample.args, **sample.kwargs))
-    finally:
-        for handle in handles:
-            handle.remove()
     return trace
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
 import torch
@@ -125,7 +126,7 @@ def _inputs(
     last: Any = None
     is_chain = True
 
-    def enter(index: int, args: Any, kwargs: Any) -> None:
+    def enter(index: int, _: nn.Module, args: Any, kwargs: Any) -> None:
         nonlocal is_chain
         if not args or not _is_plain((args, kwargs)):
             is_chain = False
@@ -135,29 +136,21 @@ def _inputs(
             is_chain = False
         others[index].append((args[1:], kwargs))
 
-    def leave(index: int, output: Any) -> None:
+    def leave(index: int, _: nn.Module, __: Any, output: Any) -> None:
         nonlocal last
         last = _first(output)
         if ends_early and index == len(blocks) - 1:
             raise _EndOfBlocks
 
-    handles = []
-    for index, block in enumerate(blocks):
-        handles.append(
-            block.register_forward_pre_hook(
-                lambda _, args, kwargs, index=index: enter(index, args, kwargs), with_kwargs=True
+    with ExitStack() as hooks:
+        for index, block in enumerate(blocks):
+            hooks.enter_context(
+                block.register_forward_pre_hook(partial(enter, index), with_kwargs=True)
             )
-        )
-        handles.append(
-            block.register_forward_hook(lambda _, args, output, index=index: leave(index, output))
-        )
-    try:
+            hooks.enter_context(block.register_forward_hook(partial(leave, index)))
         for sample in samples:
             with suppress(_EndOfBlocks):
                 _run(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
     once = all(len(seen) == len(samples) for seen in others)
     return (first, others) if is_chain and once else None
 
@@ -276,13 +269,12 @@ def _layer_inputs(
     module: nn.Module, layers: set[nn.Module], sample: Sample
 ) -> dict[nn.Module, list[torch.Tensor]]:
     calls: dict[nn.Module, list[torch.Tensor]] = defaultdict(list)
-    handles = [
-        layer.register_forward_pre_hook(lambda layer, args: calls[layer].append(args[0]))
-        for layer in layers
-    ]
-    try:
+
+    def note(layer: nn.Module, args: Any) -> None:
+        calls[layer].append(args[0])
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(note))
         _run(module, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
