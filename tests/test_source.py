@@ -32,7 +32,7 @@ from qcore.errors import (
     UnsupportedSchemeError,
 )
 from qcore.schemes import LayerScheme
-from qcore.source import drop_in
+from qcore.source import torchao_quantize_ as drop_in
 from qcore.source.export import export_quantized
 
 
@@ -505,7 +505,7 @@ class TestDropIn:
     def test_a_filter_selects_layers_of_any_kind_as_in_torchao(self, backend):
         names = ["embed", "blocks.0.0"]
         linears = linear(8, "per_channel", None)
-        report = drop_in.torchao_quantize_(
+        report = drop_in(
             Model(),
             self.CONFIG,
             lambda module, name: name in names,
@@ -515,7 +515,7 @@ class TestDropIn:
 
     def test_a_filter_that_selects_nothing_is_an_error(self, backend):
         with pytest.raises(SelectionError, match="Nothing is quantized"):
-            drop_in.torchao_quantize_(
+            drop_in(
                 Model(),
                 self.CONFIG,
                 lambda module, name: False,

@@ -6,8 +6,7 @@ the first weight changes.
 
 from __future__ import annotations
 
-from qcore.source.api import quantize_
-from qcore.source.drop_in import torchao_quantize_
+from qcore.source.api import quantize_, torchao_quantize_
 from qcore.source.modules import is_quantized
 from qcore.source.scheme import SourceScheme
 from qcore.source.weights import quantized_weight

@@ -1,4 +1,4 @@
-"""``qcore.quantize_``."""
+"""``qcore.quantize_``, and what has the parameters of torchao's function, for the plugins."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from qcore.source.weights import (
     tied_layers,
 )
 
-__all__ = ["SourceTarget", "quantize_"]
+__all__ = ["SourceTarget", "quantize_", "torchao_quantize_"]
 
 
 @runtime_checkable
@@ -144,6 +144,39 @@ def quantize_(
     plans = planner.plan(Layers(model))
     _check_symmetric(plans, chosen)
     return _apply(model, name, plans, chosen, samples, resume, progress)
+
+
+def torchao_quantize_(
+    model: nn.Module,
+    config: Any,
+    filter_fn: FilterFunction | None = None,
+    *,
+    backend: str,
+) -> SourceReport:
+    """Quantize in place what torchao's ``quantize_`` would, as far as a backend executes it.
+
+    Args:
+        model: The float model.
+        config: ``IntxWeightOnlyConfig`` or ``Int8DynamicActivationIntxWeightConfig`` of torchao.
+        filter_fn: From a module and its name to whether it is quantized: linear layers and
+            embeddings. ``None`` selects every linear layer.
+        backend: The backend's name.
+
+    Returns:
+        What became of every layer.
+
+    Raises:
+        QcoreError: As :func:`qcore.quantize_` raises it.
+    """
+    if filter_fn is None:
+        return quantize_(model, backend, config)
+    selected = [m for name, m in model.named_modules() if filter_fn(m, name)]
+    rules: dict[Any, Any] = {
+        kind: config
+        for kind in (nn.Linear, nn.Embedding)
+        if any(isinstance(module, kind) for module in selected)
+    }
+    return quantize_(model, backend, None if rules else config, rules=rules, filter_fn=filter_fn)
 
 
 def _check_model(model: object) -> None:
