@@ -407,9 +407,9 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
 
     def _export_module(self, model: torch.nn.Module, inputs: Any, dynamic_shapes: Any) -> Any:
         from qcore.source.export import check_layers, export_quantized
-        from qcore.source.modules import is_quantized_model
+        from qcore.source.modules import is_quantized
 
-        if not is_quantized_model(model):
+        if not any(map(is_quantized, model.modules())):
             return None
         check_layers(model, self._source_schemes, self.name)
         return export_quantized(model, inputs, dynamic_shapes)

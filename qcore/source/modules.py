@@ -25,7 +25,6 @@ __all__ = [
     "has_weight",
     "held",
     "is_quantized",
-    "is_quantized_model",
     "layer_scheme",
     "model_bytes",
     "quantized_layers",
@@ -86,11 +85,6 @@ def is_quantized(module: nn.Module) -> bool:
     if isinstance(module, Int8DynActInt4WeightLinear) or _unwraps(module):
         return True
     return isinstance(stored_weight(module), TorchAOBaseTensor)
-
-
-def is_quantized_model(model: nn.Module) -> bool:
-    """Say whether any layer of a model is quantized."""
-    return any(map(is_quantized, model.modules()))
 
 
 def quantized_layers(model: nn.Module) -> Iterator[QuantizedLayer]:

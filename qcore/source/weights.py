@@ -39,12 +39,6 @@ class TorchaoAlgorithm(WeightAlgorithm):
 
     choice: ClassVar[str | None] = None
 
-    def configured(self, config: Any) -> Any:
-        """Return a torchao configuration that quantizes in this way."""
-        if self.choice is None:
-            return config
-        return dataclasses.replace(config, intx_choose_qparams_algorithm=self.choice)
-
 
 class _Rounding(TorchaoAlgorithm):
     name = "round"
@@ -151,20 +145,16 @@ def quantize_layers(
             continue
         weight = stored_weight(plan.layer.module)
         assert weight is not None
-        first = next(
-            ((p, t) for p, t in results if _format(p) == _format(plan)),
-            None,
-        )
-        if first is None:
-            if isinstance(weight, IntxUnpackedToInt8Tensor):
-                quantized = _with_activation(weight, plan)
-            else:
-                if plan.padding:
-                    weight = nn.functional.pad(weight, (0, 0, 0, plan.padding))
-                quantized = _quantized(weight, plan, algorithm, moment)
-        else:
+        first = next(((p, t) for p, t in results if _format(p) == _format(plan)), None)
+        if first is not None:
             quantized = _with_activation(first[1], plan)
             shared[plan.layer.name] = first[0].layer.name
+        elif isinstance(weight, IntxUnpackedToInt8Tensor):
+            quantized = _with_activation(weight, plan)
+        else:
+            if plan.padding:
+                weight = nn.functional.pad(weight, (0, 0, 0, plan.padding))
+            quantized = _quantized(weight, plan, algorithm, moment)
         results.append((plan, quantized))
     for plan, quantized in results:
         # The class may keep a weight as a buffer, under the same name.
@@ -220,7 +210,9 @@ def _quantized(
 ) -> Any:
     assert plan.scheme is not None
     if isinstance(algorithm, TorchaoAlgorithm):
-        config = algorithm.configured(plan.scheme.torchao_config())
+        config = plan.scheme.torchao_config()
+        if algorithm.choice is not None:
+            config = dataclasses.replace(config, intx_choose_qparams_algorithm=algorithm.choice)
         return _sliced(weight, config, plan.scale_dtype)
     size, bits = plan.scheme.group_size, plan.scheme.weight_bits
     group = size if isinstance(size, int) else weight.shape[1]
@@ -234,7 +226,8 @@ def _quantized(
 def _sliced(weight: torch.Tensor, config: Any, scale_dtype: torch.dtype) -> Any:
     rows, columns = weight.shape
     step = max(1, _AT_ONCE // columns)
-    if step >= rows or not _rows_are_independent(config):
+    # Any other algorithm stops when the mean error over the whole weight no longer falls.
+    if step >= rows or config.intx_choose_qparams_algorithm != "affine":
         return _by_torchao(weight, config, scale_dtype)
     whole: list[torch.Tensor] = []
     part: Any = None
@@ -248,11 +241,6 @@ def _sliced(weight: torch.Tensor, config: Any, scale_dtype: torch.dtype) -> Any:
     return IntxUnpackedToInt8Tensor(
         *whole, part.target_dtype, part.block_size, part.dtype, part.activation_quantization
     )
-
-
-def _rows_are_independent(config: Any) -> bool:
-    # The other algorithm stops when the mean error over the whole weight no longer falls.
-    return bool(config.intx_choose_qparams_algorithm == "affine")
 
 
 def _by_torchao(weight: torch.Tensor, config: Any, scale_dtype: torch.dtype) -> Any:
