@@ -182,7 +182,7 @@ class Planner:
             reason = f"fallback, because {tried[0]}" if tried else ""
             if size is None:
                 return LayerPlan(layer, None, rule, reason), ""
-            fitted = self._fitted(layer, asked.with_group_size(size), rule, reason)
+            fitted = self._fitted(layer, evolve(asked, group_size=size), rule, reason)
             if isinstance(fitted, LayerPlan):
                 return fitted, ""
             tried.append(fitted)
@@ -200,7 +200,7 @@ class Planner:
                 f"{has}, and {rule} asks for something else; a weight cannot be quantized twice. "
                 f"Ask for {bits} bits and leave the group size open, or start from the float model."
             )
-        plans = [self._fitted(layer, asked.with_group_size(s), rule, "") for s in sizes]
+        plans = [self._fitted(layer, evolve(asked, group_size=s), rule, "") for s in sizes]
         plan = next((plan for plan in plans if isinstance(plan, LayerPlan)), plans[0])
         problem = plan.reason if isinstance(plan, LayerPlan) else plan
         if not isinstance(plan, LayerPlan) or problem:
@@ -246,7 +246,7 @@ class Planner:
             lines.append(f"None of fallback=({', '.join(map(str, self.fallback))}) fits, either.")
         plans = [plan for plan, _ in unfit]
         for size in _SIZES:
-            if all(self._takes(plan, _asked(plan).with_group_size(size)) for plan in plans):
+            if all(self._takes(plan, evolve(_asked(plan), group_size=size)) for plan in plans):
                 return "\n".join([*lines, f"Pass fallback={size!r}, which fits them all."])
         if plans[0].layer.names == ("",):  # The model is the layer.
             return "\n".join([*lines, f"Pass scheme={self._advised(plans[0])}."])

@@ -85,10 +85,6 @@ class SourceScheme:
         """Whether weights have no zero points."""
         return _mapping(self.config) is not MappingType.ASYMMETRIC
 
-    def with_group_size(self, group_size: GroupSize | None) -> SourceScheme:
-        """Return the scheme with another group size."""
-        return evolve(self, group_size=group_size)
-
     def for_layer(self, layer: Layer) -> LayerScheme:
         """Return the scheme as a backend declares it.
 
@@ -121,8 +117,8 @@ class SourceScheme:
         for scheme in supported:
             if scheme.layer == layer and scheme.name == self.name:
                 if scheme.granularity == "per_channel":
-                    return self.with_group_size("axis")
-                return self.with_group_size(max(_GROUP, scheme.group_multiple))
+                    return evolve(self, group_size="axis")
+                return evolve(self, group_size=max(_GROUP, scheme.group_multiple))
         return self
 
     def torchao_config(self) -> Any:
