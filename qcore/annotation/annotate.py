@@ -32,11 +32,11 @@ from qcore.graph import (
     module_path,
     operator_name,
 )
-from qcore.plan import QuantizationPlan, Selection, explain
+from qcore.plan import QuantizationPlan, explain
 from qcore.report import AnnotationReport, Decision, read_decisions
 from qcore.schemes import QuantizationConfig, QuantizationScheme
 
-__all__ = ["annotate_graph", "decide", "decide_float"]
+__all__ = ["annotate_graph", "decide"]
 
 _NOT_OURS: Final = Rejection("another quantizer has annotated it")
 
@@ -139,7 +139,8 @@ def _decide(
         if following is not None:
             return {node: following}
     if selection.config is None:
-        return {node: decide_float(node, selection)}
+        advice = "Select it with set_global(...)." if selection.is_unset else ""
+        return {node: _float(node, Rejection(explain(selection), advice))}
     match = table.match(node, selection.config, plan)
     if match is None:
         return {node: _float(node, _not_in_table(node, table, backend))}
@@ -190,13 +191,6 @@ def _follow_input(
     return _decision(node, scheme=scheme, pattern=pattern.name, config=before.config)
 
 
-def decide_float(node: Node, selection: Selection) -> Decision:
-    """Account for a node that the user's rules leave in float, with the rule that left it out."""
-    if selection.is_unset:
-        return _float(node, Rejection(explain(selection), "Select it with set_global(...)."))
-    return _float(node, Rejection(explain(selection)))
-
-
 def _float(node: Node, rejection: Rejection) -> Decision:
     return _decision(node, reason=rejection.reason, advice=rejection.advice)
 
@@ -226,16 +220,11 @@ def _reject(
             f"{backend} scales weights of {pattern.name} {wanted}, and its configuration {asked}",
             f'Give it one that scales them {wanted}, such as "{scheme.name} {wanted}".',
         )
-    is_dynamic = scheme.is_dynamic
-    if is_dynamic and not pattern.dynamic:
+    if not (pattern.dynamic if scheme.is_dynamic else pattern.static):
+        other = "static" if scheme.is_dynamic else "dynamic"
         return Rejection(
-            f"{backend} runs {pattern.name} with static activations only",
-            "Give it a static configuration, or leave it in float.",
-        )
-    if not is_dynamic and not pattern.static:
-        return Rejection(
-            f"{backend} runs {pattern.name} with dynamic activations only",
-            "Give it a dynamic configuration, or leave it in float.",
+            f"{backend} runs {pattern.name} with {other} activations only",
+            f"Give it a {other} configuration, or leave it in float.",
         )
     return match.rejection(config, model)
 

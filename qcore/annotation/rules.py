@@ -197,16 +197,12 @@ class GemmRule:
         }
         bias = root.args[self.bias] if self.bias and len(root.args) > self.bias else None
         if isinstance(bias, Node):
-            inputs[bias] = self._bias_qspec(root, activation, weight, config)
+            if self.integer_bias and None not in (config.output_activation, config.weight):
+                inputs[bias] = product_scale_bias(root, activation, weight, config)
+            else:
+                inputs[bias] = config.bias
         write_match(match, inputs, config.output_activation)
         return None
-
-    def _bias_qspec(
-        self, root: Node, activation: Node, weight: Node, config: QuantizationConfig
-    ) -> QuantizationSpecBase | None:
-        if not self.integer_bias or config.output_activation is None or config.weight is None:
-            return config.bias
-        return product_scale_bias(root, activation, weight, config)
 
 
 def _along_axis(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec | None:
@@ -217,11 +213,7 @@ def _along_axis(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec | 
     if axis != 0 and inspect.isclass(made) and issubclass(made, FusedMovingAvgObsFakeQuantize):
         # torch's fused kernel takes rows for channels, whatever the axis.
         observer = FakeQuantize.with_args(
-            **{
-                **options,
-                "observer": MovingAveragePerChannelMinMaxObserver,
-                "ch_axis": axis,
-            }
+            **{**options, "observer": MovingAveragePerChannelMinMaxObserver, "ch_axis": axis}
         )
     return dataclasses.replace(spec, ch_axis=axis, observer_or_fake_quant_ctr=observer)
 
