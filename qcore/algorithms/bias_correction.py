@@ -111,18 +111,13 @@ def _is_static(graph: GraphModule, node: Node) -> bool:
     return not getattr(activation[0], "is_dynamic", False)
 
 
-def _weight(graph: GraphModule, node: Node) -> torch.Tensor:
-    source = node.args[1].args[0]
-    assert isinstance(source, Node)
-    return tensor_attribute(graph, source).detach()
-
-
 def _mean_error(graph: GraphModule, node: Node, recorder: _InputMean) -> torch.Tensor:
     """Return the mean over the samples of op(x, W - W'), per output channel."""
     observed = _observed(graph, node.args[1])
     assert observed is not None
-    weight = _weight(graph, node)
-    lost = weight - _rounded(weight, observed[0])
+    observer, source = observed
+    weight = tensor_attribute(graph, source).detach()
+    lost = weight - _rounded(weight, observer)
     total, count = torch.zeros(()), 0
     for inputs, seen in recorder.sums.values():
         output = node.target(inputs, lost, None, *node.args[3:])
@@ -146,25 +141,18 @@ def _rounded(weight: torch.Tensor, observer: Any) -> torch.Tensor:
 
 
 def _set_bias(graph: GraphModule, node: Node, correction: torch.Tensor) -> None:
-    args = list(node.args) + [None] * (3 - len(node.args))
-    holder = args[2]
-    bias_node = holder
-    if isinstance(holder, Node) and holder.op == "call_module":
-        bias_node = holder.args[0]  # A backend that observes biases.
-    if isinstance(bias_node, Node):
-        if bias_node.op != "get_attr":
+    reader, bias = node, node.args[2] if len(node.args) > 2 else None
+    if isinstance(bias, Node) and bias.op == "call_module":
+        reader, bias = bias, bias.args[0]  # A backend that observes biases.
+    if isinstance(bias, Node):
+        if bias.op != "get_attr":
             return
-        value = tensor_attribute(graph, bias_node).detach() + correction
-    else:
-        value = correction
+        correction = tensor_attribute(graph, bias).detach() + correction
     name = f"_corrected_bias_{node.name}"
-    graph.register_buffer(name, value)
-    reader = holder if isinstance(holder, Node) and holder is not bias_node else node
+    graph.register_buffer(name, correction)
     attribute = insert_constant(graph, reader, name, node)
-    if isinstance(bias_node, Node):
-        attribute.meta = dict(bias_node.meta)
-    if reader is not node:
-        reader.replace_input_with(bias_node, attribute)
+    if isinstance(bias, Node):
+        attribute.meta = dict(bias.meta)
+        reader.replace_input_with(bias, attribute)
     else:
-        args[2] = attribute
-        node.args = tuple(args)
+        node.args = (*node.args[:2], attribute, *node.args[3:])
