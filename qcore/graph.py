@@ -133,7 +133,8 @@ def module_path(node: Node) -> str:
 def operator_name(node: Node) -> str:
     """Return an operator's name as users write it, as in ``aten.conv2d.default``."""
     target = node.target
-    return target.__name__ if callable(target) and not _is_overload(target) else str(target)
+    is_overload = isinstance(target, torch._ops.OpOverload)
+    return target.__name__ if callable(target) and not is_overload else str(target)
 
 
 def overload_packet(node: Node) -> Any:
@@ -149,10 +150,6 @@ def arguments(node: Node) -> Sequence[Any]:
     return () if schema is None else schema.arguments
 
 
-def _is_overload(target: object) -> bool:
-    return isinstance(target, torch._ops.OpOverload)
-
-
 def is_observer(node: Node) -> bool:
     """Say whether a node is an observer or a fake quantization of torchao's PT2E flow."""
     return node.op == "call_module" and str(node.target).startswith("activation_post_process")
@@ -160,14 +157,12 @@ def is_observer(node: Node) -> bool:
 
 def is_compute_node(node: Node) -> bool:
     """Say whether a node computes something that a backend could quantize."""
-    if node.op != "call_function":
-        return False
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return not _STRUCTURAL_NAMES.match(target.name()) and not _is_idle_dropout(node)
-    if not isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return target.name() not in _CONTROL_FLOW
+    if not isinstance(target, torch._ops.OpOverload):
         return False
-    return target.name() not in _CONTROL_FLOW
+    return not _STRUCTURAL_NAMES.match(target.name()) and not _is_idle_dropout(node)
 
 
 def is_dropout(node: Node) -> bool:
@@ -372,21 +367,13 @@ def control_flow_bodies(
         The body's path in the root, the operator that runs it, and the body.
     """
     for node in model.graph.nodes:
-        if node.op != "call_function" or not isinstance(
-            node.target, torch._ops.HigherOrderOperator
-        ):
+        if not isinstance(node.target, torch._ops.HigherOrderOperator):
             continue
         for argument in node.all_input_nodes:
-            body = _body(model, argument)
-            if body is not None:
+            if argument.op != "get_attr":
+                continue
+            body = operator.attrgetter(str(argument.target))(model)
+            if isinstance(body, GraphModule):
                 path = f"{prefix}{argument.target}"
                 yield path, node, body
                 yield from control_flow_bodies(body, f"{path}.")
-
-
-def _body(model: GraphModule, node: Node) -> GraphModule | None:
-    if node.op != "get_attr":
-        return None
-    getter: Callable[[Any], Any] = operator.attrgetter(str(node.target))
-    value = getter(model)
-    return value if isinstance(value, GraphModule) else None

@@ -109,13 +109,10 @@ def check_example_inputs(program: ExportedProgram | GraphModule, sample: Sample)
     from torch.export import ExportedProgram
 
     values = sample.flat()
+    nodes, ranges = program.graph.find_nodes(op="placeholder"), {}
     if isinstance(program, ExportedProgram):
-        graph, ranges = program.graph, program.range_constraints
-        users = user_input_names(program)
-        nodes = [n for n in graph.nodes if n.op == "placeholder" and n.name in users]
-    else:
-        ranges = {}
-        nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
+        users, ranges = user_input_names(program), program.range_constraints
+        nodes = [node for node in nodes if node.name in users]
     if any("val" not in node.meta for node in nodes):
         return  # a graph that records no shapes: torch.export will judge
     specs: list[TensorSpec] = [
@@ -124,11 +121,9 @@ def check_example_inputs(program: ExportedProgram | GraphModule, sample: Sample)
     ]
     if len(specs) == len(values):
         # A number that was captured as a constant comes back from torch.export as it was given.
-        pairs = [(s, v) for s, v in zip(specs, values, strict=True) if not s.is_number]
-        specs, values_to_check = [s for s, _ in pairs], [v for _, v in pairs]
-    else:
-        values_to_check = values
-    check_values(specs, values_to_check, what="example input", error=LoweringError)
+        values = [v for s, v in zip(specs, values, strict=True) if not s.is_number]
+        specs = [s for s in specs if not s.is_number]
+    check_values(specs, values, what="example input", error=LoweringError)
 
 
 def _loose(bounds: tuple[int, int | None]) -> tuple[int, int | None]:
