@@ -68,11 +68,6 @@ class SourceReport(Report):
         """The layers that were quantized."""
         return tuple(layer for layer in self.layers if layer.scheme is not None)
 
-    @property
-    def unchanged(self) -> tuple[LayerRecord, ...]:
-        """The layers that stayed as they were."""
-        return tuple(layer for layer in self.layers if layer.scheme is None)
-
     @figure
     def by_scheme(self) -> dict[str, int]:
         """How many layers have each scheme, the most frequent first."""
@@ -87,7 +82,4 @@ class SourceReport(Report):
 
     def __getitem__(self, name: str) -> LayerRecord:
         """Return the record of a layer, by its name."""
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
+        return {layer.name: layer for layer in self.layers}[name]

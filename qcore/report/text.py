@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import singledispatch
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from qcore.report.serialize import dump, members
 from qcore.report.source import SourceReport
 from qcore.report.verification import Verification
 
-__all__ = ["as_text", "grouped", "notes"]
+__all__ = ["as_text", "notes"]
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Node = TypeVar("_Node")
@@ -82,10 +82,9 @@ def _(report: LoweringReport) -> str:
             lines += _why(nodes, f": {why[0]}", why[1])
     if report.stray:
         lines.append(f"quantize/dequantize outside the delegates ({len(report.stray)}):")
-        fed = (
-            (n.operator, f"{n.name} feeds {', '.join(n.feeds) or 'nothing'}") for n in report.stray
-        )
-        lines += [f"{count:4d} x {operator} [{names}]" for operator, count, names in grouped(fed)]
+        for operator, found in _by(lambda n: n.operator, report.stray).items():
+            fed = _first([f"{n.name} feeds {', '.join(n.feeds) or 'nothing'}" for n in found])
+            lines.append(f"{len(found):4d} x {operator} [{fed}]")
     return _lines(
         f"{report.backend}: {_number(report.delegates, 'delegate')} with "
         f"{_number(len(report.delegated), 'compute node')}, {_size(report.program_bytes)}"
@@ -99,9 +98,9 @@ def _(report: LoweringReport) -> str:
 def _(report: SourceReport) -> str:
     lines = [f"{count:4d} x {scheme}" for scheme, count in report.by_scheme.items()]
     told = [layer for layer in report.layers if layer.scheme is None or layer.reason]
-    why = (((r.kind, r.scheme or "as it was", r.reason), r.name) for r in told)
-    for (kind, scheme, reason), count, names in grouped(why):
-        lines.append(f"{count:4d} x {kind} is {scheme}: {reason} [{names}]")
+    for (kind, scheme, reason), found in _by(lambda r: (r.kind, r.scheme, r.reason), told).items():
+        names = _first([r.name for r in found])
+        lines.append(f"{len(found):4d} x {kind} is {scheme or 'as it was'}: {reason} [{names}]")
     lines += [f"{r.name} shares the weight of {r.tied_with}" for r in report.layers if r.tied_with]
     return _lines(
         f"{report.backend}: {len(report.quantized)} of {len(report.layers)} layers quantized, "
@@ -162,15 +161,7 @@ def _size(size: int) -> str:
     return f"{size / 1e3:.1f} kB" if size < 1_000_000 else f"{size / 1e6:.2f} MB"
 
 
-def grouped(keyed: Iterable[tuple[_Key, str]]) -> Iterator[tuple[_Key, int, str]]:
-    """Group names by what is said of them, for reports that stay readable on large models.
-
-    Yields what is said, of how many names, and the first of these.
-    """
-    for key, found in _by(lambda one: one[0], keyed).items():
-        yield key, len(found), _first([name for _, name in found])
-
-
 def _first(names: list[str], most: int = 4) -> str:
+    """Return some of the names, for reports that stay readable on large models."""
     more = [f"{len(names) - most} more"] if len(names) > most else []
     return ", ".join([*names[:most], *more])
