@@ -67,7 +67,7 @@ def sink_parameters(model: GraphModule, call: Node, body: GraphModule) -> None:
     """
     *carried, _ = _operand_groups(call)  # A loop replaces what it carries.
     kept = sum(len(call.args[position]) for position in carried)
-    placeholders = [n for n in body.graph.nodes if n.op == "placeholder"]
+    placeholders = body.graph.find_nodes(op="placeholder")
     pairs = list(zip(operands_of(call), placeholders, strict=True))[kept:]
     for operand, placeholder in pairs:
         if not isinstance(operand, Node) or operand.op != "get_attr" or not placeholder.users:
@@ -109,13 +109,11 @@ def _raise_from(
     model: GraphModule, call: Node, name: str, body: GraphModule, siblings: list[GraphModule]
 ) -> None:
     raised: dict[str, Node] = {}
-    for node in list(body.graph.nodes):
-        if node.op != "get_attr":
-            continue
-        value = operator.attrgetter(str(node.target))(body)
+    for node in body.graph.find_nodes(op="get_attr"):
+        target = str(node.target)
+        value = operator.attrgetter(target)(body)
         if not isinstance(value, torch.Tensor):
             continue
-        target = str(node.target)
         if target not in raised:
             outer = f"{name}_{target}".replace(".", "_")
             model.register_buffer(outer, value.detach())
@@ -126,19 +124,13 @@ def _raise_from(
             operands: Any = call.args[position]
             call.update_arg(position, (*operands, attribute))
             for sibling in siblings:
-                placeholder = _append_placeholder(sibling, outer, node)
+                with sibling.graph.inserting_after(sibling.graph.find_nodes(op="placeholder")[-1]):
+                    placeholder = sibling.graph.placeholder(outer)
+                placeholder.meta = dict(node.meta)
                 if sibling is body:
                     raised[target] = placeholder
         node.replace_all_uses_with(raised[target])
         body.graph.erase_node(node)
-
-
-def _append_placeholder(body: GraphModule, name: str, like: Node) -> Node:
-    last = [n for n in body.graph.nodes if n.op == "placeholder"][-1]
-    with body.graph.inserting_after(last):
-        placeholder = body.graph.placeholder(name)
-    placeholder.meta = dict(like.meta)
-    return placeholder
 
 
 def drop_unread_operands(call: Node, bodies: list[GraphModule]) -> None:
@@ -151,7 +143,7 @@ def drop_unread_operands(call: Node, bodies: list[GraphModule]) -> None:
     *carried, position = _operand_groups(call)
     offset = sum(len(call.args[p]) for p in carried)
     operands: Any = call.args[position]
-    placeholders = [[n for n in b.graph.nodes if n.op == "placeholder"] for b in bodies]
+    placeholders = [body.graph.find_nodes(op="placeholder") for body in bodies]
     kept = []
     for index, operand in enumerate(operands):
         seen = [nodes[offset + index] for nodes in placeholders]
