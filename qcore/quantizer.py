@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -292,7 +293,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
         """
         rules = self._selectors
         if self._calibration is not None:
-            rules = rules.mapped(with_method(self._calibration))
+            rules = rules.mapped(partial(with_method, self._calibration))
         if TRAINING in model.meta:
             running = bool(model.meta[TRAINING])
             rules = rules.mapped(lambda c: self._trained(c, running))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Final, Protocol, runtime_checkable
 
 from qcore.calibration.histogram import Histogram
@@ -52,19 +51,13 @@ def calibration_method(wanted: str | CalibrationMethod) -> CalibrationMethod:
     return look_up(wanted, METHODS, CalibrationMethod, "calibration method", own)
 
 
-def with_method(
-    method: CalibrationMethod,
-) -> Callable[[QuantizationConfig], QuantizationConfig]:
-    """Return what puts a method's observers in the place of those that a method chose."""
-
-    def apply(config: QuantizationConfig) -> QuantizationConfig:
-        return dataclasses.replace(
-            config,
-            input_activation=_chosen(config.input_activation, method),
-            output_activation=_chosen(config.output_activation, method),
-        )
-
-    return apply
+def with_method(method: CalibrationMethod, config: QuantizationConfig) -> QuantizationConfig:
+    """Put a method's observers in the place of those that a method chose."""
+    return dataclasses.replace(
+        config,
+        input_activation=_chosen(config.input_activation, method),
+        output_activation=_chosen(config.output_activation, method),
+    )
 
 
 def _chosen(spec: Any, method: CalibrationMethod) -> Any:
