@@ -37,7 +37,6 @@ class QuantizerLike(Annotator, Protocol):
 
     def require_quantized(self, report: AnnotationReport) -> AnnotationReport:
         """Raise if nothing was quantized; returns the report."""
-        ...
 
 
 @frozen

@@ -40,15 +40,12 @@ class Annotator(Protocol):
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Bring a captured graph into the form that is annotated."""
-        ...
 
     def annotated(self, model: GraphModule) -> AnnotationReport:
         """Annotate a graph; leave a decision for every compute node in its ``meta``."""
-        ...
 
     def validate(self, model: GraphModule) -> None:
         """Raise if what stayed in float is not allowed."""
-        ...
 
 
 @define(eq=False)
@@ -134,7 +131,10 @@ class PreparedModel:
 
     def leave_unreached_in_float(self) -> None:
         """Put the bodies that no calibration sample reached back as they were, and warn."""
-        for body in self._unreached():
+        missed = [body for body in self.bodies if not body.calls]
+        for body in missed:
+            if any(body.path.startswith(f"{outer.path}.") for outer in missed):
+                continue  # It goes back inside the other.
             warn(
                 f"No calibration sample reached {body.path!r}, a body of {body.operator}: it "
                 "stays in float. Add a sample that takes this branch."
@@ -145,15 +145,6 @@ class PreparedModel:
                 _unreached(d) if d.is_quantized and d.node.startswith(inside) else d
                 for d in self.report().decisions
             )
-
-    def _unreached(self) -> list[Body]:
-        """Return the bodies that no calibration sample reached, outermost first."""
-        missed = [body for body in self.bodies if not body.calls]
-        return [
-            body
-            for body in missed
-            if not any(body.path.startswith(f"{outer.path}.") for outer in missed)
-        ]
 
     def graphs(self) -> tuple[GraphModule, ...]:
         """Return the prepared graph and those of its bodies that have observers."""
