@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import pluggy
 
 __all__ = [
-    "NO_BACKEND",
     "BackendInfo",
     "backends",
     "check_backend_class",
@@ -39,12 +38,6 @@ __all__ = [
 
 BACKENDS: Final = "qcore.backends"
 EXTENSIONS: Final = "qcore.extensions"
-
-#: What to say where no backend is installed.
-NO_BACKEND: Final = (
-    "No backend is installed. A backend is a distribution of its own: install one (its wheel or "
-    "folder with pip, beside qcore's), or write one, beginning with qcore new-backend NAME."
-)
 
 
 @frozen

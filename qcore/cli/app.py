@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -13,9 +13,14 @@ from qcore.cli.commands import CommandGroup
 from qcore.cli.log import native_noise_hidden
 from qcore.cli.options import AsJson, Quiet, answer
 from qcore.errors import QcoreWarning
-from qcore.registry import NO_BACKEND, backends
+from qcore.registry import backends
 
 __all__ = ["app", "run"]
+
+_NO_BACKEND: Final = (
+    "No backend is installed. A backend is a distribution of its own: install one (its wheel or "
+    "folder with pip, beside qcore's), or write one, beginning with qcore new-backend NAME."
+)
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -53,7 +58,7 @@ def list_backends(as_json: AsJson = False, quiet: Quiet = False) -> None:
         for info in found
     ]
     data = [{"name": info.name, "origins": info.origins} for info in found]
-    answer("\n".join(lines) or NO_BACKEND, data, as_json, quiet)
+    answer("\n".join(lines) or _NO_BACKEND, data, as_json, quiet)
 
 
 @app.command("new-backend")
