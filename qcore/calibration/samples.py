@@ -113,15 +113,12 @@ def check_sample(sample: Sample, placeholders: list[Node], what: str) -> None:
             f"{what} has {len(values)} inputs, and the model takes {len(names)}: "
             f"{', '.join(names)}. {_ONLY_INPUTS}"
         )
-    for value, node in zip(values, placeholders, strict=True):
+    tensors = []
+    for name, value, node in zip(names, values, placeholders, strict=True):
         expected = node.meta.get("val")
         if isinstance(value, torch.Tensor) and isinstance(expected, torch.Tensor):
-            _check_tensor(value, expected, f"{what}, input {str(node.target)!r}")
-    tensors = [
-        (str(node.target), size_symbols(node.meta["val"]), value.shape)
-        for value, node in zip(values, placeholders, strict=True)
-        if isinstance(value, torch.Tensor) and isinstance(node.meta.get("val"), torch.Tensor)
-    ]
+            _check_tensor(value, expected, f"{what}, input {name!r}")
+            tensors.append((name, size_symbols(expected), value.shape))
     if differing := differing_sizes(tensors):
         raise CalibrationError(f"{what} does not fit together: {differing}")
 
