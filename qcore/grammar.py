@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from attrs import frozen
 
@@ -32,15 +32,6 @@ _ELSEWHERE: Final = {
 def names_elsewhere(text: str) -> tuple[str, ...]:
     """Return the names here of what other tools call by a name; empty where none is known."""
     return _ELSEWHERE.get(re.sub("[-_ ]", "", text.lower()), ())
-
-
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def granularity(self) -> Granularity: ...
-    @property
-    def is_qat(self) -> bool: ...
 
 
 @frozen
@@ -94,14 +85,3 @@ class SchemeName:
     def __str__(self) -> str:
         words = [self.short, *([self.granularity.replace("_", "-")] if self.granularity else [])]
         return " ".join([*words, *([str(self.group_size)] if self.group_size else [])])
-
-    def fits(self, scheme: _Named) -> bool:
-        """Say whether a scheme, other than one that trains, is what the name means."""
-        return (
-            scheme.name == self.short
-            and not scheme.is_qat
-            and (
-                self.granularity in (None, scheme.granularity)
-                or scheme.granularity == "per_operator"
-            )
-        )

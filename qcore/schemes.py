@@ -135,6 +135,14 @@ class QuantizationScheme:
             and self.is_qat == other.is_qat
         )
 
+    def is_meant_by(self, name: SchemeName) -> bool:
+        """Say whether a name means this scheme; none means one that trains."""
+        return (
+            self.name == name.short
+            and not self.is_qat
+            and (name.granularity in (None, self.granularity) or self.granularity == "per_operator")
+        )
+
     @classmethod
     def from_config(cls, config: QuantizationConfig) -> Self:
         """Read the scheme off a configuration.
@@ -336,7 +344,7 @@ def _named(
     source: Sequence[QuantizationScheme],
 ) -> QuantizationScheme:
     name = parse_name(text, supported, backend)
-    found = next((scheme for scheme in supported if name.fits(scheme)), None)
+    found = next((scheme for scheme in supported if scheme.is_meant_by(name)), None)
     if found is not None:
         return evolve(found, granularity=name.granularity or found.granularity)
     short = name.short

@@ -121,7 +121,7 @@ def test_what_a_message_lists_is_a_name_of_that_scheme(
     scheme = QuantizationScheme(
         weight, activation, granularity, is_dynamic and activation is not None
     )
-    assert parse_name(str(scheme), (), "toy").fits(scheme)
+    assert scheme.is_meant_by(parse_name(str(scheme), (), "toy"))
 
 
 @pytest.mark.parametrize(
