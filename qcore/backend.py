@@ -12,14 +12,13 @@ from torch.fx import GraphModule
 
 from qcore import hookspecs, registry
 from qcore.errors import BackendHookError, BackendLoadError, QcoreError, near_misses
+from qcore.lowering import LoweredProgram
 from qcore.plan import QuantizationPlan
 from qcore.report import AnnotationReport, Diagnostic
 from qcore.schemes import QuantizationScheme
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-    from qcore.lowering import LoweredProgram
 
 __all__ = ["BackendHooks"]
 
@@ -171,8 +170,6 @@ class BackendHooks:
 
     def lower(self, program: ExportedProgram, options: Mapping[str, Any]) -> LoweredProgram:
         """Let the backend turn a converted model into a program."""
-        from qcore.lowering import LoweredProgram
-
         with self._named("lower"):
             lowered = self._manager.hook.lower(program=program, options=options)
         return self._returned("lower", lowered, LoweredProgram, "a LoweredProgram")

@@ -78,28 +78,24 @@ def with_fake_quantization(config: QuantizationConfig, running: bool) -> Quantiz
 def _fake(spec: QuantizationSpec, running: bool) -> QuantizationSpec:
     made = spec.observer_or_fake_quant_ctr
     cls, options = made_by(made)
-    if inspect.isclass(cls) and issubclass(cls, FakeQuantizeBase):
+    if not inspect.isclass(cls):
+        cls = object  # A function of the user's own makes the observer.
+    if issubclass(cls, FakeQuantizeBase):
         return spec
-    if inspect.isclass(cls) and issubclass(cls, PlaceholderObserver):
+    average = next((average for known, average in _RUNNING if issubclass(cls, known)), None)
+    if issubclass(cls, PlaceholderObserver):
         observer: Any = MovingAverageMinMaxObserver.with_args(averaging_constant=1)
         fake: Any = FakeQuantize.with_args(observer=observer, **options)
-    elif (observer := _running(cls) if running else None) is not None:
+    elif running and average is not None:
         # The fused kernel computes scales of its own.
         ruled = isinstance(made, FormatObserver) and made.format.scales is not None
         fused = FakeQuantize if ruled else FusedMovingAvgObsFakeQuantize
-        fake = fused.with_args(observer=observer, **options)
+        fake = fused.with_args(observer=average, **options)
     else:
         fake = FakeQuantize.with_args(observer=made)
     if isinstance(made, FormatObserver):
         fake = FormatObserver(fake, made.format, is_per_operator=made.is_per_operator)
     return dataclasses.replace(spec, observer_or_fake_quant_ctr=fake)
-
-
-def _running(cls: Any) -> type | None:
-    """Return the moving average for an observer; ``None`` for one that is the user's own."""
-    if not inspect.isclass(cls):
-        return None
-    return next((running for known, running in _RUNNING if issubclass(cls, known)), None)
 
 
 def _training_arguments(node: Node) -> Iterator[int]:
