@@ -15,18 +15,20 @@ import zipfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_unflatten
 
 from qcore.compat.torch import CODE_GENERATORS
 from qcore.errors import ModelFileError
 from qcore.files import write_whole
+from qcore.lowering import export_for_lowering
 from qcore.lowering.saved import names_modules
 from qcore.quiet import quiet
 from qcore.report import AnnotationReport, read_decisions, write_decisions
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-    from torch.fx import GraphModule
 
 __all__ = ["read_exported", "read_model", "write_model"]
 
@@ -50,10 +52,6 @@ _FUNCTIONS: Final = re.compile(
 
 def write_model(model: GraphModule, report: AnnotationReport, path: str | os.PathLike[str]) -> Path:
     """Write a quantized model to a file, whole or not at all; ModelFileError where that fails."""
-    import torch
-
-    from qcore.lowering.export import export_for_lowering
-
     exported = export_for_lowering(model, _example(model))
     exported._example_inputs = None  # The user's data stays with the user.
     archive, file = io.BytesIO(), io.BytesIO()
@@ -75,8 +73,6 @@ def read_model(path: str | os.PathLike[str]) -> tuple[GraphModule, AnnotationRep
     ModelFileError where there is no such file, it is none of these or cut short, other versions
     wrote it, or it holds what is no part of a quantized model.
     """
-    import torch
-
     source = os.fspath(path)
     facts, archive = _parts(source)
     _check_versions(facts, source)
@@ -100,8 +96,6 @@ def read_exported(path: str | os.PathLike[str] | BinaryIO) -> ExportedProgram:
     Raises:
         ModelFileError: There is no such file, it is none of these, or it holds what could run code.
     """
-    import torch
-
     source = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "the program"
     safe = io.BytesIO()
     advice = "Export the model again with torch.export.save(program, 'model.pt2')."
@@ -199,13 +193,11 @@ def _odd_values(data: Any) -> Iterator[str]:
 
 def _example(model: GraphModule) -> Any:
     """Make inputs of the sizes that a graph was captured with."""
-    import torch
-    from torch.utils._pytree import tree_unflatten
 
     def size(value: Any) -> int:
         return value if isinstance(value, int) else int(value.node.hint)
 
-    values = [n.meta["val"] for n in model.graph.nodes if n.op == "placeholder"]
+    values = [n.meta["val"] for n in model.graph.find_nodes(op="placeholder")]
     leaves = [
         torch.zeros([size(s) for s in v.shape], dtype=v.dtype) if isinstance(v, torch.Tensor) else v
         for v in values
