@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import pluggy
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from qcore import hookspecs, registry
@@ -16,9 +17,6 @@ from qcore.lowering import LoweredProgram
 from qcore.plan import QuantizationPlan
 from qcore.report import AnnotationReport, Diagnostic
 from qcore.schemes import QuantizationScheme
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 __all__ = ["BackendHooks"]
 
