@@ -21,6 +21,7 @@ __all__ = [
     "GroupSizeError",
     "LibraryChangedError",
     "LoweringError",
+    "ModelFileError",
     "PartialQuantizationError",
     "QcoreError",
     "QcoreWarning",
