@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 import torch
-from attrs import define, evolve, field, fields, frozen
+from attrs import define, evolve, field, frozen
 from torch.fx import GraphModule, Node
 
 from qcore.errors import SelectionError
@@ -94,90 +94,75 @@ _WHERE: Final = "captured graph"
 
 @define
 class Selectors:
-    """The rules of one quantizer. A rule with a key that is there already replaces it."""
+    """The rules of one quantizer. A rule with a key that is there already replaces it.
 
-    global_: Rule | None = None
-    io: Rule | None = None
-    operator_types: dict[Any, Rule] = field(factory=dict)
-    module_types: dict[str, Rule] = field(factory=dict)
-    module_names: dict[str, Rule] = field(factory=dict)
-    node_names: dict[str, Rule] = field(factory=dict)
+    Attributes:
+        by_kind: The rules of each kind by what they select, ``""`` where that is everything.
+        filter_function: Says of the operators that are selected which may be quantized.
+    """
+
+    by_kind: dict[RuleKind, dict[Any, Rule]] = field(
+        factory=lambda: {kind: {} for kind in RuleKind if kind is not RuleKind.FILTER}
+    )
     filter_function: FilterFunction | None = None
 
-    def add_global(self, config: QuantizationConfig | None) -> None:
-        """Select everything that no other rule selects."""
-        self.global_ = Rule(RuleKind.GLOBAL, "", config)
+    def add(self, kind: RuleKind, selected: Any, config: QuantizationConfig | None) -> None:
+        """Add a rule.
 
-    def add_io(self, config: QuantizationConfig | None) -> None:
-        """Select the model's inputs and outputs."""
-        self.io = Rule(RuleKind.IO, "", config)
+        Args:
+            kind: What it goes by.
+            selected: An operator, or a packet such as ``torch.ops.aten.conv2d``; a class, or its
+                qualified name, for modules of it and of its subclasses; a module's name, for all
+                in it, where ``*`` and ``?`` stand for part of one component, ``**`` for any number
+                of them; a node's name; ``""`` for the kinds that go by none of these.
+            config: The configuration; ``None`` leaves in float.
 
-    def add_operator_type(self, operator: object, config: QuantizationConfig | None) -> None:
-        """Select an operator, or a packet such as ``torch.ops.aten.conv2d``."""
-        if not isinstance(operator, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-            raise SelectionError(
-                f"set_operator_type takes an ATen operator such as torch.ops.aten.linear.default, "
-                f"got {operator!r}. For a module class use set_module_type."
-            )
-        self.operator_types[operator] = Rule(RuleKind.OPERATOR_TYPE, str(operator), config)
-
-    def add_module_type(self, module_type: object, config: QuantizationConfig | None) -> None:
-        """Select the modules of a class, or of its qualified name, and of its subclasses."""
-        if inspect.isclass(module_type):
-            key = type_name(module_type)
-        elif isinstance(module_type, str):
-            key = module_type
-        else:
-            raise SelectionError(
-                f"set_module_type takes a module class such as torch.nn.Linear, got "
-                f"{module_type!r}. For one module use set_module_name, for an operator "
-                "set_operator_type."
-            )
-        self.module_types[key] = Rule(RuleKind.MODULE_TYPE, key, config)
-
-    def add_module_name(self, name: str, config: QuantizationConfig | None) -> None:
-        """Select a module and everything in it.
-
-        In the name ``*`` and ``?`` stand for part of one component, ``**`` for any number of them.
+        Raises:
+            SelectionError: Rules of this kind select no such thing.
         """
-        if not isinstance(name, str) or not name:
-            raise SelectionError(
-                f"set_module_name takes a name as in model.named_modules(), got {name!r}. "
-                "For the whole model use set_global."
-            )
-        self.module_names[name] = Rule(RuleKind.MODULE_NAME, name, config)
-
-    def add_node_name(self, name: str, config: QuantizationConfig | None) -> None:
-        """Select a node of the captured graph by its name."""
-        self.node_names[name] = Rule(RuleKind.NODE_NAME, name, config)
+        match kind:
+            case RuleKind.OPERATOR_TYPE:
+                if not isinstance(selected, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+                    raise SelectionError(
+                        "set_operator_type takes an ATen operator such as "
+                        f"torch.ops.aten.linear.default, got {selected!r}. For a module class use "
+                        "set_module_type."
+                    )
+            case RuleKind.MODULE_TYPE:
+                if inspect.isclass(selected):
+                    selected = type_name(selected)
+                elif not isinstance(selected, str):
+                    raise SelectionError(
+                        "set_module_type takes a module class such as torch.nn.Linear, got "
+                        f"{selected!r}. For one module use set_module_name, for an operator "
+                        "set_operator_type."
+                    )
+            case RuleKind.MODULE_NAME:
+                if not isinstance(selected, str) or not selected:
+                    raise SelectionError(
+                        "set_module_name takes a name as in model.named_modules(), got "
+                        f"{selected!r}. For the whole model use set_global."
+                    )
+        self.by_kind[kind][selected] = Rule(kind, str(selected), config)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was selected at all."""
-        return not any(True for _ in self.rules())
+        return not any(self.by_kind.values())
 
     def rules(self) -> Iterator[Rule]:
         """Iterate over the rules, the least specific first; the filter function is none."""
-        yield from filter(None, (self.global_, self.io))
-        for group in (
-            self.operator_types,
-            self.module_types,
-            self.module_names,
-            self.node_names,
-        ):
+        for group in self.by_kind.values():
             yield from group.values()
 
     def mapped(self, convert: Callable[[QuantizationConfig], QuantizationConfig]) -> Selectors:
         """Return a copy with every configuration converted; ``None`` stays as it is."""
-
-        def one(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: one(rule) for key, rule in value.items()}
-            if not isinstance(value, Rule) or value.config is None:
-                return value
-            return evolve(value, config=convert(value.config))
-
-        return Selectors(*(one(getattr(self, known.name)) for known in fields(Selectors)))
+        copy = Selectors(filter_function=self.filter_function)
+        for kind, group in self.by_kind.items():
+            for key, rule in group.items():
+                config = None if rule.config is None else convert(rule.config)
+                copy.by_kind[kind][key] = evolve(rule, config=config)
+        return copy
 
 
 @define
@@ -192,7 +177,8 @@ class QuantizationPlan:
     _modules: ModuleRules[Rule] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._modules = ModuleRules(self.selectors.module_names, self.selectors.module_types)
+        rules = self.selectors.by_kind
+        self._modules = ModuleRules(rules[RuleKind.MODULE_NAME], rules[RuleKind.MODULE_TYPE])
 
     def config_for(self, node: Node) -> QuantizationConfig | None:
         """Return the configuration of a node, or ``None`` where it stays in float."""
@@ -216,22 +202,21 @@ class QuantizationPlan:
         return Selection(rule.config, rule)
 
     def _deciding_rule(self, node: Node) -> Rule | None:
-        chosen = self.selectors
+        rules = self.selectors.by_kind
         name = node.meta.get(ORIGINAL_NAME, node.name)
-        if name in chosen.node_names:
-            return chosen.node_names[name]
+        if name in rules[RuleKind.NODE_NAME]:
+            return rules[RuleKind.NODE_NAME][name]
         if node.op in ("placeholder", "output"):
-            return chosen.io
-        if chosen.module_names or chosen.module_types:
+            return rules[RuleKind.IO].get("")
+        if rules[RuleKind.MODULE_NAME] or rules[RuleKind.MODULE_TYPE]:
             frames = reversed(module_frames(node))
             found = self._modules.choose([(frame.path, frame.type_name) for frame in frames])
             if found is not None:
                 return found[0]
-        operator_rule = self._rule_for_operator(node)
-        return operator_rule or chosen.global_
+        return self._rule_for_operator(node) or rules[RuleKind.GLOBAL].get("")
 
     def _rule_for_operator(self, node: Node) -> Rule | None:
-        rules = self.selectors.operator_types
+        rules = self.selectors.by_kind[RuleKind.OPERATOR_TYPE]
         target = node.meta.get(ORIGINAL_TARGET, node.target)
         if not rules or not isinstance(target, torch._ops.OpOverload):
             return None
@@ -241,18 +226,18 @@ class QuantizationPlan:
         """Raise SelectionError for rules that select nothing in a model or its control flow."""
         seen = _Seen.of([model, *(body for _, _, body in control_flow_bodies(model))])
         problems = [
-            _vanished(self.selectors.module_names[key])
+            _vanished(self.selectors.by_kind[RuleKind.MODULE_NAME][key])
             if key in seen.modules - seen.paths
             else text
             for key, text in self._modules.unmatched(seen.paths, seen.types, _WHERE)
         ]
-        for rules, known, what in (
-            (self.selectors.operator_types, seen.operators, "operator"),
-            (self.selectors.node_names, seen.nodes, "node"),
+        for kind, known, what in (
+            (RuleKind.OPERATOR_TYPE, seen.operators, "operator"),
+            (RuleKind.NODE_NAME, seen.nodes, "node"),
         ):
             problems += [
                 nothing_selected(rule, rule.key, known, what, _WHERE)
-                for rule in rules.values()
+                for rule in self.selectors.by_kind[kind].values()
                 if rule.key not in known
             ]
         if problems:

@@ -28,7 +28,7 @@ from qcore.errors import (
 from qcore.flow import QuantizedModel, quantize
 from qcore.graph import BODY, control_flow_bodies
 from qcore.lowering import LoweredProgram, export_for_lowering
-from qcore.plan import FilterFunction, QuantizationPlan, Selectors
+from qcore.plan import FilterFunction, QuantizationPlan, RuleKind, Selectors
 from qcore.progress import showing_stages, stage
 from qcore.quiet import quiet
 from qcore.registry import load_backend
@@ -114,8 +114,7 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
 
     def set_global(self, quantization_config: SchemeLike) -> Self:
         """Select everything that no other rule selects."""
-        self._selectors.add_global(self._config(quantization_config))
-        return self
+        return self._add(RuleKind.GLOBAL, "", self._config(quantization_config))
 
     def set_io(self, quantization_config: SchemeLike) -> Self:
         """Select the inputs and outputs of the model.
@@ -132,29 +131,23 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             check_scheme(IoScheme.from_config(config), self._io_schemes, self.name)
         else:
             config = self._config(config)
-        self._selectors.add_io(config)
-        return self
+        return self._add(RuleKind.IO, "", config)
 
     def set_operator_type(self, operator_type: object, quantization_config: SchemeLike) -> Self:
         """Select an operator, such as ``torch.ops.aten.linear.default``."""
-        config = self._config(quantization_config)
-        self._selectors.add_operator_type(operator_type, config)
-        return self
+        return self._add(RuleKind.OPERATOR_TYPE, operator_type, self._config(quantization_config))
 
     def set_module_type(self, module_type: object, quantization_config: SchemeLike) -> Self:
         """Select the modules of a class and its subclasses; the innermost such module decides."""
-        self._selectors.add_module_type(module_type, self._config(quantization_config))
-        return self
+        return self._add(RuleKind.MODULE_TYPE, module_type, self._config(quantization_config))
 
     def set_module_name(self, module_name: str, quantization_config: SchemeLike) -> Self:
         """Select a module with everything in it; ``*`` stands within a component, ``**`` across."""
-        self._selectors.add_module_name(module_name, self._config(quantization_config))
-        return self
+        return self._add(RuleKind.MODULE_NAME, module_name, self._config(quantization_config))
 
     def set_node_name(self, node_name: str, quantization_config: SchemeLike) -> Self:
         """Select one node of the captured graph by name."""
-        self._selectors.add_node_name(node_name, self._config(quantization_config))
-        return self
+        return self._add(RuleKind.NODE_NAME, node_name, self._config(quantization_config))
 
     def set_filter_function(self, filter_fn: FilterFunction | None) -> Self:
         """Leave every operator in float for whose node ``filter_fn`` returns false."""
@@ -177,6 +170,10 @@ class Quantizer(TorchaoQuantizer):  # type: ignore[misc]
             The quantizer.
         """
         self._calibration = calibration_method(method)
+        return self
+
+    def _add(self, kind: RuleKind, selected: object, config: Any) -> Self:
+        self._selectors.add(kind, selected, config)
         return self
 
     def _config(self, wanted: SchemeLike) -> Any:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 import qcore
 from qcore.annotation import GemmRule, OperatorPattern, SupportTable, annotate_graph, decide
-from qcore.plan import QuantizationPlan, Selectors
+from qcore.plan import QuantizationPlan, RuleKind, Selectors
 from qcore.quantizer import Quantizer
 from qcore.schemes import get_symmetric_quantization_config
 
@@ -23,7 +23,7 @@ Capture = Callable[..., GraphModule]
 
 def plan() -> QuantizationPlan:
     selectors = Selectors()
-    selectors.add_global(get_symmetric_quantization_config())
+    selectors.add(RuleKind.GLOBAL, "", get_symmetric_quantization_config())
     return QuantizationPlan(selectors)
 
 

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from qcore.annotation import ElementwiseRule, GemmRule, OperatorPattern, SupportTable
 from qcore.annotation.forms import FORMS, Written, always, in_quantizable_forms
 from qcore.graph import ORIGINAL_NAME, ORIGINAL_TARGET
-from qcore.plan import QuantizationPlan, Selectors
+from qcore.plan import QuantizationPlan, RuleKind, Selectors
 from qcore.schemes import get_symmetric_quantization_config
 
 aten = torch.ops.aten
@@ -38,7 +38,7 @@ def captured(model: nn.Module, x: torch.Tensor = IMAGE) -> GraphModule:
 
 def plan(**options: Any) -> QuantizationPlan:
     selectors = Selectors()
-    selectors.add_global(get_symmetric_quantization_config(**options))
+    selectors.add(RuleKind.GLOBAL, "", get_symmetric_quantization_config(**options))
     return QuantizationPlan(selectors)
 
 

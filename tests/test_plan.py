@@ -56,25 +56,25 @@ NAMES = ["features", "features.0", "features.1", "features.0.conv", "features.1.
 GLOBS = ["features.*", "features.**", "features.?.conv", "**conv", "*"]
 config_or_none = st.sampled_from([None, *CONFIGS.values()])
 
-RULES: list[tuple[str, Any]] = [
-    ("add_global", ()),
-    *(("add_module_name", (name,)) for name in (*NAMES, *GLOBS)),
-    *(("add_module_type", (kind,)) for kind in (Block, nn.Conv2d, nn.Linear, nn.Sequential)),
+RULES: list[tuple[RuleKind, Any]] = [
+    (RuleKind.GLOBAL, ""),
+    *((RuleKind.MODULE_NAME, name) for name in (*NAMES, *GLOBS)),
+    *((RuleKind.MODULE_TYPE, kind) for kind in (Block, nn.Conv2d, nn.Linear, nn.Sequential)),
     *(
-        ("add_operator_type", (op,))
+        (RuleKind.OPERATOR_TYPE, op)
         for op in (aten.conv2d.default, aten.conv2d, aten.add.Tensor, aten.relu)
     ),
-    *(("add_node_name", (name,)) for name in ("conv2d", "conv2d_3", "linear", "add")),
+    *((RuleKind.NODE_NAME, name) for name in ("conv2d", "conv2d_3", "linear", "add")),
 ]
 some_rules = st.lists(
     st.tuples(st.sampled_from(RULES), config_or_none), max_size=7, unique_by=lambda r: str(r[0])
 )
 
 
-def _plan(rules: list[tuple[tuple[str, Any], Any]]) -> QuantizationPlan:
+def _plan(rules: list[tuple[tuple[RuleKind, Any], Any]]) -> QuantizationPlan:
     selectors = Selectors()
-    for (method, key), config in rules:
-        getattr(selectors, method)(*key, config)
+    for (kind, selected), config in rules:
+        selectors.add(kind, selected, config)
     return QuantizationPlan(selectors)
 
 
@@ -107,7 +107,7 @@ def test_a_more_specific_kind_of_rule_is_never_beaten(rules: list[Any]) -> None:
 )
 def test_the_longest_module_name_wins(paths: list[str], configs: list[Any]) -> None:
     given_configs = dict(zip(paths, configs, strict=False))
-    plan = _plan([(("add_module_name", (p,)), c) for p, c in given_configs.items()])
+    plan = _plan([((RuleKind.MODULE_NAME, p), c) for p, c in given_configs.items()])
     for name, module in {"conv2d": "features.0.conv", "conv2d_3": "features.1.proj"}.items():
         around = [p for p in given_configs if module == p or module.startswith(f"{p}.")]
         expected = given_configs[max(around, key=len)] if around else None
@@ -117,8 +117,8 @@ def test_the_longest_module_name_wins(paths: list[str], configs: list[Any]) -> N
 @settings(max_examples=40, deadline=None)
 @given(rules=some_rules, name=st.sampled_from(NAMES))
 def test_none_for_a_module_keeps_it_and_only_it_in_float(rules: list[Any], name: str) -> None:
-    rules = [rule for rule in rules if rule[0][0] not in ("add_module_name", "add_node_name")]
-    before, after = _plan(rules), _plan([*rules, (("add_module_name", (name,)), None)])
+    rules = [rule for rule in rules if rule[0][0] not in (RuleKind.MODULE_NAME, RuleKind.NODE_NAME)]
+    before, after = _plan(rules), _plan([*rules, ((RuleKind.MODULE_NAME, name), None)])
     for node in GRAPH.graph.nodes:
         paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
         if name in paths:
@@ -130,20 +130,20 @@ def test_none_for_a_module_keeps_it_and_only_it_in_float(rules: list[Any], name:
 def test_an_exact_name_beats_a_glob_at_the_same_depth() -> None:
     a, b = CONFIGS["a"], CONFIGS["b"]
     plan = _plan(
-        [(("add_module_name", ("features.*",)), a), (("add_module_name", ("features.0",)), b)]
+        [((RuleKind.MODULE_NAME, "features.*"), a), ((RuleKind.MODULE_NAME, "features.0"), b)]
     )
     assert plan.config_for(NODES["conv2d"]) == b
     assert plan.config_for(NODES["conv2d_2"]) == a
 
 
 def test_a_star_stays_within_one_component() -> None:
-    plan = _plan([(("add_module_name", ("*.conv",)), CONFIGS["a"])])
+    plan = _plan([((RuleKind.MODULE_NAME, "*.conv"), CONFIGS["a"])])
     assert plan.config_for(NODES["conv2d"]) is None
 
 
 def test_the_innermost_module_type_wins() -> None:
     plan = _plan(
-        [(("add_module_type", (Block,)), CONFIGS["a"]), (("add_module_type", (nn.Conv2d,)), None)]
+        [((RuleKind.MODULE_TYPE, Block), CONFIGS["a"]), ((RuleKind.MODULE_TYPE, nn.Conv2d), None)]
     )
     assert plan.config_for(NODES["conv2d"]) is None
     assert plan.config_for(NODES["add"]) == CONFIGS["a"]
@@ -157,12 +157,12 @@ def test_a_module_type_selects_its_subclasses() -> None:
     MyLinear.__qualname__ = "MyLinear"
     graph = torch.export.export(nn.Sequential(MyLinear(2, 2)), (torch.randn(1, 2),)).module()
     linear = next(n for n in graph.graph.nodes if n.target is aten.linear.default)
-    plan = _plan([(("add_module_type", (nn.Linear,)), CONFIGS["a"])])
+    plan = _plan([((RuleKind.MODULE_TYPE, nn.Linear), CONFIGS["a"])])
     assert plan.config_for(linear) == CONFIGS["a"]
 
 
 def test_strict_and_non_strict_exports_are_selected_alike() -> None:
-    plan = _plan([(("add_module_name", ("features.1.proj",)), CONFIGS["a"])])
+    plan = _plan([((RuleKind.MODULE_NAME, "features.1.proj"), CONFIGS["a"])])
     for graph in (GRAPH, _export(strict=True)):
         selected = [n.name for n in graph.graph.nodes if plan.config_for(n)]
         assert selected == ["conv2d_3"]
@@ -178,7 +178,7 @@ def test_a_module_used_twice_is_selected_both_times() -> None:
             return self.layer(self.layer(x))
 
     graph = torch.export.export(Twice(), (torch.randn(1, 2),)).module()
-    plan = _plan([(("add_module_name", ("layer",)), CONFIGS["a"])])
+    plan = _plan([((RuleKind.MODULE_NAME, "layer"), CONFIGS["a"])])
     calls = [n for n in graph.graph.nodes if n.target is aten.linear.default]
     assert [plan.config_for(n) for n in calls] == [CONFIGS["a"]] * 2
 
@@ -190,7 +190,7 @@ def test_a_filter_function_that_stops_is_named_with_the_node(toy: Callable[[], Q
 
 
 def test_the_filter_function_only_takes_away() -> None:
-    plan = _plan([(("add_global", ()), CONFIGS["a"])])
+    plan = _plan([((RuleKind.GLOBAL, ""), CONFIGS["a"])])
     plan.selectors.filter_function = lambda node: node.name != "conv2d"
     assert plan.config_for(NODES["conv2d"]) is None
     assert plan.select(NODES["conv2d"]).rule.kind is RuleKind.FILTER  # type: ignore[union-attr]
@@ -198,12 +198,12 @@ def test_the_filter_function_only_takes_away() -> None:
 
 
 def test_io_selects_inputs_and_outputs_and_nothing_else() -> None:
-    plan = _plan([(("add_io", ()), CONFIGS["a"])])
+    plan = _plan([((RuleKind.IO, ""), CONFIGS["a"])])
     assert [n.op for n in GRAPH.graph.nodes if plan.config_for(n)] == ["placeholder", "output"]
 
 
 def test_a_later_rule_with_the_same_key_replaces_the_earlier() -> None:
-    rules = [(("add_module_name", ("head",)), c) for c in (CONFIGS["a"], None, CONFIGS["b"])]
+    rules = [((RuleKind.MODULE_NAME, "head"), c) for c in (CONFIGS["a"], None, CONFIGS["b"])]
     assert _plan(rules).config_for(NODES["linear"]) == CONFIGS["b"]
 
 

@@ -14,7 +14,7 @@ import qcore
 from qcore.errors import UnsupportedSchemeError
 from qcore.formats import LABEL
 from qcore.grammar import SchemeName
-from qcore.plan import QuantizationPlan, Selectors
+from qcore.plan import QuantizationPlan, RuleKind, Selectors
 from qcore.schemes import LayerScheme, QuantizationScheme, parse_name
 from qcore.source.rules import Layers, RuleSet
 from qcore.source.scheme import SourceScheme, read_scheme
@@ -50,9 +50,10 @@ some_keys = st.lists(st.sampled_from([*NAMES, *GLOBS, *TYPES]), max_size=6, uniq
 def by_plan(keys: list[Any], name: str, everything: bool) -> str | None:
     rules = Selectors()
     if everything:
-        rules.add_global(CONFIG)
+        rules.add(RuleKind.GLOBAL, "", CONFIG)
     for key in keys:
-        (rules.add_module_name if isinstance(key, str) else rules.add_module_type)(key, CONFIG)
+        kind = RuleKind.MODULE_NAME if isinstance(key, str) else RuleKind.MODULE_TYPE
+        rules.add(kind, key, CONFIG)
     rule = QuantizationPlan(rules).select(NODES[name]).rule
     return None if rule is None else rule.key
 

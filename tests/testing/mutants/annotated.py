@@ -13,7 +13,7 @@ import qcore
 from qcore.annotation import OperatorPattern, SupportTable, annotate_graph
 from qcore.annotation.patterns import OperatorMatch
 from qcore.annotation.rules import write_annotation
-from qcore.plan import QuantizationPlan, Selectors
+from qcore.plan import QuantizationPlan, RuleKind, Selectors
 from qcore.report import AnnotationReport
 from qcore_portable import SCHEMES, TABLE, PortableBackend
 
@@ -89,20 +89,22 @@ class QuantizesUnderNone(PortableBackend):
     @qcore.hookimpl
     def annotate(self, model: Any, plan: Any) -> Any:
         rules = Selectors()
-        rules.add_global(SCHEMES[0].to_config())
+        rules.add(RuleKind.GLOBAL, "", SCHEMES[0].to_config())
         return annotate_graph(model, QuantizationPlan(rules), TABLE, "portable")
 
 
 class ForgetsRules(PortableBackend):
     """Reads some of the rules only."""
 
-    forgets: ClassVar[dict[str, Any]] = {}
+    forgets: ClassVar[RuleKind]
 
     @qcore.hookimpl
     def annotate(self, model: Any, plan: Any) -> Any:
         rules = plan.selectors.mapped(lambda config: config)
-        for name, value in self.forgets.items():
-            setattr(rules, name, value)
+        if self.forgets is RuleKind.FILTER:
+            rules.filter_function = None
+        else:
+            rules.by_kind[self.forgets].clear()
         return annotate_graph(model, QuantizationPlan(rules), TABLE, "portable")
 
 
@@ -111,7 +113,7 @@ class ForgetsRules(PortableBackend):
     "selection by module name to None quantizes the linear layers abc of a, b, c, expected ac",
 )
 class IgnoresModuleNames(ForgetsRules):
-    forgets: ClassVar = {"module_names": {}}
+    forgets: ClassVar = RuleKind.MODULE_NAME
 
 
 @caught_by(
@@ -119,17 +121,17 @@ class IgnoresModuleNames(ForgetsRules):
     "selection by module type quantizes the linear layers none of a, b, c, expected abc",
 )
 class IgnoresModuleTypes(ForgetsRules):
-    forgets: ClassVar = {"module_types": {}}
+    forgets: ClassVar = RuleKind.MODULE_TYPE
 
 
 @caught_by(calls("selection_is_honoured", "filter"), "selection by filter quantizes .*abc")
 class IgnoresTheFilter(ForgetsRules):
-    forgets: ClassVar = {"filter_function": None}
+    forgets: ClassVar = RuleKind.FILTER
 
 
 @caught_by(calls("io_selects_the_inputs"), "set_io leaves the inputs unquantized")
 class IgnoresIo(ForgetsRules):
-    forgets: ClassVar = {"io": None}
+    forgets: ClassVar = RuleKind.IO
 
 
 class GreedyTable(SupportTable):

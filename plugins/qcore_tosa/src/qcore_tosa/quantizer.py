@@ -6,6 +6,7 @@ import inspect
 from typing import Any, ClassVar
 
 from qcore.compat.torchao import FakeQuantizeBase, made_by
+from qcore.plan import RuleKind
 from qcore.quantizer import Quantizer
 from qcore.schemes import QuantizationConfig
 from qcore_tosa.backend import TosaBackend
@@ -39,7 +40,7 @@ class TosaQuantizer(Quantizer):
     @property
     def global_config(self) -> QuantizationConfig | None:
         """The configuration that ``set_global`` was given."""
-        rule = self._selectors.global_
+        rule = self._selectors.by_kind[RuleKind.GLOBAL].get("")
         return None if rule is None else rule.config
 
     def _config(self, wanted: Any) -> Any:
