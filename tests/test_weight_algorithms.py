@@ -83,11 +83,41 @@ def test_gptq_moves_the_outputs_less_than_rounding_and_squared_error_do(reorder)
     assert error < 0.5 * output_error(squared, weight, inputs)
 
 
-def test_gptq_on_inputs_that_have_nothing_to_do_with_each_other_rounds_to_nearest():
+@pytest.mark.parametrize("group", [32, 128])
+def test_gptq_on_inputs_that_have_nothing_to_do_with_each_other_rounds_to_nearest(group):
     torch.manual_seed(0)
-    weight = torch.randn(8, 64)
-    chosen = Gptq().choose(weight, GRID, torch.eye(64))
-    assert all(map(torch.equal, chosen, SquaredError().choose(weight, GRID, None)))
+    weight, grid = torch.randn(8, 128), WeightGrid(-8, 7, group)
+    values, scales = Gptq(rounds=0).choose(weight, grid, torch.eye(128))
+    nearest = SquaredError().choose(weight, grid, None)
+    assert torch.equal(values, nearest[0])
+    assert torch.equal(scales, nearest[1])
+
+
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group", [4, 32, 256])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounds_of_gptq_move_no_output_further_away(bits, group, scale_dtype):
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(48, 256), correlated(2048, 256)
+    grid = WeightGrid(-(1 << bits - 1), (1 << bits - 1) - 1, group, scale_dtype)
+    moment = inputs.T @ inputs
+    damped = moment + 0.01 * moment.diagonal().mean() * torch.eye(256)
+    errors = []
+    for rounds in range(3):
+        algorithm = Gptq(damping=0.01, rounds=rounds)
+        off = dequantized(algorithm.choose(weight, grid, moment)) - weight
+        errors.append(((off @ damped) * off).sum(1))
+    assert (errors[1] <= 1.0001 * errors[0]).all()
+    assert (errors[2] <= 1.0001 * errors[1]).all()
+    assert errors[2].sum() < errors[0].sum()
+
+
+def test_scales_that_rounds_of_gptq_fit_are_in_the_type_that_the_backend_keeps():
+    torch.manual_seed(0)
+    inputs = correlated(512, 64)
+    grid = WeightGrid(-8, 7, 32, torch.bfloat16)
+    _, scales = Gptq().choose(torch.randn(8, 64), grid, inputs.T @ inputs)
+    assert torch.equal(scales, scales.bfloat16().float())
 
 
 def test_gptq_takes_columns_that_no_sample_reaches():

@@ -1,9 +1,11 @@
 """GPTQ: round the columns of a weight one after the other, each making up for those before it.
 
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers", ICLR 2023, algorithm 1. Scales are by squared error, each column's weighted with
-what is left of its input when the columns behind it are known, and chosen before the first column
-is rounded: so columns may be taken in any order, and every layout of groups stays as it is.
+Transformers", ICLR 2023, algorithm 1. Three things are other than there. Columns are taken group by
+group, so that every layout of groups stays as it is. A group's scale is chosen when its turn comes,
+by what rounding its columns one after the other then loses. And once all integers are known, scales
+are fitted to them by least squares, and each integer is moved to where the error is the smallest
+with all others as they are: coordinate descent, as in Behdin et al., "QuantEase", 2023.
 """
 
 from __future__ import annotations
@@ -13,13 +15,20 @@ from typing import ClassVar, Final
 import torch
 from attrs import frozen
 
-from qcore.algorithms.mse import best_scales
+from qcore.algorithms.mse import FACTORS, best_scales
 from qcore.algorithms.weights import WeightAlgorithm, WeightGrid
 
 __all__ = ["Gptq"]
 
-#: Columns whose errors are passed on together to those behind them: the paper's.
-_BLOCK: Final = 128
+#: Columns whose errors are passed on together to those behind them.
+_BLOCK: Final = 32
+
+#: The largest group whose columns are rounded with every scale that is tried: each takes as much
+#: memory as the group.
+_TRIED: Final = 64
+
+#: Weights, with a scale each, that are looked at together.
+_AT_ONCE: Final = 2**18
 
 
 @frozen
@@ -28,55 +37,169 @@ class Gptq(WeightAlgorithm):
 
     Attributes:
         damping: What is added to the diagonal of the inputs' second moment, as a share of its mean.
-        reorder: Take the columns with the largest inputs first.
+        reorder: Take the groups, and in each the columns, with the largest inputs first.
+        rounds: How often scales are fitted, and integers moved, once all are known.
         equalizes: Even out the columns of layers behind a norm first.
     """
 
     name: ClassVar[str] = "gptq"
     uses_samples: ClassVar[bool] = True
-    damping: float = 0.01
+    damping: float = 0.03
     reorder: bool = True
+    rounds: int = 1
     equalizes: bool = True
 
     def choose(
         self, weight: torch.Tensor, grid: WeightGrid, moment: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose scales, then integers column by column."""
+        """Choose scales and integers group by group, then fit them to each other."""
         assert moment is not None
-        diagonal = moment.diagonal()
-        order = diagonal.argsort(descending=True) if self.reorder else torch.arange(len(diagonal))
-        factor = _inverse_factor(moment[order][:, order], self.damping)
-        back = order.argsort()
-        exact = weight.detach().float()
-        # What an error costs when the columns behind it have made up for it as well as they can.
-        scales = best_scales(exact, grid, factor.diagonal().pow(-2)[back])
-        by_column = scales.repeat_interleave(grid.group, 1)
-        return _rounded(exact[:, order], by_column[:, order], grid, factor)[:, back], scales
+        groups = moment.diagonal().unflatten(0, (-1, grid.group))
+        if self.reorder:
+            inner = groups.argsort(1, descending=True)
+            outer = groups.sum(1).argsort(descending=True)
+        else:
+            inner = torch.arange(grid.group).expand(groups.shape)
+            outer = torch.arange(len(groups))
+        order = (inner + grid.group * torch.arange(len(groups)).unsqueeze(1))[outer].flatten()
+        damped, factor = _damped(moment[order][:, order], self.damping)
+        # Columns are rows from here on, so that each lies in one piece of memory.
+        exact = weight.detach().float()[:, order].T.contiguous()
+        integers, scales = _rounded(exact.clone(), grid, factor)
+        del factor
+        for _ in range(self.rounds):
+            scales = _fitted(exact, integers, scales, grid, damped)
+            _descend(exact, integers, scales, grid, damped)
+        if self.rounds:
+            scales = _fitted(exact, integers, scales, grid, damped)
+        values = torch.empty(weight.shape, dtype=torch.int8)
+        values[:, order] = integers.T.to(torch.int8)
+        return values, scales.T[:, outer.argsort()].contiguous()
 
 
 def _rounded(
-    rest: torch.Tensor, scales: torch.Tensor, grid: WeightGrid, factor: torch.Tensor
+    rest: torch.Tensor, grid: WeightGrid, factor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return integers and scales; ``rest`` takes up what rounding the columns before has cost."""
+    integers = torch.empty_like(rest)
+    scales = rest.new_empty(len(rest) // grid.group, rest.shape[1])
+    for group, first in enumerate(range(0, len(rest), grid.group)):
+        end = first + grid.group
+        part = rest[first:end]
+        if grid.group <= _TRIED:
+            step = max(1, _AT_ONCE // (grid.group * len(FACTORS)))
+            inner = factor[first:end, first:end]
+            scale = torch.cat([_least_lost(rows, grid, inner) for rows in part.split(step, 1)])
+        else:
+            # What an error costs when the columns behind it have made up for it at best.
+            cost = factor.diagonal()[first:end].pow(-2)
+            scale = best_scales(part.T.contiguous(), grid, cost).squeeze(1)
+        scales[group] = scale
+        for start in range(first, end, _BLOCK):
+            stop = min(start + _BLOCK, end)
+            lost = rest[start:stop]
+            for column in range(start, stop):
+                integers[column] = grid.integers(rest[column], scale)
+                rest[column] -= integers[column] * scale
+                rest[column] /= factor[column, column]
+                behind = factor[column, column + 1 : stop]
+                rest[column + 1 : stop].addr_(behind, rest[column], alpha=-1)
+            rest[stop:].addmm_(factor[start:stop, stop:].T, lost, alpha=-1)
+    return integers, scales
+
+
+def _least_lost(part: torch.Tensor, grid: WeightGrid, factor: torch.Tensor) -> torch.Tensor:
+    """Return for each row the scale with which a group's columns, (columns, rows), lose least."""
+    widest = part.abs().amax(0) * (2 / (grid.high - grid.low))
+    scales = grid.stored(widest * torch.tensor(FACTORS).unsqueeze(1))
+    rest = part.unsqueeze(1).repeat(1, len(FACTORS), 1)
+    total = torch.zeros_like(scales)
+    for column, own in enumerate(rest):
+        own -= grid.integers(own, scales) * scales
+        own /= factor[column, column]
+        total.addcmul_(own, own)
+        rest[column + 1 :].flatten(1).addr_(factor[column, column + 1 :], own.flatten(), alpha=-1)
+    return scales.gather(0, total.argmin(0, keepdim=True)).squeeze(0)
+
+
+def _fitted(
+    exact: torch.Tensor,
+    integers: torch.Tensor,
+    scales: torch.Tensor,
+    grid: WeightGrid,
+    moment: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the integers; ``rest`` takes up what rounding the columns before has cost."""
-    values = torch.empty(rest.shape, dtype=torch.int8)
-    # Columns are rows here, so that each lies in one piece of memory.
-    rest, scales = rest.T.contiguous(), scales.T.contiguous()
-    for start in range(0, len(rest), _BLOCK):
-        stop = min(start + _BLOCK, len(rest))
-        errors = torch.empty_like(rest[start:stop])
-        for column in range(start, stop):
-            chosen = grid.integers(rest[column], scales[column])
-            values[:, column] = chosen.to(torch.int8)
-            lost = (rest[column] - chosen * scales[column]) / factor[column, column]
-            rest[column + 1 : stop] -= torch.outer(factor[column, column + 1 : stop], lost)
-            errors[column - start] = lost
-        rest[stop:] -= factor[start:stop, stop:].T @ errors
-    return values
+    """Return the scales by least squares, where they are better as the backend keeps them."""
+    count = len(scales)
+    step = max(1, _AT_ONCE // count**2)
+    return torch.cat(
+        [
+            _fitted_rows(*parts, grid, moment)
+            for parts in zip(
+                exact.split(step, 1), integers.split(step, 1), scales.split(step, 1), strict=True
+            )
+        ],
+        1,
+    )
 
 
-def _inverse_factor(moment: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return the upper Cholesky factor of the inverse of the damped moment."""
-    moment = moment.clone()
+def _fitted_rows(
+    exact: torch.Tensor,
+    integers: torch.Tensor,
+    scales: torch.Tensor,
+    grid: WeightGrid,
+    moment: torch.Tensor,
+) -> torch.Tensor:
+    def summed(products: torch.Tensor) -> torch.Tensor:
+        return products.unflatten(0, (-1, grid.group)).sum(1)
+
+    # The error is s' A s - 2 b' s and what no scale changes.
+    b = summed((moment @ exact) * integers).T
+    a = b.new_empty(*b.shape, len(scales))
+    for group, first in enumerate(range(0, len(moment), grid.group)):
+        part = slice(first, first + grid.group)
+        found = summed((moment[first:, part] @ integers[part]) * integers[first:]).T
+        a[:, group, group:] = a[:, group:, group] = found
+    # A group of zeros has any scale.
+    diagonal = a.diagonal(dim1=1, dim2=2)
+    solid = a + torch.diag_embed(1e-6 * diagonal + (diagonal == 0))
+    wanted, failed = torch.linalg.solve_ex(solid, b)
+    old = scales.T
+    fits = (wanted > old / 2) & (wanted < old * 2)
+    new = grid.stored(torch.where(fits, wanted, old))
+
+    def error(scale: torch.Tensor) -> torch.Tensor:
+        return ((a @ scale.unsqueeze(2)).squeeze(2) - 2 * b).mul_(scale).sum(1)
+
+    better = (error(new) < error(old)) & (failed == 0)
+    return torch.where(better.unsqueeze(1), new, old).T
+
+
+def _descend(
+    exact: torch.Tensor,
+    integers: torch.Tensor,
+    scales: torch.Tensor,
+    grid: WeightGrid,
+    moment: torch.Tensor,
+) -> None:
+    """Move each integer to the best with all others as they are, one column after the other."""
+    error = exact - integers * scales.repeat_interleave(grid.group, 0)
+    for start in range(0, len(exact), _BLOCK):
+        stop = min(start + _BLOCK, len(exact))
+        slope = moment[start:stop] @ error
+        for column, own in enumerate(slope, start):
+            scale = scales[column // grid.group]
+            wanted = integers[column] * scale + own / moment[column, column]
+            chosen = grid.integers(wanted, scale)
+            moved = (integers[column] - chosen) * scale
+            integers[column] = chosen
+            error[column] += moved
+            behind = moment[column, column + 1 : stop]
+            slope[column + 1 - start :].addr_(behind, moved)
+
+
+def _damped(moment: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the damped moment, and the upper Cholesky factor of its inverse."""
     diagonal = moment.diagonal()
     mean = float(diagonal.mean()) or 1.0
     added = damping * mean
@@ -86,5 +209,5 @@ def _inverse_factor(moment: torch.Tensor, damping: float) -> torch.Tensor:
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
-                return upper
+                return moment, upper
         added = 10 * max(added, 1e-6 * mean)

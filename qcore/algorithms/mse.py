@@ -13,12 +13,12 @@ from attrs import frozen
 
 from qcore.algorithms.weights import WeightAlgorithm, WeightGrid
 
-__all__ = ["SquaredError", "best_scales"]
+__all__ = ["FACTORS", "SquaredError", "best_scales"]
 
 #: Scales to try, relative to the one that has the largest weight on the edge of the grid: 1 and 23
 #: others. Below 0.6 clipping, above 1.15 coarser steps cost more than they save in nearly all
 #: groups of 32.
-_FACTORS: Final = (1.0, *(0.6 + 0.55 * index / 22 for index in range(23)))
+FACTORS: Final = (1.0, *(0.6 + 0.55 * index / 22 for index in range(23)))
 
 #: Weights looked at together: a few times this is the memory that the search takes.
 _AT_ONCE: Final = 2**17
@@ -50,7 +50,7 @@ def _best_scales(
     widest = groups.abs().amax(-1) * (2 / (grid.high - grid.low))
     scales = grid.stored(widest)
     least = torch.full_like(scales, torch.inf)
-    for factor in _FACTORS:
+    for factor in FACTORS:
         scale = grid.stored(widest * factor)
         error = (grid.integers(groups, scale.unsqueeze(-1)) * scale.unsqueeze(-1) - groups).square()
         total = (error if counts is None else error * counts).sum(-1)

@@ -11,6 +11,7 @@ import qcore
 from qcore.source import is_quantized
 from qcore_llm.decoder import Scorer
 from qcore_llm.errors import LanguageModelError
+from qcore_llm.rotation import rotate as turn
 from qcore_llm.text import calibration_windows, check_tokens
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def quantize(
     algorithm: Any = None,
     tokens: torch.Tensor | None = None,
     embedding: str | None = None,
+    rotate: bool | None = None,
     **more: Any,
 ) -> SourceReport:
     """Quantize a language model in place, its embedding and head as fits the backend.
@@ -51,13 +53,16 @@ def quantize(
             is to read.
         embedding: Scheme of the embedding; None takes what fits the backend. Another than the
             head's makes two weights of one that they share.
+        rotate: Whether the values that run through the model are turned first, the same function
+            with no channel far larger than the others (:func:`qcore_llm.rotation.rotate`); None
+            does so with ``tokens``, where the model permits it.
         **more: As ``qcore.quantize_`` takes it; ``rules`` replace those for embedding and head.
 
     Returns:
         What became of every layer.
 
     Raises:
-        LanguageModelError: The model does not have some of the tokens.
+        LanguageModelError: The model does not have some of the tokens, or cannot be turned.
         QcoreError: As ``qcore.quantize_``.
     """
     if algorithm is None:
@@ -67,6 +72,9 @@ def quantize(
         check_tokens(tokens, model.config.get_text_config().vocab_size, LanguageModelError)
         data = [window[None] for window in calibration_windows(tokens, _WINDOWS)]
     _scale_behind(model.get_input_embeddings())
+    unfit = turn(model) if rotate or (rotate is None and tokens is not None) else ""
+    if rotate and unfit:
+        raise LanguageModelError(f"{unfit}. Leave rotate out.")
     scorer = Scorer(model)
     more.setdefault("rules", _rules(model, scorer, backend, embedding))
     return qcore.quantize_(
