@@ -395,6 +395,6 @@ def test_gptq_holds_the_statistics_of_one_block_beside_the_float_model():
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
     )
     grown, square = json.loads(done.stdout)
-    # A block is two layers and two sums; choosing one weight takes five squares more. All 24 sums
+    # A block is two layers and two sums; choosing one weight takes seven squares more. All 24 sums
     # of the model together made it 32.
     assert grown <= 14 * square

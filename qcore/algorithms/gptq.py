@@ -27,6 +27,9 @@ _BLOCK: Final = 32
 #: memory as the group.
 _TRIED: Final = 64
 
+#: Weights that are quantized together, whole rows: all but heads have fewer.
+_WEIGHTS: Final = 2**20
+
 #: Weights, with a scale each, that are looked at together.
 _AT_ONCE: Final = 2**18
 
@@ -63,18 +66,28 @@ class Gptq(WeightAlgorithm):
             outer = torch.arange(len(groups))
         order = (inner + grid.group * torch.arange(len(groups)).unsqueeze(1))[outer].flatten()
         damped, factor = _damped(moment[order][:, order], self.damping)
-        # Columns are rows from here on, so that each lies in one piece of memory.
-        exact = weight.detach().float()[:, order].T.contiguous()
-        integers, scales = _rounded(exact.clone(), grid, factor)
-        del factor
-        for _ in range(self.rounds):
-            scales = _fitted(exact, integers, scales, grid, damped)
-            _descend(exact, integers, scales, grid, damped)
-        if self.rounds:
-            scales = _fitted(exact, integers, scales, grid, damped)
         values = torch.empty(weight.shape, dtype=torch.int8)
-        values[:, order] = integers.T.to(torch.int8)
-        return values, scales.T[:, outer.argsort()].contiguous()
+        scales = torch.empty(len(weight), len(groups))
+        step = max(1, _WEIGHTS // weight.shape[1])
+        for start in range(0, len(weight), step):
+            rows = slice(start, start + step)
+            # Columns are rows from here on, so that each lies in one piece of memory.
+            exact = weight[rows].detach().float()[:, order].T.contiguous()
+            integers, chosen = self._chosen(exact, grid, damped, factor)
+            values[rows, order] = integers.T.to(torch.int8)
+            scales[rows, outer] = chosen.T
+        return values, scales
+
+    def _chosen(
+        self, exact: torch.Tensor, grid: WeightGrid, moment: torch.Tensor, factor: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        integers, scales = _rounded(exact.clone(), grid, factor)
+        for _ in range(self.rounds):
+            scales = _fitted(exact, integers, scales, grid, moment)
+            _descend(exact, integers, scales, grid, moment)
+        if self.rounds:
+            scales = _fitted(exact, integers, scales, grid, moment)
+        return integers, scales
 
 
 def _rounded(
@@ -183,7 +196,7 @@ def _descend(
     moment: torch.Tensor,
 ) -> None:
     """Move each integer to the best with all others as they are, one column after the other."""
-    error = exact - integers * scales.repeat_interleave(grid.group, 0)
+    error = scales.repeat_interleave(grid.group, 0).mul_(integers).neg_().add_(exact)
     for start in range(0, len(exact), _BLOCK):
         stop = min(start + _BLOCK, len(exact))
         slope = moment[start:stop] @ error
