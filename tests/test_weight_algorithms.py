@@ -112,7 +112,7 @@ def test_rounds_of_gptq_move_no_output_further_away(bits, group, scale_dtype):
     assert errors[2].sum() < errors[0].sum()
 
 
-def test_scales_that_rounds_of_gptq_fit_are_in_the_type_that_the_backend_keeps():
+def test_scales_that_rounds_of_gptq_move_are_in_the_type_that_the_backend_keeps():
     torch.manual_seed(0)
     inputs = correlated(512, 64)
     grid = WeightGrid(-8, 7, 32, torch.bfloat16)

@@ -3,9 +3,9 @@
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", ICLR 2023, algorithm 1. Three things are other than there. Columns are taken group by
 group, so that every layout of groups stays as it is. A group's scale is chosen when its turn comes,
-by what rounding its columns one after the other then loses. And once all integers are known, scales
-are fitted to them by least squares, and each integer is moved to where the error is the smallest
-with all others as they are: coordinate descent, as in Behdin et al., "QuantEase", 2023.
+by what rounding its columns one after the other then loses. And once all is known, each integer and
+each scale is moved to where the error is the smallest with all others as they are: coordinate
+descent, as Behdin et al. do with integers ("QuantEase", 2023).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _TRIED: Final = 64
 #: Weights that are quantized together, whole rows: all but heads have fewer.
 _WEIGHTS: Final = 2**20
 
-#: Weights, with a scale each, that are looked at together.
-_AT_ONCE: Final = 2**18
+#: Numbers that are looked at together, where all would take much memory.
+_AT_ONCE: Final = 2**20
 
 
 @frozen
@@ -41,7 +41,7 @@ class Gptq(WeightAlgorithm):
     Attributes:
         damping: What is added to the diagonal of the inputs' second moment, as a share of its mean.
         reorder: Take the groups, and in each the columns, with the largest inputs first.
-        rounds: How often scales are fitted, and integers moved, once all are known.
+        rounds: How often each integer and each scale is moved once all are known.
         equalizes: Even out the columns of layers behind a norm first.
     """
 
@@ -55,7 +55,7 @@ class Gptq(WeightAlgorithm):
     def choose(
         self, weight: torch.Tensor, grid: WeightGrid, moment: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose scales and integers group by group, then fit them to each other."""
+        """Choose scales and integers group by group, then move each to fit the others."""
         assert moment is not None
         groups = moment.diagonal().unflatten(0, (-1, grid.group))
         if self.reorder:
@@ -83,10 +83,7 @@ class Gptq(WeightAlgorithm):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         integers, scales = _rounded(exact.clone(), grid, factor)
         for _ in range(self.rounds):
-            scales = _fitted(exact, integers, scales, grid, moment)
             _descend(exact, integers, scales, grid, moment)
-        if self.rounds:
-            scales = _fitted(exact, integers, scales, grid, moment)
         return integers, scales
 
 
@@ -135,59 +132,6 @@ def _least_lost(part: torch.Tensor, grid: WeightGrid, factor: torch.Tensor) -> t
     return scales.gather(0, total.argmin(0, keepdim=True)).squeeze(0)
 
 
-def _fitted(
-    exact: torch.Tensor,
-    integers: torch.Tensor,
-    scales: torch.Tensor,
-    grid: WeightGrid,
-    moment: torch.Tensor,
-) -> torch.Tensor:
-    """Return the scales by least squares, where they are better as the backend keeps them."""
-    count = len(scales)
-    step = max(1, _AT_ONCE // count**2)
-    return torch.cat(
-        [
-            _fitted_rows(*parts, grid, moment)
-            for parts in zip(
-                exact.split(step, 1), integers.split(step, 1), scales.split(step, 1), strict=True
-            )
-        ],
-        1,
-    )
-
-
-def _fitted_rows(
-    exact: torch.Tensor,
-    integers: torch.Tensor,
-    scales: torch.Tensor,
-    grid: WeightGrid,
-    moment: torch.Tensor,
-) -> torch.Tensor:
-    def summed(products: torch.Tensor) -> torch.Tensor:
-        return products.unflatten(0, (-1, grid.group)).sum(1)
-
-    # The error is s' A s - 2 b' s and what no scale changes.
-    b = summed((moment @ exact) * integers).T
-    a = b.new_empty(*b.shape, len(scales))
-    for group, first in enumerate(range(0, len(moment), grid.group)):
-        part = slice(first, first + grid.group)
-        found = summed((moment[first:, part] @ integers[part]) * integers[first:]).T
-        a[:, group, group:] = a[:, group:, group] = found
-    # A group of zeros has any scale.
-    diagonal = a.diagonal(dim1=1, dim2=2)
-    solid = a + torch.diag_embed(1e-6 * diagonal + (diagonal == 0))
-    wanted, failed = torch.linalg.solve_ex(solid, b)
-    old = scales.T
-    fits = (wanted > old / 2) & (wanted < old * 2)
-    new = grid.stored(torch.where(fits, wanted, old))
-
-    def error(scale: torch.Tensor) -> torch.Tensor:
-        return ((a @ scale.unsqueeze(2)).squeeze(2) - 2 * b).mul_(scale).sum(1)
-
-    better = (error(new) < error(old)) & (failed == 0)
-    return torch.where(better.unsqueeze(1), new, old).T
-
-
 def _descend(
     exact: torch.Tensor,
     integers: torch.Tensor,
@@ -195,20 +139,30 @@ def _descend(
     grid: WeightGrid,
     moment: torch.Tensor,
 ) -> None:
-    """Move each integer to the best with all others as they are, one column after the other."""
+    """Move each integer, then its group's scale, to the best with all others as they are."""
     error = scales.repeat_interleave(grid.group, 0).mul_(integers).neg_().add_(exact)
-    for start in range(0, len(exact), _BLOCK):
-        stop = min(start + _BLOCK, len(exact))
-        slope = moment[start:stop] @ error
-        for column, own in enumerate(slope, start):
-            scale = scales[column // grid.group]
-            wanted = integers[column] * scale + own / moment[column, column]
-            chosen = grid.integers(wanted, scale)
-            moved = (integers[column] - chosen) * scale
-            integers[column] = chosen
-            error[column] += moved
-            behind = moment[column, column + 1 : stop]
-            slope[column + 1 - start :].addr_(behind, moved)
+    for scale, first in zip(scales, range(0, len(exact), grid.group), strict=True):
+        group = slice(first, first + grid.group)
+        for start in range(first, group.stop, _BLOCK):
+            stop = min(start + _BLOCK, group.stop)
+            slope = moment[start:stop] @ error
+            for column, own in enumerate(slope, start):
+                wanted = integers[column] * scale + own / moment[column, column]
+                chosen = grid.integers(wanted, scale)
+                moved = (integers[column] - chosen) * scale
+                integers[column] = chosen
+                error[column] += moved
+                behind = moment[column, column + 1 : stop]
+                slope[column + 1 - start :].addr_(behind, moved)
+        own = integers[group]
+        slope = (moment[group] @ error).mul_(own).sum(0)
+        curve = (moment[group, group] @ own).mul_(own).sum(0)
+        # Half and twice as much: a group of nearly nothing but zeros says little about its scale.
+        wanted = (scale + slope / curve).nan_to_num_().clamp(scale / 2, scale * 2)
+        moved = grid.stored(wanted) - scale
+        moved *= moved * (2 * slope - moved * curve) > 0  # As it is kept, it may be no better.
+        scale += moved
+        error[group] -= own * moved
 
 
 def _damped(moment: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
