@@ -36,8 +36,8 @@ _WRITING: Final = frozenset({"o_proj", "down_proj"})
 _PROBE: Final = 8
 _CLOSE: Final = 1e-3
 
-#: Rows of a table that are turned together.
-_ROWS: Final = 1024
+#: Rows of a weight that are turned together.
+_ROWS: Final = 256
 
 
 class _Unfit(Exception):
@@ -67,25 +67,26 @@ def rotate(model: PreTrainedModel) -> str:
         return f"{type(model).__name__} is not turned: {error}"
     calls = _calls(model, list(base.layers))
     for index, (block, layer) in enumerate(zip(blocks, base.layers, strict=True)):
-        kept = [(tensor, tensor.clone()) for tensor in layer.parameters()]
-        block.turn()
+        gains = block.turn()
         if not _does_the_same(layer, *calls[index]):
-            for tensor, before in kept:
-                tensor.copy_(before)
-            for done in blocks[:index]:
+            for done in blocks[: index + 1]:
                 done.turn()  # It is its own inverse.
+            block.give_back(gains)
             return f"{type(model).__name__} is not turned: {type(layer).__name__} computes more"
     is_tied = head.weight is embedding.weight
     gain = _taken(base.norm)
-    for rows in embedding.weight.split(_ROWS):
-        rows.copy_(turned(rows))
+    _turn(embedding.weight)
     if is_tied:
         base.norm.register_buffer("mixing", turned(turned(gain.diag()).T))
         base.norm.register_forward_hook(_mixed)
     else:
-        for rows in head.weight.split(_ROWS):
-            rows.copy_(turned(rows * gain))
+        _turn(head.weight, gain)
     return ""
+
+
+def _turn(weight: torch.Tensor, gain: torch.Tensor | float = 1.0) -> None:
+    for rows in weight.split(_ROWS):
+        rows.copy_(turned(rows * gain))
 
 
 def _mixed(norm: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -125,16 +126,24 @@ class _Block:
         """The layers that read or write the stream."""
         return [layer for _, fed in self.read for layer in fed] + list(self.written)
 
-    def turn(self) -> None:
-        """Let the block read and write a turned stream."""
-        for norm, layers in self.read:
-            gain = _taken(norm)
+    def turn(self) -> list[torch.Tensor]:
+        """Let the block read and write a turned stream; return what its norms multiplied with."""
+        gains = [_taken(norm) for norm, _ in self.read]
+        for (_, layers), gain in zip(self.read, gains, strict=True):
             for layer in layers:
-                layer.weight.copy_(turned(layer.weight * gain))
+                _turn(layer.weight, gain)
         for layer in self.written:
-            for tensor in (layer.weight.T, layer.bias):
-                if tensor is not None:
-                    tensor.copy_(turned(tensor))
+            _turn(layer.weight.T)
+            if layer.bias is not None:
+                _turn(layer.bias[None])
+        return gains
+
+    def give_back(self, gains: list[torch.Tensor]) -> None:
+        """Let the norms multiply again, and not the layers that they feed."""
+        for (norm, layers), gain in zip(self.read, gains, strict=True):
+            norm.weight += gain - 1
+            for layer in layers:
+                layer.weight /= gain
 
 
 def _check(norms: list[nn.Module], layers: list[nn.Module]) -> None:
