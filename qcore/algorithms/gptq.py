@@ -20,8 +20,10 @@ from qcore.algorithms.weights import WeightAlgorithm, WeightGrid
 
 __all__ = ["Gptq"]
 
-#: Columns whose errors are passed on together to those behind them.
-_BLOCK: Final = 32
+#: Columns whose errors are passed on together to those behind them: so few that torch splits none of
+#: the steps within over threads, each of which takes longer to wake up.
+_BLOCK: Final = 16
+_TOGETHER: Final = 8
 
 #: The largest group whose columns are rounded with every scale that is tried: each takes as much
 #: memory as the group.
@@ -30,8 +32,8 @@ _TRIED: Final = 64
 #: Weights that are quantized together, whole rows: all but heads have fewer.
 _WEIGHTS: Final = 2**20
 
-#: Numbers that are looked at together, where all would take much memory.
-_AT_ONCE: Final = 2**20
+#: Scales that are tried together.
+_AT_ONCE: Final = 2**15 - 1
 
 
 @frozen
@@ -97,7 +99,7 @@ def _rounded(
         end = first + grid.group
         part = rest[first:end]
         if grid.group <= _TRIED:
-            step = max(1, _AT_ONCE // (grid.group * len(FACTORS)))
+            step = max(1, _AT_ONCE // len(FACTORS))
             inner = factor[first:end, first:end]
             scale = torch.cat([_least_lost(rows, grid, inner) for rows in part.split(step, 1)])
         else:
@@ -121,15 +123,24 @@ def _rounded(
 def _least_lost(part: torch.Tensor, grid: WeightGrid, factor: torch.Tensor) -> torch.Tensor:
     """Return for each row the scale with which a group's columns, (columns, rows), lose least."""
     widest = part.abs().amax(0) * (2 / (grid.high - grid.low))
-    scales = grid.stored(widest * torch.tensor(FACTORS).unsqueeze(1))
-    rest = part.unsqueeze(1).repeat(1, len(FACTORS), 1)
+    tried = grid.stored(widest * torch.tensor(FACTORS).unsqueeze(1))
+    scales = tried.flatten()
+    rest = part.repeat(1, len(tried))
     total = torch.zeros_like(scales)
-    for column, own in enumerate(rest):
-        own -= grid.integers(own, scales) * scales
-        own /= factor[column, column]
-        total.addcmul_(own, own)
-        rest[column + 1 :].flatten(1).addr_(factor[column, column + 1 :], own.flatten(), alpha=-1)
-    return scales.gather(0, total.argmin(0, keepdim=True)).squeeze(0)
+    shares = (factor / factor.diagonal().unsqueeze(1)).tolist()
+    costs = factor.diagonal().square().reciprocal().tolist()
+    for start in range(0, len(rest), _TOGETHER):
+        stop = min(start + _TOGETHER, len(rest))
+        for column in range(start, stop):
+            own = rest[column]
+            own.addcmul_(grid.integers(own, scales), scales, value=-1)
+            total.addcmul_(own, own, value=costs[column])
+            for behind in range(column + 1, stop):
+                rest[behind].sub_(own, alpha=shares[column][behind])
+        passed = factor[start:stop, stop:] / factor.diagonal()[start:stop].unsqueeze(1)
+        rest[stop:].addmm_(passed.T, rest[start:stop], alpha=-1)
+    best = total.view_as(tried).argmin(0, keepdim=True)
+    return tried.gather(0, best).squeeze(0)
 
 
 def _descend(

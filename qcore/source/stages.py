@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves
 from tqdm import tqdm
 
 from qcore.capture import Sample
@@ -56,21 +57,24 @@ def staged(
     """
     observed = [group for group in groups if samples and _chosen_by_inputs(group)]
     blocks = _row(model, observed) if observed else []
-    is_chain = bool(blocks) and (
-        with_one_row(lambda: _inputs(model, blocks, samples[:1])) is not None
-    )
+    # Whether masks differ from block to block may depend on the length.
+    longest = sorted(samples, key=_size)[-1:]
+    looked = with_one_row(lambda: _inputs(model, blocks, longest)) if blocks else None
     for group in groups:
         if group not in observed:
             yield group, None
     if not observed:
         return
-    # What lies behind the blocks may be large, such as the head of a language model.
-    chain = _inputs(model, blocks, samples, ends_early=True) if is_chain else None
+    chain = None
+    if looked is not None:
+        # What lies behind the blocks may be large, such as the head of a language model.
+        asked = blocks[:1] if _are_alike(looked[1]) else blocks
+        chain = _inputs(model, asked, samples, ends_early=True)
     if chain is not None:
         values, others = chain
         bar = tqdm(blocks, "quantize", unit="block", disable=bar_is_off(progress))
         for index, block in enumerate(bar):
-            pairs = zip(values, others[index], strict=True)
+            pairs = zip(values, others[index % len(others)], strict=True)
             calls = [Sample((value, *args), kwargs) for value, (args, kwargs) in pairs]
             inside = {id(module) for module in block.modules()}
             chosen = [g for g in observed if any(id(p.layer.module) in inside for p in g)]
@@ -153,6 +157,24 @@ def _inputs(
                 _run(model, sample)
     once = all(len(seen) == len(samples) for seen in others)
     return (first, others) if is_chain and once else None
+
+
+def _size(sample: Sample) -> int:
+    leaves = tree_leaves((sample.args, sample.kwargs))
+    return sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
+def _are_alike(others: Sequence[Any]) -> bool:
+    """Say whether all blocks are called with the same other arguments."""
+    (first, shape), *flat = map(tree_flatten, others)
+    return all(
+        other == shape
+        and all(
+            a is b or (type(a) is type(b) in (bool, int, float, str) and a == b)
+            for a, b in zip(leaves, first, strict=True)
+        )
+        for leaves, other in flat
+    )
 
 
 def _is_plain(value: Any) -> bool:
