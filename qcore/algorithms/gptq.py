@@ -20,8 +20,9 @@ from qcore.algorithms.weights import WeightAlgorithm, WeightGrid
 
 __all__ = ["Gptq"]
 
-#: Columns whose errors are passed on together to those behind them: so few that torch splits none of
-#: the steps within over threads, each of which takes longer to wake up.
+#: Columns whose errors are passed on together to those behind them. They are so few, and so few
+#: when scales are tried, that torch does no step within in several threads: waking them takes
+#: longer.
 _BLOCK: Final = 16
 _TOGETHER: Final = 8
 

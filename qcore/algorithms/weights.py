@@ -36,7 +36,7 @@ class WeightGrid:
 
     def integers(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Round to the nearest integers that there are; ``scale`` broadcasts; float32."""
-        # torch's own rounding wakes all threads for 2,048 numbers, which takes longer than the rest.
+        # torch's own rounding wakes all threads for 2,048 numbers, longer than the rest takes.
         return (weight / scale).clamp_(self.low, self.high).add_(_ROUNDS).sub_(_ROUNDS)
 
 
