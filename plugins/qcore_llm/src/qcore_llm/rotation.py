@@ -13,6 +13,7 @@ embedding's weight, which cannot take up the weight of the norm before it.
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -175,20 +176,17 @@ def _taken(norm: Any) -> torch.Tensor:
 def _calls(model: PreTrainedModel, layers: list[nn.Module]) -> list[tuple[Any, Any, torch.Tensor]]:
     """Return what each block gets and returns when the model reads a few tokens."""
     found: list[tuple[Any, Any, torch.Tensor]] = []
-    handles = [
-        layer.register_forward_hook(
-            lambda _, args, kwargs, output: found.append((args, kwargs, _first(output))),
-            with_kwargs=True,
-        )
-        for layer in layers
-    ]
+
+    def note(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        found.append((args, kwargs, _first(output)))
+
     vocabulary = model.config.get_text_config().vocab_size
-    try:
-        # A prime step, so that the tokens differ.
-        model(input_ids=(torch.arange(_PROBE) * 7919 % vocabulary)[None], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    # A prime step, so that the tokens differ.
+    tokens = (torch.arange(_PROBE) * 7919 % vocabulary)[None]
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_hook(note, with_kwargs=True))
+        model(input_ids=tokens, use_cache=False)
     return found
 
 
