@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import qcore
 from qcore.graph import is_compute_node, operator_name
 from qcore.lowering import export_for_lowering
 from qcore_xnnpack.float_forms import in_delegable_forms
@@ -122,8 +123,8 @@ def test_weights_that_are_quantized_stay_quantized() -> None:
 
 def _of_varying_length(function: Model) -> Any:
     x, length = torch.randn(1, 6, 32), torch.export.Dim("length", min=2, max=16)
-    program = torch.export.export(Called(function), (x,), dynamic_shapes=(({1: length},),))
-    return in_delegable_forms(export_for_lowering(program, (x,)))
+    exported = torch.export.export(Called(function), (x,), dynamic_shapes=(({1: length},),))
+    return qcore.get_quantizer("xnnpack").lower(exported, (x,))
 
 
 def _rotated(x: torch.Tensor) -> torch.Tensor:
@@ -131,32 +132,46 @@ def _rotated(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([-heads[..., 4:], heads[..., :4]], -1)
 
 
-def test_rotary_embeddings_of_a_varying_length_are_products_and_reshapes() -> None:
-    written = _of_varying_length(_rotated)
-    called = {operator_name(n).split(".")[1] for n in written.graph.nodes if is_compute_node(n)}
-    assert called <= {"view", "linear", "sym_size"}
-    for length in (2, 6, 16):
-        x = torch.randn(1, length, 32)
-        assert torch.equal(written.module()(x), _rotated(x))
+def test_rotary_embeddings_of_a_varying_length_are_one_delegate() -> None:
+    program = _of_varying_length(_rotated)
+    assert program.report.delegated_ops["aten.slice_copy.Tensor"] == 2
+    assert program.report.delegates == 1
+    for size in (2, 6, 16):
+        x = torch.randn(1, size, 32)
+        assert torch.equal(program.run(x), _rotated(x))
 
 
-def _with_halves_of_unequal_size(x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([-x[..., 15:], x[..., :15]], -1)
+def test_a_step_through_a_tensor_of_varying_length_is_left_to_a_kernel() -> None:
+    program = _of_varying_length(lambda x: x[:, :, ::2].exp())
+    assert "aten.slice_copy.Tensor" not in program.report.delegated_ops
+    x = torch.randn(1, 9, 32)
+    assert torch.allclose(program.run(x), x[:, :, ::2].exp())
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: torch.cat([-x[..., :16], x[..., 16:]], -1),
-        lambda x: torch.cat([-x[..., 16:], x.exp()[..., :16]], -1),
-        lambda x: torch.cat([-x[..., 16:], x[..., :16]], 0),
-        lambda x: torch.cat([-x[..., 16::2], x[..., :16:2]], -1),
-        lambda x: torch.cat([x[..., 16:].exp(), x[..., :16]], -1),
-        lambda x: torch.cat([-x, x], -1),
-        lambda x: torch.cat([-x.tanh(), x.tanh()], -1),
-        lambda x: _with_halves_of_unequal_size(x[..., :31].exp()),
-    ],
-)
-def test_other_concatenations_stay(function: Model) -> None:
-    written = _of_varying_length(function)
-    assert any(node.target is torch.ops.aten.cat.default for node in written.graph.nodes)
+def test_a_slice_that_begins_at_a_value_is_left_to_a_kernel() -> None:
+    class Window(nn.Module):
+        def forward(self, x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+            first = start.item()
+            torch._check(first >= 0)
+            torch._check(first <= 28)
+            return x.exp().narrow(-1, first, 4)
+
+    x, start, length = torch.randn(5, 32), torch.tensor(3), torch.export.Dim("length", max=16)
+    exported = torch.export.export(
+        Window(), (x, start), dynamic_shapes=({0: length}, {}), strict=False
+    )
+    program = qcore.get_quantizer("xnnpack").lower(exported, (x, start))
+    assert torch.allclose(program.run(x, start), x[:, 3:7].exp())
+
+
+def test_channels_are_sliced_from_images_of_a_varying_number() -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 6, 3).eval()
+    sliced = Called(lambda x: model(x)[:, 1:4] + 1)
+    x, number = torch.randn(2, 3, 8, 8), torch.export.Dim("number", min=1, max=4)
+    exported = torch.export.export(sliced, (x,), dynamic_shapes=(({0: number},),))
+    program = qcore.get_quantizer("xnnpack").lower(exported, (x,))
+    assert program.report.delegated_ops["aten.slice_copy.Tensor"] == 1
+    for size in (1, 4):
+        x = torch.randn(size, 3, 8, 8)
+        assert torch.allclose(program.run(x), sliced(x), atol=1e-5)

@@ -318,40 +318,6 @@ def _inferred(model: GraphModule, node: Node) -> Written | None:
     return Written(target, (node.args[0], shape))
 
 
-def _half_turn(model: GraphModule, node: Node) -> Written | None:
-    """Write (-b, a) for (a, b), as in rotary embeddings, as a product with a constant.
-
-    Slices of a tensor with a size that varies are not delegated, products are.
-    """
-    parts: Any = node.args[0]
-    if len(parts) != 2 or parts[0].target is not aten.neg.default:
-        return None
-    halves = parts[0].args[0], parts[1]
-    if any(half.target is not aten.slice.Tensor for half in halves):
-        return None
-    source, other = (half.args[0] for half in halves)
-    x = tensor_value(source)
-    assert x is not None
-    size, axis = x.shape[-1], x.dim() - 1
-    if source is not other or all(isinstance(one, int) for one in x.shape):
-        return None
-    if not isinstance(size, int) or size % 2:
-        return None
-    half = size // 2
-    ranges = [_slice_of_last(one, axis, size) for one in halves]
-    if argument_of(node, "dim", 0) % x.dim() != axis or ranges != [range(half, size), range(half)]:
-        return None
-    turn = torch.zeros(size, size)
-    turn[:half, half:], turn[half:, :half] = -torch.eye(half), torch.eye(half)
-    return Written(functional.linear, (source, turn))
-
-
-def _slice_of_last(node: Node, axis: int, size: int) -> range | None:
-    if argument_of(node, "dim", 0) % (axis + 1) != axis or argument_of(node, "step", 1) != 1:
-        return None
-    return range(size)[argument_of(node, "start", None) : argument_of(node, "end", None)]
-
-
 def _power(model: GraphModule, node: Node) -> Written | None:
     exponent: Any = node.args[1]
     function = _POWERS.get(exponent)
@@ -397,7 +363,6 @@ _FORMS: Final[dict[Any, Form]] = {
     aten.layer_norm.default: _layer_norm,
     aten.mean.dim: _mean,
     aten.sum.dim_IntList: _mean,
-    aten.cat.default: _half_turn,
     aten.reshape.default: _inferred,
     aten.view.default: _inferred,
     aten.softmax.int: _softmax,

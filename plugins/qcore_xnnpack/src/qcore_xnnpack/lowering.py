@@ -6,16 +6,17 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch.fx import Node
 
+from qcore.graph import argument_of
 from qcore.lowering import check_options
 from qcore_executorch import ExecuTorchLowering, ExecuTorchRunner, import_executorch
 from qcore_executorch.inspection import DELEGATION_TAG
-from qcore_xnnpack.compat.executorch import ELU, SOFTMAX, quick_passes
+from qcore_xnnpack.compat.executorch import ELU, SLICE, SOFTMAX, quick_passes
 from qcore_xnnpack.graph_passes import prepare_for_partitioner
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-    from torch.fx import Node
 
     from qcore.lowering import LoweredProgram
 
@@ -93,7 +94,23 @@ def _partitioner() -> Any:
                 return False
             return bool(super().check_constraints(node, ep))
 
-    replaced = {configs.SoftmaxConfig: SafeSoftmax, elu: SafeElu}
+    slices = SLICE.checked()
+
+    class AnySlice(slices):  # type: ignore[misc,valid-type]
+        """Slices, also of tensors with sizes that vary, along a dimension that does not."""
+
+        def check_constraints(self, node: Node, ep: ExportedProgram) -> bool:
+            given, left = node.args[0].meta["val"].shape, node.meta["val"].shape
+            dim = argument_of(node, "dim", 0) % len(given)
+            if all(isinstance(size, int) for size in (*given, *left)):
+                return bool(super().check_constraints(node, ep))
+            sizes = [size for size in (*given, *left) if isinstance(size, int)]
+            is_fixed = isinstance(given[dim], int) and isinstance(left[dim], int)
+            first, step = argument_of(node, "start", None), argument_of(node, "step", 1)
+            is_taken = is_fixed and 0 not in sizes and step == 1 and not isinstance(first, Node)
+            return is_taken and bool(self.check_common_constraints(node, ep))
+
+    replaced = {configs.SoftmaxConfig: SafeSoftmax, elu: SafeElu, slices: AnySlice}
     listed = dict.fromkeys((*configs.ALL_PARTITIONER_CONFIGS, elu))
     chosen = [replaced.get(config, config) for config in listed]
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from qcore.compat import Change, Requirement
 
-__all__ = ["ELU", "SOFTMAX", "quick_passes"]
+__all__ = ["ELU", "SLICE", "SOFTMAX", "quick_passes"]
 
 _EXECUTORCH: Final = (__name__, "executorch", ">=1.4.1,<1.6")
 
@@ -27,6 +27,14 @@ ELU: Final = Requirement(
     "executorch.backends.xnnpack.partition.config.generic_node_configs:EluConfig",
     ["check_constraints"],
     why="its list of what it delegates leaves out ELU, and what it writes has no scale.",
+)
+
+#: Its rules for slices.
+SLICE: Final = Requirement(
+    *_EXECUTORCH,
+    "executorch.backends.xnnpack.partition.config:SliceCopyConfig",
+    ["check_constraints", "check_common_constraints"],
+    why="it leaves out tensors with a size that varies; XNNPACK cuts the bounds to what there is.",
 )
 
 _PASSES: Final = Change(
