@@ -20,8 +20,9 @@ __all__ = ["FACTORS", "SquaredError", "best_scales"]
 #: groups of 32.
 FACTORS: Final = (1.0, *(0.6 + 0.55 * index / 22 for index in range(23)))
 
-#: Weights looked at together: a few times this is the memory that the search takes.
-_AT_ONCE: Final = 2**17
+#: Weights looked at together: a few times this is the memory that the search takes. For more than
+#: so many torch wakes other threads at each step, which takes longer than the step.
+_AT_ONCE: Final = 2**15
 
 
 def best_scales(
@@ -71,13 +72,13 @@ class SquaredError(WeightAlgorithm):
         """Choose scales by squared error, and round."""
         del moment
         values = torch.empty(weight.shape, dtype=torch.int8)
-        scales = []
-        start = 0
-        for part in weight.split(max(1, _AT_ONCE // weight.shape[1])):
-            exact = part.detach().float()
-            scale = best_scales(exact, grid)
-            rounded = grid.integers(exact.unflatten(1, (*scale.shape[1:], -1)), scale.unsqueeze(-1))
-            values[start : start + len(part)] = rounded.flatten(1).to(torch.int8)
-            scales.append(scale)
-            start += len(part)
-        return values, torch.cat(scales)
+        scales = torch.empty(len(weight), weight.shape[1] // grid.group)
+        step = max(1, _AT_ONCE // weight.shape[1])
+        for start in range(0, len(weight), step):
+            rows = slice(start, start + step)
+            exact = weight[rows].detach().float()
+            scales[rows] = best_scales(exact, grid)
+            grouped = exact.unflatten(1, (-1, grid.group))
+            rounded = grid.integers(grouped, scales[rows].unsqueeze(-1))
+            values[rows] = rounded.flatten(1).to(torch.int8)
+        return values, scales
