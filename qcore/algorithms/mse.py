@@ -77,7 +77,7 @@ class SquaredError(WeightAlgorithm):
         for start in range(0, len(weight), step):
             rows = slice(start, start + step)
             exact = weight[rows].detach().float()
-            scales[rows] = best_scales(exact, grid)
+            scales[rows] = _best_scales(exact, grid, None)
             grouped = exact.unflatten(1, (-1, grid.group))
             rounded = grid.integers(grouped, scales[rows].unsqueeze(-1))
             values[rows] = rounded.flatten(1).to(torch.int8)

@@ -161,6 +161,7 @@ def test_a_slice_that_begins_at_a_value_is_left_to_a_kernel() -> None:
         Window(), (x, start), dynamic_shapes=({0: length}, {}), strict=False
     )
     program = qcore.get_quantizer("xnnpack").lower(exported, (x, start))
+    assert program.report.undelegated_ops["aten.slice_copy.Tensor"] == 1
     assert torch.allclose(program.run(x, start), x[:, 3:7].exp())
 
 

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch.fx import Node
 
 from qcore.graph import argument_of
 from qcore.lowering import check_options
@@ -17,6 +16,7 @@ from qcore_xnnpack.graph_passes import prepare_for_partitioner
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
     from qcore.lowering import LoweredProgram
 
@@ -102,12 +102,11 @@ def _partitioner() -> Any:
         def check_constraints(self, node: Node, ep: ExportedProgram) -> bool:
             given, left = node.args[0].meta["val"].shape, node.meta["val"].shape
             dim = argument_of(node, "dim", 0) % len(given)
-            if all(isinstance(size, int) for size in (*given, *left)):
-                return bool(super().check_constraints(node, ep))
             sizes = [size for size in (*given, *left) if isinstance(size, int)]
+            if len(sizes) == len(given) + len(left):
+                return bool(super().check_constraints(node, ep))
             is_fixed = isinstance(given[dim], int) and isinstance(left[dim], int)
-            first, step = argument_of(node, "start", None), argument_of(node, "step", 1)
-            is_taken = is_fixed and 0 not in sizes and step == 1 and not isinstance(first, Node)
+            is_taken = is_fixed and 0 not in sizes and argument_of(node, "step", 1) == 1
             return is_taken and bool(self.check_common_constraints(node, ep))
 
     replaced = {configs.SoftmaxConfig: SafeSoftmax, elu: SafeElu, slices: AnySlice}
