@@ -60,7 +60,7 @@ class Cost:
         return self
 
     def _look(self, before: float) -> None:
-        while not self._ends.wait(0.005):
+        while not self._ends.wait(0.05):
             self.grown_mb = max(self.grown_mb, _allocated_mb() - before)
 
     def __exit__(self, *_: object) -> None:

@@ -78,6 +78,12 @@ def test_another_dtype_is_named_with_the_conversion(toy: Build) -> None:
         run(toy, [X, X.double()])
 
 
+def test_another_device_is_named_before_capture_and_after(toy: Build) -> None:
+    for samples, which in (([X.to("meta")], 0), ([X, X.to("meta")], 1)):
+        with pytest.raises(CalibrationError, match=rf"sample {which}.* on meta.*x.to\('cpu'\)"):
+            run(toy, samples)
+
+
 def test_labels_among_the_inputs_are_pointed_out(toy: Build) -> None:
     program = torch.export.export(nn.Linear(8, 4), (X,))
     with pytest.raises(CalibrationError, match=r"has 2 inputs, and the model takes 1.*for images"):

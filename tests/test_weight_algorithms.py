@@ -15,6 +15,7 @@ from qcore import QuantizationScheme, registry
 from qcore.algorithms import Gptq, SquaredError, WeightAlgorithm, WeightGrid
 from qcore.algorithms.mse import best_scales
 from qcore.schemes import LayerScheme
+from qcore.source.weights import quantized_weight
 
 GRID = WeightGrid(-8, 7, 32)
 
@@ -84,13 +85,29 @@ def test_gptq_moves_the_outputs_less_than_rounding_and_squared_error_do(reorder)
 
 
 @pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("algorithm", [SquaredError(), Gptq(), Gptq(reorder=False)])
+def test_nothing_is_made_on_another_device_than_the_weights(algorithm, group):
+    torch.manual_seed(0)
+    weight, moment, grid = torch.randn(8, 128), torch.eye(128), WeightGrid(-8, 7, group)
+    values, scales = algorithm.choose(weight, grid, moment)
+    with torch.device("meta"):  # Where tensors are made that nobody says a device for.
+        again = algorithm.choose(weight, grid, moment)
+        made = quantized_weight(*again, 4)
+    assert torch.equal(values, again[0])
+    assert torch.equal(scales, again[1])
+    assert {made.qdata.device, made.scale.device, made.zero_point.device} == {weight.device}
+
+
+@pytest.mark.parametrize("group", [32, 128])
 def test_gptq_on_inputs_that_have_nothing_to_do_with_each_other_rounds_to_nearest(group):
     torch.manual_seed(0)
     weight, grid = torch.randn(8, 128), WeightGrid(-8, 7, group)
     values, scales = Gptq(rounds=0).choose(weight, grid, torch.eye(128))
-    nearest = SquaredError().choose(weight, grid, None)
-    assert torch.equal(values, nearest[0])
-    assert torch.equal(scales, nearest[1])
+    nearest = grid.integers(weight.unflatten(1, (-1, group)), scales.unsqueeze(-1))
+    assert torch.equal(values, nearest.flatten(1).to(torch.int8))
+    best = dequantized(SquaredError().choose(weight, grid, None))
+    off = (dequantized((values, scales)) - weight).square().sum()
+    assert off < 1.01 * (best - weight).square().sum()
 
 
 @pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16])
@@ -269,6 +286,31 @@ def test_samples_look_up_rows_of_a_quantized_embedding_and_never_make_all_of_it_
     assert not any(rows.shape == (50, 64) for rows in made)
 
 
+def test_a_block_is_dequantized_once_for_all_samples(monkeypatch):
+    made: list[int] = []
+    theirs = IntxUnpackedToInt8Tensor.dequantize
+
+    def dequantize(self, *args, **kwargs):
+        made.append(id(self))
+        return theirs(self, *args, **kwargs)
+
+    monkeypatch.setattr(IntxUnpackedToInt8Tensor, "dequantize", dequantize)
+    model = Chain().eval()
+    samples = [torch.randint(0, 50, (1, 8)) for _ in range(3)]
+    how = {"rules": {"head": None}, "algorithm": "gptq", "calibration_data": samples}
+    qcore.quantize_(model, "xnnpack", "8da4w", **how)
+    weights = [
+        layer.weight
+        for block in model.modules()
+        if isinstance(block, Block)
+        for layer in block.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    assert weights
+    assert {made.count(id(weight)) for weight in weights} == {1}
+    assert not any("dequantize" in vars(weight) for weight in weights)
+
+
 def test_the_report_says_what_chose_the_weights_of_a_layer_that_no_sample_reaches():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32))
     model.rare = nn.Identity()
@@ -300,6 +342,19 @@ def test_an_algorithm_of_ones_own_sees_grids_and_inputs():
     data = [torch.randn(4, 64)]
     qcore.quantize_(model, "xnnpack", "8da4w", algorithm=Own(), calibration_data=data)
     assert seen == [(32, (64, 64)), (32, (32, 32))]
+
+
+def test_samples_on_another_device_than_the_model_are_refused_before_a_weight_changes():
+    model = Chain()
+    with pytest.raises(qcore.errors.CalibrationError, match=r"sample 1 is on meta.*x.to\('cpu'\)"):
+        qcore.quantize_(
+            model,
+            "xnnpack",
+            "8da4w",
+            algorithm="gptq",
+            calibration_data=[torch.randn(1, 64), torch.randn(1, 64, device="meta")],
+        )
+    assert not any(isinstance(p, IntxUnpackedToInt8Tensor) for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -360,6 +415,17 @@ def test_a_head_computes_one_row_to_see_what_feeds_what_unless_its_rows_are_writ
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is Linux's to tell")
+def test_choosing_leaves_torch_its_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for algorithm in (SquaredError(), Gptq()):
+            algorithm.choose(torch.randn(8, 64), GRID, torch.eye(64))
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_gptq_holds_the_statistics_of_one_block_beside_the_float_model():
     script = """
         import json, torch, qcore

@@ -11,18 +11,17 @@ from typing import ClassVar, Final
 import torch
 from attrs import frozen
 
-from qcore.algorithms.weights import WeightAlgorithm, WeightGrid
+from qcore.algorithms.weights import WeightAlgorithm, WeightGrid, one_thread
 
-__all__ = ["FACTORS", "SquaredError", "best_scales"]
+__all__ = ["SquaredError", "best_scales"]
 
 #: Scales to try, relative to the one that has the largest weight on the edge of the grid: 1 and 23
 #: others. Below 0.6 clipping, above 1.15 coarser steps cost more than they save in nearly all
 #: groups of 32.
-FACTORS: Final = (1.0, *(0.6 + 0.55 * index / 22 for index in range(23)))
+_FACTORS: Final = (1.0, *(0.6 + 0.55 * index / 22 for index in range(23)))
 
-#: Weights looked at together: a few times this is the memory that the search takes. For more than
-#: so many torch wakes other threads at each step, which takes longer than the step.
-_AT_ONCE: Final = 2**15
+#: Weights looked at together: a few times this is the memory that the search takes.
+_AT_ONCE: Final = 2**17
 
 
 def best_scales(
@@ -51,7 +50,7 @@ def _best_scales(
     widest = groups.abs().amax(-1) * (2 / (grid.high - grid.low))
     scales = grid.stored(widest)
     least = torch.full_like(scales, torch.inf)
-    for factor in FACTORS:
+    for factor in _FACTORS:
         scale = grid.stored(widest * factor)
         error = (grid.integers(groups, scale.unsqueeze(-1)) * scale.unsqueeze(-1) - groups).square()
         total = (error if counts is None else error * counts).sum(-1)
@@ -71,14 +70,16 @@ class SquaredError(WeightAlgorithm):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Choose scales by squared error, and round."""
         del moment
-        values = torch.empty(weight.shape, dtype=torch.int8)
-        scales = torch.empty(len(weight), weight.shape[1] // grid.group)
+        values = weight.new_empty(weight.shape, dtype=torch.int8)
+        columns = weight.shape[1] // grid.group
+        scales = weight.new_empty((len(weight), columns), dtype=torch.float32)
         step = max(1, _AT_ONCE // weight.shape[1])
-        for start in range(0, len(weight), step):
-            rows = slice(start, start + step)
-            exact = weight[rows].detach().float()
-            scales[rows] = _best_scales(exact, grid, None)
-            grouped = exact.unflatten(1, (-1, grid.group))
-            rounded = grid.integers(grouped, scales[rows].unsqueeze(-1))
-            values[rows] = rounded.flatten(1).to(torch.int8)
+        with one_thread():
+            for start in range(0, len(weight), step):
+                rows = slice(start, start + step)
+                exact = weight[rows].detach().float()
+                scales[rows] = _best_scales(exact, grid, None)
+                grouped = exact.unflatten(1, (-1, grid.group))
+                rounded = grid.integers(grouped, scales[rows].unsqueeze(-1))
+                values[rows] = rounded.flatten(1).to(torch.int8)
         return values, scales

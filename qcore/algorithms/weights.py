@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from attrs import frozen
 
-__all__ = ["WeightAlgorithm", "WeightGrid"]
+__all__ = ["WeightAlgorithm", "WeightGrid", "one_thread"]
 
-#: Added to a float32 below 2**22, it leaves no place for fractions: ties go to even.
-_ROUNDS: Final = 1.5 * 2**23
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to this thread: for many small steps, each shorter than waking another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @frozen
@@ -36,8 +46,11 @@ class WeightGrid:
 
     def integers(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Round to the nearest integers that there are; ``scale`` broadcasts; float32."""
-        # torch's own rounding wakes all threads for 2,048 numbers, longer than the rest takes.
-        return (weight / scale).clamp_(self.low, self.high).add_(_ROUNDS).sub_(_ROUNDS)
+        return self.nearest(weight / scale)
+
+    def nearest(self, values: torch.Tensor) -> torch.Tensor:
+        """Round in place to the nearest integers that there are; ties go to even."""
+        return values.clamp_(self.low, self.high).round_()
 
 
 class WeightAlgorithm:

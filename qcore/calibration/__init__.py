@@ -5,7 +5,13 @@ from __future__ import annotations
 from qcore.calibration.histogram import HistogramObserver
 from qcore.calibration.inspection import Inspection, Kept
 from qcore.calibration.methods import CalibrationMethod, calibration_method, with_method
-from qcore.calibration.samples import CalibrationData, calibrate, check_arguments, check_sample
+from qcore.calibration.samples import (
+    CalibrationData,
+    calibrate,
+    check_arguments,
+    check_device,
+    check_sample,
+)
 
 __all__ = [
     "CalibrationData",
@@ -16,6 +22,7 @@ __all__ = [
     "calibrate",
     "calibration_method",
     "check_arguments",
+    "check_device",
     "check_sample",
     "with_method",
 ]

@@ -17,7 +17,7 @@ from qcore.errors import CalibrationError
 from qcore.graph import differing_sizes, size_symbols
 from qcore.progress import bar_is_off
 
-__all__ = ["CalibrationData", "calibrate", "check_arguments", "check_sample"]
+__all__ = ["CalibrationData", "calibrate", "check_arguments", "check_device", "check_sample"]
 
 _ONLY_INPUTS: Final = (
     "Yield only the model's inputs, for example ((images,) for images, labels in loader)."
@@ -90,6 +90,7 @@ def check_arguments(sample: Sample, model: torch.nn.Module) -> None:
             f"Calibration sample 0 holds a {type(arrays[0]).__name__}, and models take tensors. "
             "Convert it: torch.as_tensor(x)."
         )
+    check_device(sample, model, "Calibration sample 0")
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
@@ -102,6 +103,21 @@ def check_arguments(sample: Sample, model: torch.nn.Module) -> None:
             f"Calibration sample 0 does not fit {type(model).__name__}.forward({takes}): {error}. "
             f"{_ONLY_INPUTS}"
         ) from None
+
+
+def check_device(sample: Sample, model: torch.nn.Module, what: str) -> None:
+    """Raise CalibrationError if a sample lies elsewhere than a model that lies in one place."""
+    places = {value.device for value in (*model.parameters(), *model.buffers())}
+    for value in sample.flat():
+        if isinstance(value, torch.Tensor) and len(places) == 1 and value.device not in places:
+            raise _elsewhere(what, value, *places)
+
+
+def _elsewhere(what: str, value: torch.Tensor, place: torch.device) -> CalibrationError:
+    return CalibrationError(
+        f"{what} is on {value.device}, and the model on {place}. Move one: x.to({str(place)!r}), "
+        "or the model before it is captured."
+    )
 
 
 def check_sample(sample: Sample, placeholders: list[Node], what: str) -> None:
@@ -124,6 +140,8 @@ def check_sample(sample: Sample, placeholders: list[Node], what: str) -> None:
 
 
 def _check_tensor(value: torch.Tensor, expected: torch.Tensor, where: str) -> None:
+    if value.device != expected.device:
+        raise _elsewhere(where, value, expected.device)
     if value.dtype != expected.dtype:
         kind = str(expected.dtype).removeprefix("torch.")
         raise CalibrationError(

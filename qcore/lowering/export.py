@@ -180,7 +180,8 @@ def export_for_lowering(
         A program of its own, with contiguous inputs and the metadata that lowering needs.
 
     Raises:
-        LoweringError: ``program`` is neither, or the example inputs do not fit.
+        LoweringError: ``program`` is neither, it is not on the CPU, or the example inputs do not
+            fit.
     """
     import torch
     from torch.export import ExportedProgram, export
@@ -194,6 +195,14 @@ def export_for_lowering(
             f"Cannot lower a {type(program).__module__}.{type(program).__name__}. Pass the "
             "GraphModule of convert_pt2e or qcore.quantize, or a torch.export.ExportedProgram."
         )
+    held = (*program.named_parameters(), *program.named_buffers())
+    for name, value in held:
+        if value.device.type != "cpu":
+            raise LoweringError(
+                f"{name!r} is on {value.device}, and programs are made on the CPU. Call "
+                "model.cpu() before the model is captured, and give samples and example inputs "
+                "that are there."
+            )
     if not isinstance(example_inputs, (torch.Tensor, tuple, list, Mapping, type(None))):
         raise LoweringError(
             "example_inputs must be a tuple of the model's arguments, "

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from qcore import registry
 from qcore.algorithms import Gptq, SquaredError, WeightAlgorithm
 from qcore.backend import BackendHooks
-from qcore.calibration import CalibrationData
+from qcore.calibration import CalibrationData, check_device
 from qcore.capture import Sample, in_mode
 from qcore.errors import CalibrationError, SelectionError, UnsupportedSchemeError
 from qcore.names import look_up
@@ -113,11 +113,13 @@ def quantize_(
             the scales that one has with less precision.
         GroupSizeError: A group size does not fit a layer, and no fallback does.
         UnknownBackendError: No backend has that name.
-        CalibrationError: The algorithm uses samples and there are none, or the other way round;
-            or ``resume`` cannot be written to.
+        CalibrationError: The algorithm uses samples and there are none, or the other way round; a
+            sample is on another device than the model; or ``resume`` cannot be written to.
     """
     _check_model(model)
     chosen, samples = _algorithm(algorithm, calibration_data)
+    for index, sample in enumerate(samples):
+        check_device(sample, model, f"Calibration sample {index}")
     if resume is not None and not chosen.uses_samples:
         raise CalibrationError(
             f"resume keeps what an algorithm learns from samples, and {chosen.name!r} uses none. "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -79,7 +79,8 @@ def staged(
             inside = {id(module) for module in block.modules()}
             chosen = [g for g in observed if any(id(p.layer.module) in inside for p in g)]
             yield from _with_moments(block, chosen, calls, is_known)
-            values = [_first(_run(block, call)) for call in calls]
+            with _dequantized_once(block):
+                values = [_first(_run(block, call)) for call in calls]
             observed = [group for group in observed if group not in chosen]
     yield from _with_moments(model, observed, samples, is_known)
 
@@ -193,6 +194,23 @@ def _first(output: Any) -> Any:
 def _run(module: nn.Module, sample: Sample) -> Any:
     with _RowsAlone():
         return module(*sample.args, **sample.kwargs)
+
+
+@contextmanager
+def _dequantized_once(block: nn.Module) -> Iterator[None]:
+    """Dequantize a block's weights once for several calls; torchao does it in each."""
+    weights = [w for w in block.parameters() if isinstance(w, IntxUnpackedToInt8Tensor)]
+    for weight in weights:
+        weight.dequantize = partial(_itself, weight.dequantize())
+    try:
+        yield
+    finally:
+        for weight in weights:
+            del weight.dequantize
+
+
+def _itself(value: torch.Tensor) -> torch.Tensor:
+    return value
 
 
 class _RowsAlone(TorchFunctionMode):  # type: ignore[misc]

@@ -100,7 +100,7 @@ def quantized_weight(
     return IntxUnpackedToInt8Tensor(
         integers.to(torch.int8),
         scales.to(dtype),
-        torch.zeros(scales.shape, dtype=torch.int8),
+        torch.zeros_like(scales, dtype=torch.int8),
         getattr(torch, f"int{bits}"),
         (1, integers.shape[1] // scales.shape[1]),
         dtype,
