@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
 # Set where a test that finds no Vulkan driver has to fail, as in CI.
 _REQUIRED = "QCORE_REQUIRE_VULKAN"
+
+
+@pytest.fixture
+def quick_fusions() -> Iterator[None]:
+    """Let torchao's preparation and conversion for training pass over convolutions of other kinds.
+
+    It exports a pattern for each kind that there is, which takes 20 s.
+    """
+    from qcore.compat.torchao import fusions_of_present_convolutions
+
+    with fusions_of_present_convolutions():
+        yield
 
 
 @pytest.hookimpl(trylast=True)

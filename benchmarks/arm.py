@@ -40,7 +40,7 @@ class Clock:
     """Seconds of named stages."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float | None] = {}
 
     def run(self, stage: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function and keep how long it took."""
@@ -130,7 +130,7 @@ def figures(side: str, case: str, pictures: int) -> dict[str, Any]:
         try:
             clock.run("lower", lower_with_executorch, converted, quantizer, crops[0])
         except Exception as error:
-            clock.seconds["lower, s"] = float("nan")
+            clock.seconds["lower, s"] = None  # It stops.
             print(f"{case}: ExecuTorch does not lower its own model: {error}", file=sys.stderr)
         peak = peak_memory_mib()
         program = ours.lower(converted, crops[0])
@@ -208,8 +208,11 @@ def table(case: str, results: dict[str, dict[str, Any]]) -> Table:
     """Put both sides beside each other."""
     made = Table("", "ExecuTorch", "qcore", "ratio", title=case)
     for name in results["qcore"]:
-        theirs, ours = results["executorch"].get(name), results["qcore"][name]
+        if name not in results["executorch"]:
+            continue
+        theirs, ours = results["executorch"][name], results["qcore"][name]
         if theirs is None:
+            made.add_row(name, "stops", f"{ours:.4g}", "")
             continue
         ratio = "" if "dB" in name or not theirs else f"{ours / theirs:.2f}x"
         difference = f"{ours - theirs:+.1f} dB" if "dB" in name else ratio

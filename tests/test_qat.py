@@ -61,6 +61,7 @@ def _fake_quantized(prepared: GraphModule) -> tuple[int, int]:
     return len(fake), len(alone)
 
 
+@pytest.mark.usefixtures("quick_fusions")
 @pytest.mark.parametrize("config", ["8a8w", qcore.get_symmetric_quantization_config(True)])
 def test_what_is_prepared_for_training_has_fake_quantization(
     toy: Callable[[], Quantizer], graph: GraphModule, config: object
@@ -69,6 +70,7 @@ def test_what_is_prepared_for_training_has_fake_quantization(
     assert _fake_quantized(prepared) == (3, 0)
 
 
+@pytest.mark.usefixtures("quick_fusions")
 def test_a_quantizer_prepares_models_for_training_and_others_in_any_order(
     toy: Callable[[], Quantizer], graph: GraphModule
 ) -> None:
@@ -79,6 +81,7 @@ def test_a_quantizer_prepares_models_for_training_and_others_in_any_order(
     assert _fake_quantized(calibrated) == (0, 3)
 
 
+@pytest.mark.usefixtures("quick_fusions")
 def test_an_observer_of_the_user_s_own_is_kept_inside_the_fake_quantization(
     toy: Callable[[], Quantizer], graph: GraphModule
 ) -> None:
@@ -165,6 +168,7 @@ def test_a_program_exported_in_training_mode_is_quantized_with_its_statistics(
     torch.testing.assert_close(converted(x), expected, rtol=0, atol=0.3)
 
 
+@pytest.mark.usefixtures("quick_fusions")
 def test_batch_norms_that_still_train_are_not_lowered(
     toy: Callable[[], Quantizer], norms: nn.Module
 ) -> None:
@@ -177,6 +181,7 @@ def test_batch_norms_that_still_train_are_not_lowered(
         quantizer.lower(convert_pt2e(prepared), (X,))
 
 
+@pytest.mark.usefixtures("quick_fusions")
 def test_dropouts_that_still_drop_are_not_lowered(toy: Callable[[], Quantizer]) -> None:
     quantizer = toy().set_global("8a8w")
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout()).train()

@@ -21,7 +21,7 @@ __all__ = ["SquaredError", "best_scales"]
 _FACTORS: Final = (1.0, *(0.6 + 0.55 * index / 22 for index in range(23)))
 
 #: Weights looked at together: a few times this is the memory that the search takes.
-_AT_ONCE: Final = 2**17
+_AT_ONCE: Final = 2**16
 
 
 def best_scales(

@@ -101,6 +101,7 @@ def test_a_module_left_in_float_is_float_in_the_program() -> None:
     assert (program.run(X) - result.model(X)).abs().max() < 0.05
 
 
+@pytest.mark.usefixtures("quick_fusions")
 @pytest.mark.parametrize("is_per_channel", [True, False])
 def test_quantization_aware_training_ends_in_an_int8_program(is_per_channel: bool) -> None:
     torch.manual_seed(0)
