@@ -117,16 +117,19 @@ def test_a_crash_of_the_command_itself_is_shown(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_takes_little_longer_than_the_libraries_that_draw_it() -> None:
-    def seconds(code: str) -> float:
+def test_help_answers_in_less_than_a_third_of_a_second() -> None:
+    def seconds(code: str, expected: str) -> float:
         """Return the time on the processor: a busy machine makes others longer, not this."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", code, "--help"], stdout=subprocess.PIPE, check=True)
+        command = [sys.executable, "-c", code, "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert expected in done.stdout
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    libraries = "import typer, rich.markdown, rich.table"
-    assert min(seconds(CODE) for _ in range(3)) < 2 * min(seconds(libraries) for _ in range(3))
+    libraries = min(seconds("import typer, rich.markdown, rich.table", "") for _ in range(3))
+    # On a slow machine the libraries that draw it alone take most of that.
+    assert min(seconds(CODE, "new-backend") for _ in range(3)) < max(0.3, 1.7 * libraries)
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("backends",), ("new-backend", "tiny")])

@@ -142,9 +142,8 @@ def _least_lost(
         for column, own in enumerate(together):
             own.addcmul_(grid.integers(own, scales), scales, value=-1)
             total.addcmul_(own, own, value=each[start + column])
-            for behind, number in zip(
-                together[column + 1 :], numbers[start + column][start + column + 1 :], strict=False
-            ):
+            passed = numbers[start + column][start + column + 1 : stop]
+            for behind, number in zip(together[column + 1 :], passed, strict=True):
                 behind.sub_(own, alpha=number)
         rest[stop:].addmm_(shares[start:stop, stop:].T, rest[start:stop], alpha=-1)
     best = total.view_as(tried).argmin(0, keepdim=True)

@@ -71,8 +71,8 @@ class SquaredError(WeightAlgorithm):
         """Choose scales by squared error, and round."""
         del moment
         values = weight.new_empty(weight.shape, dtype=torch.int8)
-        columns = weight.shape[1] // grid.group
-        scales = weight.new_empty((len(weight), columns), dtype=torch.float32)
+        groups = weight.shape[1] // grid.group
+        scales = weight.new_empty((len(weight), groups), dtype=torch.float32)
         step = max(1, _AT_ONCE // weight.shape[1])
         with one_thread():
             for start in range(0, len(weight), step):

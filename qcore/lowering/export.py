@@ -195,8 +195,7 @@ def export_for_lowering(
             f"Cannot lower a {type(program).__module__}.{type(program).__name__}. Pass the "
             "GraphModule of convert_pt2e or qcore.quantize, or a torch.export.ExportedProgram."
         )
-    held = (*program.named_parameters(), *program.named_buffers())
-    for name, value in held:
+    for name, value in (*program.named_parameters(), *program.named_buffers()):
         if value.device.type != "cpu":
             raise LoweringError(
                 f"{name!r} is on {value.device}, and programs are made on the CPU. Call "
