@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from attrs import frozen
+from numpy.typing import NDArray
 
 from qcore.compat.torchao import HISTOGRAM
 from qcore.formats import NumberFormat
@@ -14,6 +16,16 @@ from qcore.formats import NumberFormat
 __all__ = ["Histogram", "HistogramObserver"]
 
 _STEP = 1e-5
+
+
+@functools.cache
+def _quantiles() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the lower and the upper quantiles that a search may come by, added up step by step."""
+    steps = np.full(round(1 / _STEP) + 2, _STEP)
+    steps[0] = 0.0
+    lower = np.add.accumulate(steps)
+    steps[0] = 1.0
+    return lower, np.subtract.accumulate(steps)
 
 
 @frozen
@@ -33,7 +45,7 @@ class HistogramObserver(HISTOGRAM.checked()):  # type: ignore[misc]
 
     Finds the same range as ``torchao.quantization.pt2e.HistogramObserver``, whose parameters it
     takes. torchao narrows the range by quantiles in steps of 1e-5 and reads single elements of
-    tensors in each step; here the steps in which nothing changes cost an addition.
+    tensors in each step; here the steps in which nothing changes are skipped.
 
     The search is the nonlinear one of Caffe2's ``norm_minimization.cc``.
 
@@ -49,23 +61,30 @@ class HistogramObserver(HISTOGRAM.checked()):  # type: ignore[misc]
         cumulative = torch.cumsum(self.histogram, dim=0).tolist()
         total = float(self.histogram.sum().item())
         error = _QuantizationError(self)
-        start, end = 0, self.bins - 1
-        alpha, beta, best = 0.0, 1.0, float("inf")
+        alphas, betas = _quantiles()
         # torchao compares a float32 element with a Python number, which torch rounds to float32.
-        float32 = np.float32
-        while alpha < beta:
-            next_alpha, next_beta = alpha + _STEP, beta - _STEP
-            low, high = float32(next_alpha * total), float32(next_beta * total)
+        lows, highs = ((some * total).astype(np.float32) for some in (alphas, betas))
+        ascending = -highs
+        start, end = 0, self.bins - 1
+        # How many steps the lower quantile has gone up, and the upper one down.
+        up = down = 0
+        best = float("inf")
+        while alphas[up] < betas[down]:
             left, right = start, end
-            while left < end and cumulative[left] < low:
+            while left < end and cumulative[left] < lows[up + 1]:
                 left += 1
-            while right > start and cumulative[right] > high:
+            if left == start:
+                # Only the upper quantile moves, until the last bin is above it.
+                down = max(down, int(np.searchsorted(ascending, -cumulative[end], "right")) - 1)
+                if start == end or alphas[up] >= betas[down]:
+                    break
+            while right > start and cumulative[right] > highs[down + 1]:
                 right -= 1
             next_start, next_end = start, end
             if left - start > end - right:
-                next_start, alpha = left, next_alpha
+                next_start, up = left, up + 1
             else:
-                next_end, beta = right, next_beta
+                next_end, down = right, down + 1
             if next_start == start and next_end == end:
                 continue
             norm = error(next_start, next_end)

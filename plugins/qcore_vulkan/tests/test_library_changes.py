@@ -5,13 +5,19 @@ A test that fails here says that ExecuTorch does by itself what is changed: remo
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
+from executorch.backends.vulkan import patterns
+from executorch.backends.vulkan.patterns import rope
 
 import qcore
 from qcore.errors import LoweringError
 from qcore.testing.compat import LibraryChanges
 from qcore_vulkan import partition
+from qcore_vulkan.compat.executorch import patterns_exported_once
 
 
 class TestChanges(LibraryChanges):
@@ -45,3 +51,19 @@ def test_a_copy_of_an_input_is_dropped() -> None:
     theirs, ours = partition.COPIES.target()(), partition._drop_copies()
     theirs.redundant_ops = ours.redundant_ops = {copied.target}
     assert (theirs._should_remove(copied), ours._should_remove(copied)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("context", "again"), [(nullcontext, True), (patterns_exported_once, False)]
+)
+def test_patterns_of_rotary_embeddings_are_exported_at_each_look(
+    context: Any, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported, theirs = [], rope.export
+    monkeypatch.setattr(rope, "export", lambda *a, **kw: exported.append(a) or theirs(*a, **kw))
+    graph = torch.fx.symbolic_trace(torch.nn.Linear(4, 4))
+    with context():
+        patterns.get_all_fusable_subgraphs(graph)
+        exported.clear()
+        patterns.get_all_fusable_subgraphs(graph)
+    assert bool(exported) is again

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Final
 
 from qcore.errors import RuntimeUnavailableError
 from qcore.quiet import quiet, quieten
+from qcore_executorch.compat.ruamel import quick_yaml
 
 __all__ = ["INSTALL", "import_executorch"]
 
 #: The command that installs a version that fits.
 INSTALL: Final = "pip install qcore-executorch"
 
+# What reads its table of operators and types, once.
+_TABLE: Final = "executorch.exir.dialects.edge._ops"
 
 quieten("executorch")
 
@@ -30,7 +35,7 @@ def import_executorch(module: str = "executorch.exir") -> ModuleType:
     Raises:
         RuntimeUnavailableError: ExecuTorch is not installed, or that part of it does not import.
     """
-    with quiet():
+    with quiet(), quick_yaml() if _TABLE not in sys.modules else nullcontext():
         try:
             return importlib.import_module(module)
         except ImportError as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -13,7 +14,7 @@ from torch.export.graph_signature import InputKind
 from qcore.errors import LoweringError
 from qcore.lowering import LoweredProgram, NoRunner, check_options, private_copy
 from qcore_executorch import ExecuTorchLowering, import_executorch
-from qcore_vulkan.compat.executorch import scalars_by_type
+from qcore_vulkan.compat.executorch import patterns_exported_once, scalars_by_type
 from qcore_vulkan.graph import check_outputs, decode
 from qcore_vulkan.partition import edge_passes, vulkan_partitioner
 
@@ -81,9 +82,11 @@ class VulkanLowering(ExecuTorchLowering):
     _quantized: Any = attrs.field(default=None, init=False)
     _partitioned: Any = attrs.field(default=None, init=False)
 
-    def around(self) -> AbstractContextManager[Any]:
-        """Keep numbers of two types apart."""
-        return scalars_by_type()
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Keep numbers of two types apart, and look for patterns without exporting them again."""
+        with scalars_by_type(), patterns_exported_once():
+            yield
 
     def rewritten(self, program: ExportedProgram) -> ExportedProgram:
         """Bring linear layers into the one form that ExecuTorch fuses."""
