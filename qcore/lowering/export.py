@@ -193,7 +193,8 @@ def export_for_lowering(
     if not isinstance(program, (ExportedProgram, GraphModule)):
         raise LoweringError(
             f"Cannot lower a {type(program).__module__}.{type(program).__name__}. Pass the "
-            "GraphModule of convert_pt2e or qcore.quantize, or a torch.export.ExportedProgram."
+            "GraphModule of convert_pt2e or qcore.quantize, the model that qcore.quantize_ was "
+            "given and has changed, or a torch.export.ExportedProgram."
         )
     for name, value in (*program.named_parameters(), *program.named_buffers()):
         if value.device.type != "cpu":

@@ -206,6 +206,13 @@ def test_a_float_module_is_no_quantized_model():
         qcore.get_quantizer("xnnpack").lower(nn.Linear(4, 4), (torch.randn(1, 4),))
 
 
+def test_whoever_lowers_the_report_is_told_to_pass_the_model():
+    model = nn.Sequential(nn.Linear(32, 4))
+    report = qcore.quantize_(model, "xnnpack", "8da8w")
+    with pytest.raises(LoweringError, match=r"the model that qcore\.quantize_ was given"):
+        qcore.get_quantizer("xnnpack").lower(report, (torch.randn(1, 32),))
+
+
 def test_a_batch_norm_of_a_sequential_is_lowered_at_once():
     x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.BatchNorm1d(32)).eval()
