@@ -219,7 +219,9 @@ def tested(environment: Environment, tests: Sequence[Path], workers: int) -> Row
     results.parent.mkdir(parents=True, exist_ok=True)
     results.unlink(missing_ok=True)
     command = [str(python), "-m", "pytest", "-q", "-m", "not slow", f"--junit-xml={results}"]
-    command += ["-p", "no:cacheprovider", *(["-n", str(workers)] if workers > 1 else [])]
+    command += ["-p", "no:cacheprovider"]
+    if workers > 1:
+        command += ["-n", str(workers), "--dist", "worksteal"]
     path = os.pathsep.join((str(python.parent), os.environ.get("PATH", "")))
     log = results.with_suffix(".log")
     with log.open("w") as file:
