@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Final
 
 from qcore.errors import RuntimeUnavailableError
 from qcore.quiet import quiet, quieten
-from qcore_executorch.compat.ruamel import quick_yaml
 
 __all__ = ["INSTALL", "import_executorch"]
 
@@ -35,7 +34,7 @@ def import_executorch(module: str = "executorch.exir") -> ModuleType:
     Raises:
         RuntimeUnavailableError: ExecuTorch is not installed, or that part of it does not import.
     """
-    with quiet(), quick_yaml() if _TABLE not in sys.modules else nullcontext():
+    with quiet(), nullcontext() if _TABLE in sys.modules else _quick_yaml():
         try:
             return importlib.import_module(module)
         except ImportError as error:
@@ -43,3 +42,10 @@ def import_executorch(module: str = "executorch.exir") -> ModuleType:
                 f"Lowering needs {module}, which does not import ({error}). Install ExecuTorch "
                 f"with a version this release was built for: {INSTALL}."
             ) from error
+
+
+def _quick_yaml() -> AbstractContextManager[None]:
+    # Commands that import no ExecuTorch start without what changes libraries.
+    from qcore_executorch.compat.ruamel import quick_yaml
+
+    return quick_yaml()
