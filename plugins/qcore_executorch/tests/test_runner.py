@@ -87,6 +87,11 @@ def test_a_runtime_that_does_not_import_names_the_install(program, sample, tmp_p
         run_program(program.buffer, [sample], runner=runner)
 
 
+def test_the_child_does_not_import_the_compiler(program, sample):
+    runner = runner_with("child_has_no_compiler")
+    assert len(run_program(program.buffer, [sample], runner=runner)) == 1
+
+
 def test_the_child_gets_the_runner_s_environment(program, sample):
     runner = runner_with("child_proves_env")
     runner = attrs.evolve(runner, env={**runner.env, "QCORE_TEST_LAYER": "on"})

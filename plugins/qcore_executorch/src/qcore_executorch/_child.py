@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from qcore.lowering.serving import Operations, Refusal, serve
 __all__: list[str] = []
 
 _PYBINDINGS = "executorch.extension.pybindings"
+#: The extension module of ExecuTorch 1.5, that of 1.4, and the module around it, which imports the
+#: compiler first.
+_RUNTIMES = ("_C", "_portable_lib", "portable_lib")
 _PROGRAM = "program.pte"
 
 #: Package -> the library in it that registers its kernels; its own module for that imports torch's
@@ -30,13 +34,14 @@ _LIBRARIES = {"executorch.extension.llm.custom_ops": "libcustom_ops_aot_lib.so"}
 def _import_runtime() -> Any:
     import torch  # the extension module finds libtorch through it  # noqa: F401
 
+    *extensions, around = _RUNTIMES
+    for name in extensions:
+        with suppress(ImportError):
+            return importlib.import_module(f"{_PYBINDINGS}.{name}")
     try:
-        return importlib.import_module(f"{_PYBINDINGS}._portable_lib")
-    except ImportError as direct:
-        try:
-            return importlib.import_module(f"{_PYBINDINGS}.portable_lib")
-        except ImportError:
-            raise Refusal("no_runtime", f"{type(direct).__name__}: {direct}") from direct
+        return importlib.import_module(f"{_PYBINDINGS}.{around}")
+    except ImportError as error:
+        raise Refusal("no_runtime", f"{type(error).__name__}: {error}") from error
 
 
 def _prepare(config: dict[str, Any]) -> Any:
