@@ -91,13 +91,13 @@ class BackendInfo:
 
 def entry_points(group: str) -> Sequence[metadata.EntryPoint]:
     """Return the entry points of a group; read anew when a folder of the import path changes."""
-    return _entry_points(group, tuple(map(_state, sys.path)))
+    return tuple(_entry_points(tuple(map(_state, sys.path))).select(group=group))
 
 
-@functools.lru_cache(maxsize=8)
-def _entry_points(group: str, path: object) -> Sequence[metadata.EntryPoint]:
+@functools.lru_cache(maxsize=1)
+def _entry_points(path: object) -> Any:
     del path  # Only says whether what was read still holds.
-    return tuple(metadata.entry_points(group=group))
+    return metadata.entry_points()
 
 
 def _state(folder: str) -> tuple[str, int]:
@@ -130,8 +130,9 @@ def backends() -> dict[str, BackendInfo]:
 
 
 def _origin(entry_point: metadata.EntryPoint) -> str:
-    distribution = entry_point.dist
-    owner = f"{distribution.name} {distribution.version}" if distribution else "unknown"
+    # Each look at a distribution's metadata reads them anew.
+    facts = entry_point.dist.metadata if entry_point.dist else None
+    owner = f"{facts['Name']} {facts['Version']}" if facts else "unknown"
     return f"{owner} ({entry_point.value})"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from functools import cached_property
-from importlib import metadata
+from importlib.metadata import EntryPoint
 from typing import Any, Final
 
 import typer
@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from qcore.cli.log import written_log
 from qcore.errors import QcoreError, near_misses
+from qcore.registry import entry_points
 
 __all__ = ["COMMANDS", "CommandGroup"]
 
@@ -36,10 +37,10 @@ class CommandGroup(TyperGroup):
     """
 
     @cached_property
-    def _added(self) -> dict[str, list[metadata.EntryPoint]]:
+    def _added(self) -> dict[str, list[EntryPoint]]:
         """The entry points by name; finding them reads the metadata of all that is installed."""
-        found: dict[str, list[metadata.EntryPoint]] = {}
-        for point in metadata.entry_points(group=COMMANDS):
+        found: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(COMMANDS):
             found.setdefault(point.name, []).append(point)
         return found
 
@@ -84,7 +85,7 @@ class CommandGroup(TyperGroup):
         raise typer.Exit(1)
 
 
-def _command(name: str, points: list[metadata.EntryPoint]) -> Any:
+def _command(name: str, points: list[EntryPoint]) -> Any:
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     owners = " and ".join(point.dist.name if point.dist else "?" for point in points)
     try:

@@ -13,7 +13,7 @@ from typing import Final
 from attrs import frozen
 
 from qcore.errors import ScaffoldError, near_misses
-from qcore.registry import backends
+from qcore.registry import backends, entry_points
 
 __all__ = ["DEFAULT_TEMPLATE", "TEMPLATES", "write_backend"]
 
@@ -47,7 +47,7 @@ class _Template:
         if name == DEFAULT_TEMPLATE:
             version = metadata.version("qcore-quant")
             return cls(name, _common() / name, _pinned("qcore-quant", version))
-        points = {point.name: point for point in metadata.entry_points(group=TEMPLATES)}
+        points = {point.name: point for point in entry_points(TEMPLATES)}
         if name not in points:
             known = (DEFAULT_TEMPLATE, *sorted(points))
             close = near_misses(name, known)

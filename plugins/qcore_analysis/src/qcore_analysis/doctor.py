@@ -5,6 +5,7 @@ Nothing here imports torch. What could crash or hang runs in a child process.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -14,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
 from importlib import metadata
 from operator import and_
 from pathlib import Path
@@ -235,16 +235,16 @@ def _versions(
             return
         seen.add((owner.key, extras))
         for text in owner.needs:
-            if not extras and "extra ==" in text:
+            named = frozenset(extra for extra in extras if extra in canonicalize_name(text))
+            if "extra ==" in text and not named:
                 continue  # Most are; reading them takes longer than all else.
-            need = Requirement(text)
-            wanted = [{"extra": extra} for extra in extras or {""}]
-            if need.marker and not any(map(need.marker.evaluate, wanted)):
+            need = _requirement(text, named)
+            if need is None:
                 continue
             key = canonicalize_name(need.name)
             needs.setdefault(key, []).append((owner.name, need))
             if key in installed:
-                collect(installed[key], frozenset(need.extras))
+                collect(installed[key], frozenset(map(canonicalize_name, need.extras)))
 
     for owner in ours:
         if owner.python and python_version() not in SpecifierSet(owner.python):
@@ -264,10 +264,18 @@ def _versions(
             extras = sorted({extra for _, need in wanting for extra in need.extras})
             asked = f"{key}[{','.join(extras)}]" if extras else key
             # All that is asked of it: a version that pleases one alone would break another.
-            specifiers = reduce(and_, (need.specifier for _, need in wanting))
+            specifiers = functools.reduce(and_, (need.specifier for _, need in wanting))
             state = f"{version} is installed" if version else "it is not installed"
             problem = f"{state}, and {', '.join(dict.fromkeys(unmet))}"
             yield Finding(key, problem, _install(key, f"'{asked}{specifiers}'"))
+
+
+@functools.cache
+def _requirement(text: str, extras: frozenset[str]) -> Requirement | None:
+    """Return what is required where it applies here; many distributions require the same."""
+    need = Requirement(text)
+    wanted = [{"extra": extra} for extra in extras or {""}]
+    return need if not need.marker or any(map(need.marker.evaluate, wanted)) else None
 
 
 def _twice(installed: Sequence[_Installed]) -> Iterator[Finding]:
