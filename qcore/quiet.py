@@ -23,6 +23,9 @@ _GO_BETWEENS = ("copyreg", "functools", "contextlib", "importlib", "<frozen impo
 _IDLE = ("torch.utils._pytree",)
 # Logged as an error, and raised, too: whoever catches that says what there is to say.
 _RAISED = ("torch._subclasses.fake_tensor",)
+# It writes files for those who ask for them. Only once it may write does it see that nobody does,
+# and goes; until then torch prints every graph for it.
+_UNSEEN = ("torch.__trace",)
 _QUIET = ContextVar("quiet", default=False)
 _WARNED = ContextVar("warned", default="")
 
@@ -56,7 +59,9 @@ def _handlers() -> list[logging.Handler]:
     if logging.lastResort is not None:
         found.append(logging.lastResort)
     for name, logger in list(logging.Logger.manager.loggerDict.items()):
-        if isinstance(logger, logging.Logger) and name.split(".")[0] in _LIBRARIES:
+        if not isinstance(logger, logging.Logger) or name in _UNSEEN:
+            continue
+        if name.split(".")[0] in _LIBRARIES:
             found.extend(logger.handlers)
     return found
 

@@ -154,3 +154,16 @@ def test_what_a_child_process_says_is_kept_when_it_ends(
     ChildProcess("chatty", files={}, config={}, env={}, timeout_s=60).close()
     assert list(HIDDEN) == ["words of a runtime"]
     HIDDEN.clear()
+
+
+def test_graphs_are_printed_for_no_trace_that_nobody_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch._logging import _internal as logs
+
+    printed = []
+    monkeypatch.setattr(logs.trace_log, "handlers", [logs.LazyTraceHandler(None)])
+    with quiet():
+        for _ in range(2):
+            logs.trace_structured("artifact", payload_fn=lambda: printed.append(1) or "graph")
+    assert len(printed) == 1
