@@ -29,6 +29,11 @@ def _names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def holders(target: Any, name: str) -> tuple[Any, ...]:
+    """Return what may hold an attribute: a class and its bases, or alone for what every one has."""
+    return target.__mro__ if isinstance(target, type) and name not in vars(object) else (target,)
+
+
 def requirements() -> tuple[Requirement, ...]:
     """Return everything that the modules imported so far require of libraries, changes included."""
     return tuple(_REQUIREMENTS)
@@ -98,8 +103,7 @@ class Requirement:
 
     def _check(self, target: Any, name: str) -> None:
         # A class answers for its metaclass, too: every one has __call__.
-        owners = target.__mro__ if isinstance(target, type) else (target,)
-        if not any(hasattr(one, "__dict__") and name in vars(one) for one in owners):
+        if not any(hasattr(one, "__dict__") and name in vars(one) for one in holders(target, name)):
             raise self._misfit(f"has no {name!r} in {self.owner}")
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from qcore.compat import Change, Requirement, Wording, requirements
+from qcore.compat.patching import holders
 from qcore.errors import LibraryChangedError
 
 __all__ = ["LibraryChanges"]
@@ -69,7 +70,7 @@ def _use(requirement: Requirement) -> None:
 
 def _rename(target: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take a name away, or add it where it is to be new."""
-    owners = [one for one in getattr(target, "__mro__", (target,)) if name in vars(one)]
+    owners = [one for one in holders(target, name) if name in vars(one)]
     for owner in owners:
         monkeypatch.delattr(owner, name)
     if not owners:

@@ -23,19 +23,21 @@ from torch.fx.traceback import NodeSource
 import qcore
 from qcore.compat import Requirement
 from qcore.errors import LibraryChangedError
+from qcore.source.export import export_quantized
 from qcore.testing.compat import LibraryChanges
 from qcore_executorch import PTE, import_executorch
 from qcore_executorch.compat.executorch import (
     _DELEGATES,
     _DEPENDENCIES,
     _EDGE_OPERATORS,
-    _PROXIES,
+    _PASSES,
     KERNEL_CALLS,
     REASONS,
     TAGS,
     _Reach,
     quick_merging,
     quick_passes,
+    quick_tracing,
     sparing_decompositions,
 )
 from qcore_executorch.compat.ruamel import quick_yaml
@@ -44,6 +46,7 @@ from qcore_executorch.compat.torch import (
     quick_decompositions,
     quick_fakes,
     shared_provenance,
+    unrecorded_sizes,
 )
 
 GROUPS = "executorch.exir.backend.canonical_partitioners.group_partitioner"
@@ -53,7 +56,7 @@ class TestChanges(LibraryChanges):
     package = "qcore_executorch"
 
 
-ASKED = [REASONS, TAGS, KERNEL_CALLS, _DELEGATES, _EDGE_OPERATORS, _PROXIES]
+ASKED = [REASONS, TAGS, KERNEL_CALLS, _DELEGATES, _EDGE_OPERATORS, _PASSES]
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +206,44 @@ def test_sizes_of_a_quantized_tensor_take_many_operators(context: Any, many: boo
     assert (len(dispatched) > 1) is many
 
 
+@pytest.fixture(scope="module")
+def rows() -> torch.export.ExportedProgram:
+    """A layer of 8da4w for a number of rows that varies."""
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32)).eval()
+    qcore.quantize_(model, "xnnpack", "8da4w", group_size=32)
+    sizes = ({0: torch.export.Dim("rows", min=1, max=16)},)
+    return export_quantized(model, torch.rand(4, 32), sizes)
+
+
+@pytest.mark.parametrize(("context", "many"), [(nullcontext, True), (quick_fakes, False)])
+def test_sizes_of_a_quantized_tensor_that_is_made_functional_take_many_operators(
+    context: Any, many: bool, rows: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primitives = import_executorch("torchao.quantization.quant_primitives")
+
+    def decompose() -> None:
+        with context():
+            rows.run_decompositions({})
+
+    calls = _calls(monkeypatch, primitives, "_dequantize_affine_no_dtype_check", decompose)
+    assert bool(calls) is many
+
+
+@pytest.mark.parametrize(("context", "recorded"), [(nullcontext, True), (unrecorded_sizes, False)])
+def test_what_is_made_functional_records_its_number_of_elements(
+    context: Any, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxies = import_executorch("torch.fx.experimental.proxy_tensor")
+    sizes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 3),), dynamic_shapes=sizes)
+
+    def decompose() -> None:
+        with context():
+            program.run_decompositions({})
+
+    assert bool(_calls(monkeypatch, proxies, "handle_sym_dispatch", decompose)) is recorded
+
+
 @pytest.mark.parametrize(
     ("context", "again"), [(nullcontext, True), (sparing_decompositions, False)]
 )
@@ -242,6 +283,47 @@ def test_each_pass_executes_each_operator_on_tensors_without_values(
 
     calls = _calls(monkeypatch, torch.fx.Interpreter, "call_function", run_three)
     assert calls == executions
+
+
+@pytest.mark.parametrize(
+    ("context", "changed", "traces"),
+    [(nullcontext, False, 3), (quick_tracing, False, 1), (quick_tracing, True, 2)],
+)
+def test_a_pass_traces_a_graph_that_is_as_the_last_one_made_it(
+    context: Any, changed: bool, traces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = import_executorch("executorch.exir.pass_base")
+    program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 3),))
+
+    def run_three() -> None:
+        graph = program.graph_module
+        with context():
+            for _ in range(2):
+                graph = passes.ExportPass()(graph).graph_module
+            node = next(n for n in graph.graph.nodes if n.op == "call_function")
+            if changed:
+                node.target = torch.ops.aten.tanh.default
+            graph = passes.ExportPass()(graph).graph_module
+        (call,) = (n for n in graph.graph.nodes if n.op == "call_function")
+        assert (call.target is torch.ops.aten.tanh.default) is changed
+
+    assert _calls(monkeypatch, passes._ExportPassBase, "call_submodule", run_three) == traces
+
+
+def test_a_pass_that_asks_more_than_a_tracing_does_is_never_left_out() -> None:
+    passes = import_executorch("executorch.exir.pass_base")
+
+    class Doubled(passes.ExportPass):  # type: ignore[misc, name-defined]
+        def call_operator(self, op: Any, args: Any, kwargs: Any, meta: Any) -> Any:
+            once = super().call_operator(op, args, kwargs, meta)
+            return super().call_operator(op, (once,), kwargs, meta)
+
+    program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 3),))
+    with quick_tracing():
+        graph = passes.ExportPass()(program.graph_module).graph_module
+        for _ in range(2):
+            graph = Doubled()(graph).graph_module
+    assert sum(n.op == "call_function" for n in graph.graph.nodes) == 4
 
 
 @pytest.mark.parametrize("other", [torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32)])

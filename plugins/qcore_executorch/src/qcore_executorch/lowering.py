@@ -20,6 +20,7 @@ from qcore_executorch.affine import write_out_affine
 from qcore_executorch.compat.executorch import (
     quick_merging,
     quick_passes,
+    quick_tracing,
     sparing_decompositions,
 )
 from qcore_executorch.compat.torch import (
@@ -27,6 +28,7 @@ from qcore_executorch.compat.torch import (
     quick_decompositions,
     quick_fakes,
     shared_provenance,
+    unrecorded_sizes,
 )
 from qcore_executorch.embeddings import fuse_embeddings
 from qcore_executorch.graphs import write_into_copies
@@ -141,8 +143,10 @@ class ExecuTorchLowering:
             deferred_code(),
             quick_decompositions(),
             quick_fakes(),
+            unrecorded_sizes(),
             quick_merging(),
             quick_passes(),
+            quick_tracing(),
             sparing_decompositions(),
             self.around(),
         ):

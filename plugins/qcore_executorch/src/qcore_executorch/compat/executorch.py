@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from inspect import getattr_static
 from itertools import islice
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch.fx.passes.infra.pass_base import PassResult
 
 from qcore.compat import Change, Requirement, Wording
 
@@ -22,6 +24,7 @@ __all__ = [
     "calls_delegate",
     "quick_merging",
     "quick_passes",
+    "quick_tracing",
     "sparing_decompositions",
     "without_edge",
 ]
@@ -65,10 +68,10 @@ _EDGE_OPERATORS: Final = Wording(
     ["_op"],
     why="an operator of the edge dialect is known by the one of ATen that it wraps.",
 )
-_PROXIES: Final = Requirement(
+_PASSES: Final = Requirement(
     *_EXECUTORCH,
     "executorch.exir.pass_base",
-    ["ProxyValue"],
+    ["ExportPass", "ProxyValue"],
     why="what passes remember of an operator goes by the values in these.",
 )
 _DEPENDENCIES: Final = Change(
@@ -103,6 +106,13 @@ _OPERATORS: Final = Change(
     ["_fx"],
     why="each of a hundred passes executes each operator on tensors without values again: a third "
     "of a lowering for Arm.",
+)
+
+_TRACING: Final = Change(
+    *_EXECUTORCH,
+    "executorch.exir.pass_base:_ExportPassBase",
+    ["call"],
+    why="a pass that found nothing to change traces the whole graph again, as the one before did.",
 )
 
 
@@ -142,7 +152,7 @@ def quick_passes() -> Iterator[None]:
         Nothing.
     """
     (execute,) = _OPERATORS.originals()
-    proxy, known = _PROXIES.checked().ProxyValue, dict[Any, Any]()
+    proxy, known = _PASSES.checked().ProxyValue, dict[Any, Any]()
     _EDGE_OPERATORS.checked()
 
     def remembered(self: Any, kind: str, target: Any, args: Any, kwargs: Any, meta: Any) -> Any:
@@ -196,6 +206,51 @@ def _size(size: Any) -> Any:
     if type(size) is int:
         return size
     return None if free_unbacked_symbols(size) else size.node.expr
+
+
+@contextmanager
+def quick_tracing() -> Iterator[None]:
+    """Let a pass that only traces a graph again leave one that is as the last tracing made it.
+
+    Yields:
+        Nothing.
+    """
+    (trace,) = _TRACING.originals()
+    export_pass = _PASSES.checked().ExportPass
+    # Of the last tracing: its graph, what that held, and the values, whose ids none else gets.
+    graph: Any = None
+    content: Any = None
+    values: list[Any] = []
+
+    def call(self: Any, module: GraphModule) -> Any:
+        nonlocal graph, content
+        again = module.graph is graph and _only_traces(type(self), export_pass)
+        if again and _content(module) == content:
+            return PassResult(module, True)
+        result = trace(self, module)
+        graph, content = result.graph_module.graph, _content(result.graph_module)
+        values[:] = (node.meta.get("val") for node in graph.nodes)
+        return result
+
+    with _TRACING.applied(call):
+        yield
+
+
+def _only_traces(kind: type, export_pass: type) -> bool:
+    """Say whether all that the tracing of a pass asks is ExecuTorch's own."""
+    asked = {name for one in export_pass.__mro__ for name in vars(one) if not name.startswith("__")}
+    asked -= {"call", "requires", "ensures", "_abc_impl"}
+    return all(getattr_static(kind, name) is getattr_static(export_pass, name) for name in asked)
+
+
+def _content(module: GraphModule) -> Any:
+    """Return what tracing a graph depends on, and what is equal to nothing where that is more."""
+    from torch.fx import GraphModule
+
+    if any(isinstance(inner, GraphModule) for inner in module.children()):
+        return object()
+    nodes = module.graph.nodes
+    return [(n.op, n.target, n.args, n.kwargs, id(n.meta.get("val"))) for n in nodes]
 
 
 @contextmanager

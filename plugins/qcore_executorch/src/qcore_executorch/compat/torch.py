@@ -14,7 +14,13 @@ import torch
 from qcore.compat import Change
 from qcore.compat.torch import CODE_GENERATORS
 
-__all__ = ["deferred_code", "quick_decompositions", "quick_fakes", "shared_provenance"]
+__all__ = [
+    "deferred_code",
+    "quick_decompositions",
+    "quick_fakes",
+    "shared_provenance",
+    "unrecorded_sizes",
+]
 
 _TORCH: Final = (__name__, "torch", ">=2.13,<2.14")
 
@@ -44,6 +50,19 @@ _CALLS: Final = Change(
     ["__call__"],
     why="torchao's operators find sizes and types by fifteen others: where sizes are symbols, a "
     "third of the lowering of a language model.",
+)
+_DISPATCHES: Final = Change(
+    *_TORCH,
+    "torch._subclasses.fake_tensor:FakeTensorMode",
+    ["dispatch"],
+    why="so they do where those are asked first who record operators or make them functional.",
+)
+_WRAPPING: Final = Change(
+    *_TORCH,
+    "torch._subclasses.functional_tensor:FunctionalTensor",
+    ["__new__"],
+    why="a graph that is made functional records how the sizes of each tensor make up its number "
+    "of elements, and removes it: where sizes are symbols, a tenth of the lowering.",
 )
 _CODE: Final = Change(
     *_TORCH,
@@ -121,6 +140,25 @@ def quick_decompositions() -> Iterator[None]:
 
 
 @contextmanager
+def unrecorded_sizes() -> Iterator[None]:
+    """Let a tensor that is made functional look at its sizes without recording that.
+
+    Yields:
+        Nothing.
+    """
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+    (make,) = _WRAPPING.originals()
+
+    def unrecorded(*args: Any) -> Any:
+        with disable_proxy_modes_tracing():
+            return make(*args)
+
+    with _WRAPPING.applied(unrecorded):
+        yield
+
+
+@contextmanager
 def quick_fakes() -> Iterator[None]:
     """Let torchao's operators on tensors without values say their results' sizes and types at once.
 
@@ -130,7 +168,7 @@ def quick_fakes() -> Iterator[None]:
     from torch._C import _TorchDispatchModeKey as Mode
     from torch._subclasses.fake_tensor import FakeTensor
 
-    (original,) = _CALLS.originals()
+    (original,), (dispatch,) = _CALLS.originals(), _DISPATCHES.originals()
     known, before = _results(), torch._ops._get_dispatch_mode_pre_dispatch
     watching = (Mode.PROXY, Mode.FUNCTIONAL)
 
@@ -147,7 +185,20 @@ def quick_fakes() -> Iterator[None]:
         found = result(*args, **kwargs)
         return original(self, *args, **kwargs) if found is None else found
 
-    with _CALLS.applied(call):
+    def dispatched(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, found = known.get(func), None
+        if result is not None and type(args[0]) is FakeTensor:
+            with self:
+                found = result(*args, **(kwargs or {}))
+        if found is None:
+            return dispatch(self, func, types, args, kwargs or {})
+        if isinstance(found, torch.Tensor) and found.is_floating_point():
+            # As it would by the operators that it stands for.
+            tensors = [each for each in args if isinstance(each, torch.Tensor)]
+            found.requires_grad_(any(each.requires_grad for each in tensors))
+        return found
+
+    with _CALLS.applied(call), _DISPATCHES.applied(dispatched):
         yield
 
 
