@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from torchao.quantization import quant_primitives
 from torchao.quantization.pt2e import HistogramObserver as TorchaoHistogramObserver
 from torchao.quantization.pt2e import qat_utils, utils
 
 import qcore
 from qcore.calibration import HistogramObserver
 from qcore.compat import Requirement
+from qcore.compat.fakes import quick_fakes
 from qcore.compat.torch import (
     _COUNTED_NAMES,
     GRAD_MODE,
@@ -33,10 +36,13 @@ from qcore.compat.torchao import (
     AVERAGES,
     EXTREMES,
     FAKES,
+    Int8DynamicActivationIntxWeightConfig,
     exact_folds,
     fusions_of_present_convolutions,
+    quantize_,
 )
 from qcore.errors import LibraryChangedError
+from qcore.source.export import export_quantized
 from qcore.testing.compat import LibraryChanges
 
 
@@ -158,3 +164,46 @@ def test_torchaos_search_for_a_range_takes_more_than_twice_as_long() -> None:
         observer(torch.cat([torch.randn(4096), torch.tensor([50.0])]))
         seconds.append(min(_seconds(observer._non_linear_param_search) for _ in range(3)))
     assert seconds[0] > 2 * seconds[1]
+
+
+@pytest.mark.parametrize(("context", "many"), [(nullcontext, True), (quick_fakes, False)])
+def test_sizes_of_a_quantized_tensor_take_many_operators(context: Any, many: bool) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    quantize = torch.ops.torchao.quantize_affine.default
+    with FakeTensorMode() as mode, context():
+        x, scale = mode.from_tensor(torch.zeros(2, 4)), mode.from_tensor(torch.ones(2))
+        zero = scale.int()
+        dispatched: list[Any] = []
+        theirs = mode.dispatch
+        mode.dispatch = lambda *args, **kw: dispatched.append(args) or theirs(*args, **kw)
+        result = quantize(x, [1, 4], scale, zero, torch.int8)
+    assert result.shape == (2, 4)
+    assert result.dtype == torch.int8
+    assert (len(dispatched) > 1) is many
+
+
+@pytest.fixture(scope="module")
+def rows() -> torch.export.ExportedProgram:
+    """A layer of 8da4w for a number of rows that varies."""
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32)).eval()
+    quantize_(model, Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4))
+    sizes = ({0: torch.export.Dim("rows", min=1, max=16)},)
+    return export_quantized(model, torch.rand(4, 32), sizes)
+
+
+@pytest.mark.parametrize(("context", "many"), [(nullcontext, True), (quick_fakes, False)])
+def test_sizes_of_a_quantized_tensor_that_is_made_functional_take_many_operators(
+    context: Any, many: bool, rows: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    theirs = quant_primitives._dequantize_affine_no_dtype_check
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return theirs(*args, **kwargs)
+
+    monkeypatch.setattr(quant_primitives, "_dequantize_affine_no_dtype_check", counted)
+    with context():
+        rows.run_decompositions({})
+    assert bool(calls) is many

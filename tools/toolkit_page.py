@@ -43,6 +43,7 @@ MODULES: Final = (
     "qcore.quantizer",
     "qcore.source",
     "qcore.compat",
+    "qcore.compat.fakes",
     "qcore.compat.torch",
     "qcore.compat.torchao",
     "qcore.progress",

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 
 from qcore.capture import Sample, exported_program
+from qcore.compat.fakes import quick_fakes
 from qcore.compat.torchao import IntxUnpackedToInt8Tensor, unwrap_tensor_subclass
 from qcore.errors import UnsupportedSchemeError
 from qcore.quiet import quiet
@@ -83,10 +84,21 @@ def export_quantized(
         unwrap_tensor_subclass(own)
         for layer, dtype in zip(layers, dtypes, strict=True):
             _read_as_values(layer, dtype)
+        _without_gradients(own)
     # Without gradients there are no torch.no_grad() bodies, which the operators of older torchao
     # modules would otherwise be wrapped in.
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), quick_fakes():
         return exported_program(own, sample, dynamic_shapes)
+
+
+def _without_gradients(model: nn.Module) -> None:
+    """Give a model parameters of its own that need no gradient; tensors are shared as before."""
+    own: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            if value is not None and value.requires_grad:
+                fixed = own.setdefault(id(value), nn.Parameter(value.detach(), False))
+                module._parameters[name] = fixed
 
 
 class _Values(nn.Module):  # type: ignore[misc]

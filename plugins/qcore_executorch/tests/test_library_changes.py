@@ -23,7 +23,6 @@ from torch.fx.traceback import NodeSource
 import qcore
 from qcore.compat import Requirement
 from qcore.errors import LibraryChangedError
-from qcore.source.export import export_quantized
 from qcore.testing.compat import LibraryChanges
 from qcore_executorch import PTE, import_executorch
 from qcore_executorch.compat.executorch import (
@@ -35,6 +34,7 @@ from qcore_executorch.compat.executorch import (
     REASONS,
     TAGS,
     _Reach,
+    calls_delegate,
     quick_merging,
     quick_passes,
     quick_tracing,
@@ -44,9 +44,9 @@ from qcore_executorch.compat.ruamel import quick_yaml
 from qcore_executorch.compat.torch import (
     deferred_code,
     quick_decompositions,
-    quick_fakes,
     shared_provenance,
     unrecorded_sizes,
+    unrecorded_stacks,
 )
 
 GROUPS = "executorch.exir.backend.canonical_partitioners.group_partitioner"
@@ -189,46 +189,6 @@ def test_the_table_of_operators_is_read_alike_without_a_parser_in_python(
         assert reader.load(table.read_text("utf-8")) == read
 
 
-@pytest.mark.parametrize(("context", "many"), [(nullcontext, True), (quick_fakes, False)])
-def test_sizes_of_a_quantized_tensor_take_many_operators(context: Any, many: bool) -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    quantize = torch.ops.torchao.quantize_affine.default
-    with FakeTensorMode() as mode, context():
-        x, scale = mode.from_tensor(torch.zeros(2, 4)), mode.from_tensor(torch.ones(2))
-        zero = scale.int()
-        dispatched: list[Any] = []
-        theirs = mode.dispatch
-        mode.dispatch = lambda *args, **kw: dispatched.append(args) or theirs(*args, **kw)
-        result = quantize(x, [1, 4], scale, zero, torch.int8)
-    assert result.shape == (2, 4)
-    assert result.dtype == torch.int8
-    assert (len(dispatched) > 1) is many
-
-
-@pytest.fixture(scope="module")
-def rows() -> torch.export.ExportedProgram:
-    """A layer of 8da4w for a number of rows that varies."""
-    model = torch.nn.Sequential(torch.nn.Linear(32, 32)).eval()
-    qcore.quantize_(model, "xnnpack", "8da4w", group_size=32)
-    sizes = ({0: torch.export.Dim("rows", min=1, max=16)},)
-    return export_quantized(model, torch.rand(4, 32), sizes)
-
-
-@pytest.mark.parametrize(("context", "many"), [(nullcontext, True), (quick_fakes, False)])
-def test_sizes_of_a_quantized_tensor_that_is_made_functional_take_many_operators(
-    context: Any, many: bool, rows: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    primitives = import_executorch("torchao.quantization.quant_primitives")
-
-    def decompose() -> None:
-        with context():
-            rows.run_decompositions({})
-
-    calls = _calls(monkeypatch, primitives, "_dequantize_affine_no_dtype_check", decompose)
-    assert bool(calls) is many
-
-
 @pytest.mark.parametrize(("context", "recorded"), [(nullcontext, True), (unrecorded_sizes, False)])
 def test_what_is_made_functional_records_its_number_of_elements(
     context: Any, recorded: bool, monkeypatch: pytest.MonkeyPatch
@@ -242,6 +202,24 @@ def test_what_is_made_functional_records_its_number_of_elements(
             program.run_decompositions({})
 
     assert bool(_calls(monkeypatch, proxies, "handle_sym_dispatch", decompose)) is recorded
+
+
+@pytest.mark.parametrize(("context", "recorded"), [(nullcontext, True), (unrecorded_stacks, False)])
+def test_an_operator_without_the_stack_of_its_model_gets_that_of_the_compiler(
+    context: Any, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = import_executorch("torch.fx.proxy")
+    taken = []
+    theirs = recording.CapturedTraceback
+    counting = SimpleNamespace(extract=lambda: taken.append(1) or theirs.extract())
+    monkeypatch.setattr(recording, "CapturedTraceback", counting)
+    program = torch.export.export(torch.nn.Linear(4, 4), (torch.zeros(2, 4),))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    taken.clear()
+    with context():
+        program.run_decompositions()
+    assert bool(taken) is recorded
 
 
 @pytest.mark.parametrize(
@@ -283,6 +261,37 @@ def test_each_pass_executes_each_operator_on_tensors_without_values(
 
     calls = _calls(monkeypatch, torch.fx.Interpreter, "call_function", run_three)
     assert calls == executions
+
+
+@pytest.mark.parametrize(
+    ("context", "gradients", "executions"),
+    [(nullcontext, False, 1), (quick_passes, False, 0), (quick_passes, True, 1)],
+)
+def test_a_pass_executes_what_is_in_a_delegate(
+    context: Any, gradients: bool, executions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exir, passes = import_executorch(), import_executorch("executorch.exir.pass_base")
+    partition = import_executorch("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    model = torch.nn.Linear(4, 4).eval().requires_grad_(gradients)
+    program = torch.export.export(model, (torch.zeros(1, 4),))
+    edge = exir.to_edge_transform_and_lower(program, partitioner=[partition.XnnpackPartitioner()])
+    executed = []
+    theirs = torch.fx.Interpreter.call_function
+
+    def call_function(self: Any, target: Any, *args: Any) -> Any:
+        executed.append(target)
+        return theirs(self, target, *args)
+
+    monkeypatch.setattr(torch.fx.Interpreter, "call_function", call_function)
+    graph = edge.exported_program().graph_module
+    with context():
+        result = passes.ExportPass()(graph).graph_module
+    assert sum(map(calls_delegate, executed)) == executions
+    before, after = (
+        [n.meta["val"][0].shape for n in g.graph.nodes if calls_delegate(n.target)]
+        for g in (graph, result)
+    )
+    assert before == after == [(1, 4)]
 
 
 @pytest.mark.parametrize(

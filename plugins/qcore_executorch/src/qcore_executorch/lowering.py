@@ -10,6 +10,7 @@ import attrs
 from torch.utils import _pytree as pytree
 
 from qcore.annotation import make_functional
+from qcore.compat.fakes import quick_fakes
 from qcore.compat.torch import TRACING
 from qcore.errors import LoweringError, QcoreError
 from qcore.lowering import LoweredProgram, Runner, TensorSpec, program_specs
@@ -26,9 +27,9 @@ from qcore_executorch.compat.executorch import (
 from qcore_executorch.compat.torch import (
     deferred_code,
     quick_decompositions,
-    quick_fakes,
     shared_provenance,
     unrecorded_sizes,
+    unrecorded_stacks,
 )
 from qcore_executorch.embeddings import fuse_embeddings
 from qcore_executorch.graphs import write_into_copies
@@ -144,6 +145,7 @@ class ExecuTorchLowering:
             quick_decompositions(),
             quick_fakes(),
             unrecorded_sizes(),
+            unrecorded_stacks(),
             quick_merging(),
             quick_passes(),
             quick_tracing(),

@@ -153,20 +153,22 @@ def quick_passes() -> Iterator[None]:
     """
     (execute,) = _OPERATORS.originals()
     proxy, known = _PASSES.checked().ProxyValue, dict[Any, Any]()
+    delegate = _DELEGATES.checked().executorch_call_delegate
     _EDGE_OPERATORS.checked()
 
     def remembered(self: Any, kind: str, target: Any, args: Any, kwargs: Any, meta: Any) -> Any:
-        key = _signature((kind, target, args, kwargs), proxy)
-        if key is None:
-            return execute(self, kind, target, args, kwargs, meta)
-        # The results belong to the mode that made them.
-        key = (id(self.tracer.fake_tensor_mode), key)
-        if key not in known:
+        mode, key = self.tracer.fake_tensor_mode, _signature((kind, target, args, kwargs), proxy)
+        if target is delegate:
+            result = _told(args[0], meta.data.get("val"), mode)
+        else:
+            # The results belong to the mode that made them.
+            result = known.get((id(mode), key))
+        if result is None:
             made = execute(self, kind, target, args, kwargs, meta)
-            if _signature(made.data, proxy) is not None:
-                known[key] = made.data
+            if key is not None and _signature(made.data, proxy) is not None:
+                known[id(mode), key] = made.data
             return made
-        interpreter, result = self.interpreter, known[key]
+        interpreter = self.interpreter
         self.interpreter = SimpleNamespace(**{kind: lambda *_: result})
         try:
             return execute(self, kind, target, args, kwargs, meta)
@@ -175,6 +177,17 @@ def quick_passes() -> Iterator[None]:
 
     with _OPERATORS.applied(remembered):
         yield
+
+
+def _told(module: Any, values: Any, mode: Any) -> Any:
+    """Return what a delegate gives as it was told when made, and None where that may differ."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if not all(type(value) is FakeTensor and value.fake_mode is mode for value in values):
+        return None
+    weights = getattr(module, "data", module).original_module.state_dict.values()
+    # Whether what it gives needs a gradient is found by executing what is in it.
+    return None if any(one.requires_grad for one in (*values, *weights)) else tuple(values)
 
 
 def _signature(value: Any, proxy: Any) -> Any:
