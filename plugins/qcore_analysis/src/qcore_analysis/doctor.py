@@ -235,7 +235,8 @@ def _versions(
             return
         seen.add((owner.key, extras))
         for text in owner.needs:
-            named = frozenset(extra for extra in extras if extra in canonicalize_name(text))
+            spelled = canonicalize_name(text) if extras else ""
+            named = frozenset(extra for extra in extras if extra in spelled)
             if "extra ==" in text and not named:
                 continue  # Most are; reading them takes longer than all else.
             need = _requirement(text, named)

@@ -107,7 +107,6 @@ _OPERATORS: Final = Change(
     why="each of a hundred passes executes each operator on tensors without values again: a third "
     "of a lowering for Arm.",
 )
-
 _TRACING: Final = Change(
     *_EXECUTORCH,
     "executorch.exir.pass_base:_ExportPassBase",
